@@ -1,0 +1,39 @@
+"""Packaging of `fiber`; everything declarative lives here, tool settings in pyproject.toml."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="fiber-vl",
+    version="0.1.0",
+    description="Coarse-to-fine vision-language pre-training with fusion in the backbone (FIBER)",
+    license="MIT",
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={"fiber": ["assets/*", "assets/**/*"]},
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",  # deformable convolution, NMS, image transforms
+        "deepspeed>=0.19.6,<0.20",  # earlier releases rescale losses on accumulation
+        "transformers>=5,<6",
+        "tokenizers>=0.20",
+        "timm>=1.0",
+        "webdataset>=1.0,<2",
+        "pycocotools>=2.0.8",
+        "simplejpeg>=1.9",  # decodes straight to arrays, ~1.15x PIL per core
+        "safetensors>=0.4.5",
+        "pyyaml>=6",
+        "wandb>=0.19",
+        "pillow>=10",
+        "numpy>=1.26",
+        "tqdm>=4.66",
+        "matplotlib>=3.8",  # figures: curves, grounded phrases, contact sheets
+    ],
+    extras_require={
+        "test": ["pytest>=8", "scikit-image>=0.24", "pooch>=1.8", "scipy>=1.11"],
+        "lint": ["ruff>=0.8"],
+        "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
+        "lvis": ["lvis>=0.5.3"],
+    },
+    entry_points={"console_scripts": ["fiber=fiber.cli:main"]},
+)
