@@ -1,0 +1,31 @@
+"""Initial weights of a model that starts from nothing (or of the parts that no checkpoint brings)."""
+
+import torch
+from torch import nn
+
+
+def initialise(module: nn.Module, scheme: str, seed: int) -> None:
+    """Draw every weight of `module` anew: biases 0, norms 1, gates and bias tables as constructed.
+
+    `scheme` "normal": N(0, 0.02), the published recipe, right at width 768 and on pre-trained towers.
+    "fan_in": linear maps N(0, 1/fan_in): a narrow tower that starts from nothing passes almost no signal at 0.02.
+    Embeddings are N(0, 0.02) in both (a LayerNorm follows them).
+    """
+    if scheme not in ("normal", "fan_in"):
+        raise ValueError(f"model.init must be 'normal' or 'fan_in', not {scheme!r}")
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Conv2d):
+            fan_in = part.weight[0].numel()
+            std = fan_in**-0.5 if scheme == "fan_in" else 0.02
+            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std, generator=generator)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)
+        elif isinstance(part, nn.Embedding):
+            nn.init.normal_(part.weight, std=0.02, generator=generator)
+            if part.padding_idx is not None:
+                with torch.no_grad():
+                    part.weight[part.padding_idx].zero_()
+        elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
+            nn.init.ones_(part.weight)
+            nn.init.zeros_(part.bias)
