@@ -1,0 +1,433 @@
+"""Typed, strict configuration: nested dataclasses filled from YAML and `a.b.c=value` overrides.
+
+Every key is a field of a dataclass below; an unknown key, a wrong type or arithmetic that does not add up raises
+`ConfigError` with one line that names the key. Stage 2 reuses the sections `data`, `optim`, `train`, `eval` and
+`tracking`; what only image-level training needs lives in the others and in `Stage1Config`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+import re
+import socket
+import sys
+import time
+import types
+import typing
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; the message is one line naming the key and the fix."""
+
+
+# ---------------------------------------------------------------------------------------------- the sections
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig:
+    """Swin. `pretrained`: a timm model name or a file, read before training; None starts from scratch."""
+
+    embed_dim: int = 128
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    window: int = 12
+    drop_path: float = 0.1
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True)
+class TextTowerConfig:
+    """RoBERTa. The vocabulary size comes from the tokenizer. `pretrained`: a hub name or a folder."""
+
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    intermediate: int = 3072
+    dropout: float = 0.1
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    num_fused: int = 6  # image-block / text-layer pairs that exchange, counted from the top
+    head_width: int = 768
+    query_norm: bool = True  # LayerNorm on the image query of the cross-attention
+    init: Literal["normal", "fan_in"] = "normal"
+    checkpointing: bool = False  # recompute activations block by block in the backward pass
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """The three objectives of coarse pre-training."""
+
+    itc_weight: float = 1.0
+    itm_weight: float = 1.0
+    mlm_weight: float = 1.0
+    queue_size: int = 4096  # past features per modality in the contrastive softmax
+    gather_gradient: bool = False  # let contrastive gradients reach the other ranks' features too
+    itc_only_steps: int = 0  # warm-up during which only the contrastive loss has weight
+    random_negative_steps: int = 0  # steps during which ITM negatives are drawn uniformly
+    mask_probability: float = 0.15
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One shard folder (or `pipe:` / URL pattern) and which of its annotations are samples."""
+
+    path: str
+    field: str = "captions"
+    weight: float | None = None  # None everywhere: each annotation once an epoch; else mixing proportions
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: tuple[SourceConfig, ...] = ()
+    window_shards: int = 8  # shards whose samples are shuffled together
+    workers: int = 2
+    max_fault_share: float = 0.01  # unreadable samples tolerated, as a share of those read
+    transform: Literal["fast", "pil"] = "fast"
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule. Multipliers scale `lr` per parameter group (training/optim.py says which)."""
+
+    lr: float = 1e-5
+    betas: tuple[float, ...] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    warmup: float = 0.1  # below 1: a share of the steps; else a number of steps
+    warmup_start: float = 0.0  # factor on lr at step 0
+    schedule: Literal["linear", "step"] = "linear"
+    milestones: tuple[float, ...] = ()  # schedule "step": shares of the steps at which lr is multiplied by decay
+    decay: float = 0.1
+    clip: float = 0.0  # global gradient norm; 0 does not clip
+    cross_modal_multiplier: float = 5.0
+    head_multiplier: float = 5.0
+    gate_multiplier: float = 1.0  # on top of nothing else: gates take this one instead of cross_modal's
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    steps: int = 100_000
+    global_batch: int = 4096  # = micro_batch x accumulation x world, checked
+    micro_batch: int = 64
+    accumulation: int = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    offload: Literal["none", "optimizer", "all"] = "none"  # to host memory: optimizer states, or weights too
+    log_every: int = 10
+    save_every: int = 1000
+    keep: int = 2  # checkpoints kept, newest first
+    hang_timeout_s: float = 1800.0  # a step (or evaluation batch) longer than this ends the job
+    max_nonfinite: int = 0  # steps with a non-finite loss to skip before stopping
+    ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    every: int = 0  # steps; 0 evaluates only at the end
+    data: tuple[SourceConfig, ...] = ()
+    batch: int = 64
+    rerank_k: int = 128
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    wandb: Literal["online", "offline", "off"] = "off"
+    project: str = "fiber"
+
+
+@dataclass(frozen=True)
+class Stage1Config:
+    """Everything at image level. Saved, resolved, as `config.yaml` of the run directory."""
+
+    output: str
+    tokenizer: str
+    seed: int = 0
+    task: Literal["pretrain"] = "pretrain"
+    image_size: int = 384
+    max_text: int = 40
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init_from: str | None = None  # a run directory or export folder: weights only
+
+
+# ---------------------------------------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (`1e-5` is a float, `off` is a word) and no duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"line {node.start_mark.line + 1}: key {key!r} appears twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, rule) for tag, rule in rules if tag.rsplit(":", 1)[1] not in ("bool", "float")]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:[Tt]rue|[Ff]alse)$"), list("tTfF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)|\d[\d_]*\.\d*|\.\d+|\.(?:inf|nan))$"),
+    list("-+0123456789."),
+)
+
+
+def _parse_yaml(text: str, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{origin}: {error}") from None
+
+
+def _apply_override(tree: dict, override: str) -> None:
+    """Set `a.b.0.c=value` inside the nested dicts and lists of `tree`; the value is YAML."""
+    key, separator, text = override.partition("=")
+    if not separator:
+        raise ConfigError(f"override {override!r}: write key.path=value")
+    value, node, parts = _parse_yaml(text, f"override {key}"), tree, key.strip().split(".")
+    for depth, part in enumerate(parts):
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ConfigError(f"{key}: {'.'.join(parts[:depth])} has {len(node)} entries, no index {part!r}")
+            part = int(part)
+        elif not isinstance(node, dict):
+            raise ConfigError(f"{key}: {'.'.join(parts[:depth])} is a value, it has no key {part!r}")
+        if depth == len(parts) - 1:
+            node[part] = value
+        else:
+            if isinstance(node, dict) and node.get(part) is None:
+                node[part] = {}
+            node = node[part]
+
+
+# ---------------------------------------------------------------------------------------------- typed construction
+
+
+def _build(kind: Any, value: Any, key: str) -> Any:
+    """`value` (plain YAML data) as type `kind`, or a ConfigError naming `key`."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, value, key)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _build(next(a for a in arguments if a is not type(None)), value, key)
+    if origin is Literal:
+        if any(value == a and type(value) is type(a) for a in arguments):
+            return value
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(map(str, arguments))}")
+    if origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_build(arguments[0], item, f"{key}.{i}") for i, item in enumerate(value))
+        raise ConfigError(f"{key}: expected a list, got {value!r}")
+    if kind is float and type(value) in (int, float):
+        return float(value)
+    if kind is int and type(value) is float and value.is_integer():
+        return int(value)  # 1e5 steps
+    if type(value) is kind:
+        return value
+    raise ConfigError(f"{key}: expected {kind.__name__}, got {value!r}")
+
+
+def _build_dataclass(kind: type[T], value: Any, key: str) -> T:
+    prefix = f"{key}." if key else ""
+    if value is None:
+        value = {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{key or 'configuration'}: expected keys and values, got {value!r}")
+    kinds = typing.get_type_hints(kind)
+    for name in value:
+        if name not in kinds:
+            near = difflib.get_close_matches(str(name), kinds, n=1, cutoff=0.0)
+            raise ConfigError(f"{prefix}{name}: unknown key; nearest valid key is {prefix}{near[0]}")
+    for spec in dataclasses.fields(kind):
+        required = spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING
+        if required and spec.name not in value:
+            raise ConfigError(f"{prefix}{spec.name}: missing, it has no default")
+    return kind(**{name: _build(kinds[name], item, prefix + name) for name, item in value.items()})
+
+
+def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """Read `path`, apply the overrides in order, return a `kind` instance.
+
+    Raises ConfigError (one line) for an unreadable file, an unknown key, a wrong type or a missing required key.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}") from None
+    tree = _parse_yaml(text, str(path)) or {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values at the top level")
+    for override in overrides:
+        _apply_override(tree, override)
+    return _build_dataclass(kind, tree, "")
+
+
+def to_dict(config: Any) -> dict:
+    """The resolved configuration as plain data: what `config.yaml` and `load_config` exchange."""
+    return {spec.name: _plain(getattr(config, spec.name)) for spec in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def save_config(config: Any, path: str | Path) -> None:
+    """Write the resolved configuration; `load_config` of the file gives an equal object."""
+    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+# ---------------------------------------------------------------------------------------------- validation
+
+
+def validate_training(config: Any, world: int) -> None:
+    """Checks shared by both stages: positive sizes, batch arithmetic, training and evaluation shards. No device is
+    touched and no shard is opened. `config` has the sections `train`, `data`, `optim`, `eval`."""
+    train, optim = config.train, config.optim
+    for name in ("steps", "global_batch", "micro_batch", "accumulation", "log_every", "save_every", "keep"):
+        _require(getattr(train, name) >= 1, f"train.{name}: must be at least 1, got {getattr(train, name)}")
+    product = train.micro_batch * train.accumulation * world
+    _require(
+        product == train.global_batch,
+        f"train.global_batch: {train.global_batch} is not micro_batch {train.micro_batch} x accumulation "
+        f"{train.accumulation} x {world} ranks = {product}",
+    )
+    _require(train.hang_timeout_s > 0, "train.hang_timeout_s: must be positive")
+    _require(0 <= train.ema < 1, f"train.ema: must lie in [0, 1), got {train.ema}")
+    _require(
+        train.offload != "all" or train.zero_stage == 3,
+        f"train.offload: all needs train.zero_stage 3, got {train.zero_stage}",
+    )
+    _require(
+        train.offload == "none" or train.zero_stage >= 1,
+        "train.offload: optimizer needs train.zero_stage 1 or more",
+    )
+    _require(optim.lr > 0, f"optim.lr: must be positive, got {optim.lr}")
+    _require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {list(optim.betas)}")
+    _require(optim.warmup >= 0, "optim.warmup: must not be negative")
+    _require(
+        (optim.schedule == "step") == bool(optim.milestones),
+        "optim.milestones: belongs to optim.schedule step, and that schedule needs it",
+    )
+    _require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
+    weighted = [source.weight is not None for source in config.data.train]
+    _require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
+    _require(config.data.workers >= 0, "data.workers: must not be negative")
+    for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
+        for i, source in enumerate(sources):
+            _check_shards(f"{section}.{i}.path", source.path)
+
+
+def validate(config: Stage1Config, world: int) -> None:
+    """Everything that can be known wrong about a stage-1 run before it costs anything. Raises ConfigError."""
+    validate_training(config, world)
+    model, size = config.model, config.image_size
+    stages = len(model.image.depths)
+    _require(
+        len(model.image.heads) == stages,
+        f"model.image.heads: {stages} stages in depths need {stages} numbers, got {len(model.image.heads)}",
+    )
+    blocks, layers = sum(model.image.depths), model.text.layers
+    _require(
+        1 <= model.num_fused <= min(blocks, layers),
+        f"model.num_fused: must lie between 1 and {min(blocks, layers)} (the image tower has {blocks} blocks, "
+        f"the text tower {layers} layers), got {model.num_fused}",
+    )
+    _require(
+        model.text.width % model.text.heads == 0,
+        f"model.text.width: {model.text.width} is not a multiple of model.text.heads {model.text.heads}",
+    )
+    stride = 4 * 2 ** (stages - 1)
+    _require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")
+    _require(
+        config.max_text >= 3,
+        f"max_text: must hold at least one token between the marks, got {config.max_text}",
+    )
+    if config.init_from is not None:
+        _require(Path(config.init_from).exists(), f"init_from: {config.init_from} does not exist")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+def _check_shards(key: str, path: str) -> None:
+    if path.startswith("pipe:") or "://" in path:
+        return  # remote: known only when read
+    folder = Path(path)
+    _require(folder.is_dir(), f"{key}: no folder {path}")
+    _require(any(folder.glob("*.tar")), f"{key}: no .tar shards in {path}")
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+
+@dataclass(frozen=True)
+class Command:
+    """A parsed command line: `SCRIPT --config FILE [--mode train|eval] [key.path=value ...]`."""
+
+    config: Any
+    mode: Literal["train", "eval"]
+
+
+def parse_command(kind: type, check: Callable[[Any, int], None], argv: Sequence[str] | None = None) -> Command:
+    """Parse, build and check the configuration of an entrypoint; on a bad one say why on one rank and exit with 2.
+
+    `check(config, world)` raises ConfigError. The world size is the launcher's WORLD_SIZE, 1 without one.
+    """
+    parser = argparse.ArgumentParser(usage="%(prog)s --config FILE [--mode train|eval] [key.path=value ...]")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--mode", choices=("train", "eval"), default="train")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument("overrides", nargs="*", metavar="key.path=value")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(kind, arguments.config, arguments.overrides)
+        check(config, int(os.environ.get("WORLD_SIZE", "1")))
+    except ConfigError as error:
+        exit_with(error)
+    return Command(config, arguments.mode)
+
+
+def exit_with(error: Exception, code: int = 2) -> typing.NoReturn:
+    """End this rank with one line on stderr. Rank 0 speaks; another rank speaks only if it outlives rank 0's turn,
+    because then the trouble (a folder missing on one machine, say) is its own."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank != 0:
+        time.sleep(10.0)  # the launcher ends the job as soon as rank 0 has exited
+    where = "" if rank == 0 else f" (rank {rank} on {socket.gethostname()})"
+    print(f"error: {error}{where}", file=sys.stderr, flush=True)
+    sys.exit(code)
