@@ -1,0 +1,183 @@
+"""The index beside a folder of shards: where every member of every sample lies, so that seeking is arithmetic.
+
+`index.json` lists the shards (name, samples, bytes, sha256, damage) and is what the fingerprint hashes; `index.npz`
+holds one row a sample. Written by the shard writer; built by one pass over the tars where it is absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fiber.data.records import EXTENSIONS, FIELDS, Record, count
+
+INDEX_VERSION = 1
+BLOCK = 512  # tar's block size: headers and data are padded to it
+
+
+@dataclass
+class Index:
+    """Rows of all samples of a folder, in shard order. N samples, M images, F = len(FIELDS).
+
+    shards: per shard {"name", "samples", "bytes", "sha256"} and "damage" (str) where the tar is cut short.
+    record: int64 (N, 2) offset and size of KEY.json, size 0 where it is missing.
+    first_image: int64 (N + 1), the images of sample i are rows first_image[i]..first_image[i + 1] of
+    images: int64 (M, 2) offset and size, and extension: uint8 (M,) into EXTENSIONS.
+    counts: int32 (N, F) annotations by field. keys: uint8 blob of UTF-8 keys, cut by key_end: int64 (N,).
+    """
+
+    shards: list[dict[str, Any]]
+    record: np.ndarray
+    first_image: np.ndarray
+    images: np.ndarray
+    extension: np.ndarray
+    counts: np.ndarray
+    keys: np.ndarray
+    key_end: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.record)
+
+    def key(self, i: int) -> str:
+        """The key of sample i."""
+        return self.keys[self.key_end[i - 1] if i else 0 : self.key_end[i]].tobytes().decode()
+
+    def header(self) -> str:
+        """The text of index.json."""
+        return json.dumps({"version": INDEX_VERSION, "fields": FIELDS, "shards": self.shards}, indent=1) + "\n"
+
+    def fingerprint(self) -> str:
+        """Changes whenever any shard's bytes, name or place in the order change."""
+        return hashlib.sha256(self.header().encode()).hexdigest()[:16]
+
+    def save(self, folder: Path) -> None:
+        """Writes index.npz, then index.json, each aside and renamed, so a reader never sees half an index."""
+        arrays = {k: v for k, v in vars(self).items() if k != "shards"}
+        aside = folder / f".index.{os.getpid()}.npz"
+        np.savez(aside, **arrays)
+        os.replace(aside, folder / "index.npz")
+        aside = folder / f".index.{os.getpid()}.json"
+        aside.write_text(self.header())
+        os.replace(aside, folder / "index.json")
+
+    @classmethod
+    def load(cls, header: str, arrays: BinaryIO | Path) -> Index | None:
+        """From the text of index.json and the file index.npz; None if written by another version of this code."""
+        described = json.loads(header)
+        if described.get("version") != INDEX_VERSION or tuple(described["fields"]) != FIELDS:
+            return None
+        with np.load(arrays, allow_pickle=False) as stored:
+            index = cls(shards=described["shards"], **{k: stored[k] for k in stored.files})
+        return index if sum(s["samples"] for s in index.shards) == len(index) else None
+
+
+@dataclass
+class Members:
+    """Where the members of one sample lie in its tar: (offset, size) of the data."""
+
+    key: str
+    record: tuple[int, int] = (0, 0)
+    images: list[tuple[int, int, int]] = field(default_factory=list)  # offset, size, index into EXTENSIONS
+    counts: list[int] | None = None  # by FIELDS; None where the record is missing or says nothing
+
+
+class IndexBuilder:
+    """Collects shards one by one and turns them into an Index."""
+
+    def __init__(self) -> None:
+        self.shards: list[dict[str, Any]] = []
+        self.samples: list[Members] = []
+
+    def add_shard(self, name: str, members: list[Members], size: int, sha256: str, damage: str | None = None) -> None:
+        """Appends a finished shard."""
+        entry = {"name": name, "samples": len(members), "bytes": size, "sha256": sha256}
+        self.shards.append(entry | ({"damage": damage} if damage else {}))
+        self.samples += members
+
+    def totals(self) -> dict[str, int]:
+        """Annotations by field over all samples, the fields without any left out."""
+        sums = np.array([m.counts for m in self.samples if m.counts], dtype=np.int64).reshape(-1, len(FIELDS)).sum(0)
+        return {name: int(n) for name, n in zip(FIELDS, sums, strict=True) if n}
+
+    def build(self) -> Index:
+        """The index. A sample without a usable record counts once in every field the set has: drawing it is how the
+        stream notices and counts the fault, leaving it out would lose it silently."""
+        totals = self.totals()
+        unknown = [int(name in totals) for name in FIELDS]
+        images = [image for m in self.samples for image in m.images]
+        keys = [m.key.encode() for m in self.samples]
+        return Index(
+            shards=self.shards,
+            record=np.array([m.record for m in self.samples], dtype=np.int64).reshape(-1, 2),
+            first_image=np.cumsum([0] + [len(m.images) for m in self.samples], dtype=np.int64),
+            images=np.array([i[:2] for i in images], dtype=np.int64).reshape(-1, 2),
+            extension=np.array([i[2] for i in images], dtype=np.uint8),
+            counts=np.array([m.counts or unknown for m in self.samples], dtype=np.int32).reshape(-1, len(FIELDS)),
+            keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+            key_end=np.cumsum([len(k) for k in keys], dtype=np.int64),
+        )
+
+
+def record_counts(record: Record) -> list[int] | None:
+    """Annotations by FIELDS; None where there are none at all."""
+    counts = [count(record, name) for name in FIELDS]
+    return counts if any(counts) else None
+
+
+def split_member(name: str) -> tuple[str, str]:
+    """A member's (key, suffix): the key ends at the first dot of the base name, as WebDataset has it."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), suffix.lower()
+
+
+def scan_tar(file: BinaryIO) -> tuple[list[Members], str | None]:
+    """The samples of one tar, in order, and what is wrong with it (None: whole).
+
+    tarfile ends silently at a corrupt header; a whole tar ends with a block of zeros, so anything else is damage.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    found: dict[str, Members] = {}
+    damage = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            for member in tar:
+                if not member.isfile():
+                    continue
+                if member.offset_data + member.size > size:
+                    raise tarfile.ReadError("unexpected end of data")
+                _note_member(found, member, file)
+            end = tar.offset
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            damage = f"no end-of-archive mark at byte {end} of {size}"
+    except (tarfile.TarError, OSError) as error:
+        damage = f"{error} ({size} bytes)"
+    return list(found.values()), damage
+
+
+def _note_member(found: dict[str, Members], member: tarfile.TarInfo, file: BinaryIO) -> None:
+    key, suffix = split_member(member.name)
+    extension = suffix.rpartition(".")[2].replace("jpeg", "jpg")
+    place = (member.offset_data, member.size)
+    if suffix == "json":
+        sample = found.setdefault(key, Members(key))
+        sample.record = place
+        position = file.tell()
+        file.seek(place[0])
+        try:
+            record = json.loads(file.read(place[1]))
+            sample.counts = record_counts(record)
+        except (ValueError, TypeError, AttributeError):
+            sample.counts = None  # unreadable: counted as a fault when it is drawn
+        file.seek(position)
+    elif extension in EXTENSIONS:
+        found.setdefault(key, Members(key)).images.append((*place, EXTENSIONS.index(extension)))

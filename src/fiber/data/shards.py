@@ -1,0 +1,372 @@
+"""Shards: ordinary WebDataset tars of `KEY.jpg` and `KEY.json`, written reproducibly, read by offset.
+
+A data set is a folder: NAME-000000.tar, ..., dataset.json (what it is) and an index (fiber.data.index).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from fiber.data.index import BLOCK, Index, IndexBuilder, Members, record_counts, scan_tar
+from fiber.data.records import EXTENSIONS, FIELDS, Record, RecordError, Sample, SampleFault, sniff, validate_record
+
+log = logging.getLogger(__name__)
+
+OPEN_FILES = 128  # shards a process keeps open
+REQUIRED = ("image_id", "width", "height", "source")
+
+
+class ShardError(ValueError):
+    """A set of shards is missing, out of date or misused; one line that says what to do."""
+
+
+class _HashingFile(io.RawIOBase):
+    """A write-only file that hashes what passes, so a finished shard need not be read again."""
+
+    def __init__(self, path: Path):
+        self.file = open(path, "wb")  # noqa: SIM115 (closed by close)
+        self.hash = hashlib.sha256()
+        self.size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def tell(self) -> int:
+        return self.size
+
+    def close(self) -> None:
+        self.file.close()
+        super().close()
+
+
+class ShardWriter:
+    """Writes samples into NAME-000000.tar, NAME-000001.tar, ... and, on a clean exit, the index.
+
+    Equal samples give equal bytes. Every shard is written aside and renamed when whole. With `resume`, shards that
+    an interrupted run over the same samples finished are kept and `add` skips what they hold; without it, a folder
+    that already has shards of this name raises ShardError. Use as a context manager.
+
+    max_samples, max_bytes: a shard is closed when it reaches either.
+    """
+
+    def __init__(
+        self,
+        out_dir: str | Path,
+        name: str,
+        *,
+        max_samples: int = 1000,
+        max_bytes: int = 500_000_000,
+        resume: bool = False,
+    ):
+        self.folder, self.name = Path(out_dir), name
+        self.max_samples, self.max_bytes = max_samples, max_bytes
+        self.builder = IndexBuilder()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stale in self.folder.glob(f".{name}-*.tar"):
+            stale.unlink()
+        whole = sorted(self.folder.glob(f"{name}-[0-9]*.tar"))
+        if whole and not resume:
+            raise ShardError(f"{self.folder} already holds shards of {name!r}: choose another folder, or resume")
+        for path in whole:
+            self.builder.add_shard(path.name, *_scan(path))
+        self.keys = {m.key for m in self.builder.samples}
+        self._resumed = frozenset(self.keys)
+        self._tar: tarfile.TarFile | None = None
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            self._finish_shard()
+            self.builder.build().save(self.folder)
+        elif self._tar is not None:
+            self._file.close()
+            self._aside.unlink()
+
+    def __contains__(self, key: str) -> bool:
+        """Whether a resumed run already holds `key`: its picture need not be read again."""
+        return key in self._resumed
+
+    def add(self, sample: Sample) -> None:
+        """Appends one sample. The extension follows the image's magic bytes where they are known.
+
+        Raises ShardError on a key with a dot, slash or blank, a key seen before, or an unknown extension.
+        """
+        key = sample.key
+        if key in self._resumed:
+            return
+        if not key or any(c in key for c in "./ ") or not key.isprintable():
+            raise ShardError(f"key {key!r}: use a non-empty key without dots, slashes and blanks")
+        if key in self.keys:
+            raise ShardError(f"key {key!r} comes twice: keys are unique in a data set")
+        if not sample.images:
+            raise ShardError(f"key {key!r} has no image")
+        members = Members(key, counts=record_counts(sample.record))
+        if self._tar is None:
+            self._start_shard()
+        for i, (extension, data) in enumerate(sample.images):
+            extension = sniff(data) or extension
+            if extension not in EXTENSIONS:
+                raise ShardError(f"key {key!r}: extension {extension!r} is not one of {EXTENSIONS}")
+            number = f".{i}" if len(sample.images) > 1 else ""
+            place = self._write(f"{key}{number}.{extension}", data)
+            members.images.append((*place, EXTENSIONS.index(extension)))
+        text = json.dumps(sample.record, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        members.record = self._write(f"{key}.json", text.encode())
+        self.keys.add(key)
+        self._members.append(members)
+        if len(self._members) >= self.max_samples or self._file.size >= self.max_bytes:
+            self._finish_shard()
+
+    def _start_shard(self) -> None:
+        self._shard = f"{self.name}-{len(self.builder.shards):06d}.tar"
+        self._aside = self.folder / f".{self._shard}"
+        self._file = _HashingFile(self._aside)
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
+        self._members: list[Members] = []
+
+    def _write(self, name: str, data: bytes) -> tuple[int, int]:
+        info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the bytes depend on the samples alone
+        info.size, info.mode = len(data), 0o644
+        self._tar.addfile(info, io.BytesIO(data))
+        return self._tar.offset - -(-len(data) // BLOCK) * BLOCK, len(data)
+
+    def _finish_shard(self) -> None:
+        if self._tar is None:
+            return
+        self._tar.close()
+        self._file.close()
+        os.replace(self._aside, self.folder / self._shard)
+        self.builder.add_shard(self._shard, self._members, self._file.size, self._file.hash.hexdigest())
+        self._tar = None
+
+
+def write_dataset(
+    samples: Iterable[Sample],
+    out_dir: str | Path,
+    *,
+    name: str,
+    split: str,
+    provenance: str,
+    licence: str,
+    categories: list[dict[str, Any]] | None = None,
+    answers: list[str] | None = None,
+    max_samples: int = 1000,
+    max_bytes: int = 500_000_000,
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Writes a whole data set: shards, index and dataset.json, whose contents are returned.
+
+    categories: [{"id", "name", "frequency"?}]; answers: the VQA vocabulary, order = label index.
+    Every record is validated: RecordError names the sample's key, field and index.
+    """
+    known = {c["id"] for c in categories} if categories else None
+    with ShardWriter(out_dir, name, max_samples=max_samples, max_bytes=max_bytes, resume=resume) as writer:
+        for sample in samples:
+            if sample.key in writer:
+                continue
+            try:
+                validate_record(sample.record, known)
+            except RecordError as error:
+                raise RecordError(error.reason, f"sample {sample.key!r}: {error}") from None
+            writer.add(sample)
+    info = {
+        "name": name,
+        "split": split,
+        "samples": len(writer.builder.samples),
+        "annotations": writer.builder.totals(),
+        "categories": categories or [],
+        "answers": answers or [],
+        "provenance": provenance,
+        "licence": licence,
+        "created_by": "fiber",
+    }
+    aside = Path(out_dir) / ".dataset.json"
+    aside.write_text(json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+    os.replace(aside, Path(out_dir) / "dataset.json")
+    return info
+
+
+def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
+    with open(path, "rb") as file:
+        members, damage = scan_tar(file)
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        return members, file.tell(), digest, damage
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def build_index(folder: str | Path) -> Index:
+    """Reads every *.tar of a folder once and writes its index; damage is kept in it and logged."""
+    folder = Path(folder)
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise ShardError(f"{folder}: no *.tar shards here (make them with tools/make_shards.py)")
+    builder = IndexBuilder()
+    for path in paths:
+        builder.add_shard(path.name, *_scan(path))
+        if damage := builder.shards[-1].get("damage"):
+            log.warning("%s is damaged after %d samples: %s", path, builder.shards[-1]["samples"], damage)
+    index = builder.build()
+    try:
+        index.save(folder)
+    except OSError as error:
+        log.warning("%s: the index could not be stored (%s); it is rebuilt every time", folder, error)
+    return index
+
+
+class ShardSet:
+    """A data set of shards, read at random by sample number 0..len-1 (the order of the shards).
+
+    path: a folder. Safe to share with forked or spawned workers: reading uses os.pread and keeps no position.
+    Raises ShardError where the folder, a shard or the index does not fit.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ShardError(f"{self.path}: no such folder of shards")
+        self._files: dict[int, int] = {}
+        self.index = self._load_index()
+        self._check_files()
+        self.fingerprint = self.index.fingerprint()
+        described = self.path / "dataset.json"
+        self.info: dict[str, Any] = json.loads(described.read_text()) if described.exists() else {}
+        self.name: str = self.info.get("name", self.path.name)
+        self.starts = np.cumsum([0] + [s["samples"] for s in self.index.shards], dtype=np.int64)
+
+    def _load_index(self) -> Index:
+        header, arrays = self.path / "index.json", self.path / "index.npz"
+        if header.exists() and arrays.exists():
+            index = Index.load(header.read_text(), arrays)
+            if index is not None:
+                return index
+        return build_index(self.path)
+
+    def _check_files(self) -> None:
+        listed = {s["name"]: s["bytes"] for s in self.index.shards}
+        for name, size in listed.items():
+            if not (self.path / name).exists():
+                raise ShardError(f"{self.path / name} is missing (the index lists it)")
+            if (self.path / name).stat().st_size > size:
+                raise ShardError(f"{self.path / name} is newer than the index: delete {self.path / 'index.json'}")
+        extra = sorted({p.name for p in self.path.glob("*.tar")} - set(listed))
+        if extra:
+            raise ShardError(f"{self.path / extra[0]} is not in the index: delete {self.path / 'index.json'}")
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"])
+
+    @property
+    def categories(self) -> list[dict[str, Any]]:
+        """[{"id", "name", "frequency"?}] of dataset.json, empty where the set has none."""
+        return self.info.get("categories", [])
+
+    @property
+    def answers(self) -> list[str]:
+        """The VQA answer vocabulary, order = label index, empty where the set has none."""
+        return self.info.get("answers", [])
+
+    def counts(self, field: str) -> np.ndarray:
+        """int32 (N,): annotations of `field` by sample."""
+        if field not in FIELDS:
+            raise ShardError(f"{field!r} is not an annotation field; one of {', '.join(FIELDS)}")
+        return self.index.counts[:, FIELDS.index(field)]
+
+    def count(self, field: str) -> int:
+        """Annotations of `field` in the set."""
+        return int(self.counts(field).sum())
+
+    def shard_of(self, i: int) -> int:
+        """The number of the shard that holds sample i."""
+        return int(np.searchsorted(self.starts, i, side="right") - 1)
+
+    def place(self, i: int) -> tuple[str, str]:
+        """(shard file name, key) of sample i, for messages."""
+        return self.index.shards[self.shard_of(i)]["name"], self.index.key(i)
+
+    def damaged(self) -> list[tuple[str, str]]:
+        """(shard, what is wrong) for the tars that were cut short when the index was built."""
+        return [(s["name"], s["damage"]) for s in self.index.shards if "damage" in s]
+
+    def verify(self) -> list[str]:
+        """Re-reads every shard; one line for each that no longer has the indexed bytes."""
+        wrong = []
+        for shard in self.index.shards:
+            with open(self.path / shard["name"], "rb") as file:
+                if _sha256(file) != shard["sha256"]:
+                    wrong.append(f"{shard['name']}: bytes differ from the index")
+        return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
+
+    def record(self, i: int) -> Record:
+        """The record of sample i without its pictures. Raises SampleFault as `read` does."""
+        offset, size = self.index.record[i]
+        if size == 0:
+            raise SampleFault("missing_json", "the sample has no JSON member")
+        try:
+            record = json.loads(self._pread(i, offset, size))
+        except ValueError as error:
+            raise SampleFault("bad_json", f"its JSON does not parse: {error}") from None
+        missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
+        if missing:
+            raise SampleFault("missing_field", f"its JSON lacks {', '.join(missing)}")
+        return record
+
+    def read(self, i: int) -> Sample:
+        """Sample i with its encoded pictures.
+
+        Raises SampleFault: "missing_json", "bad_json", "missing_field", "missing_image", "truncated_shard".
+        """
+        record = self.record(i)
+        first, last = self.index.first_image[i], self.index.first_image[i + 1]
+        if first == last:
+            raise SampleFault("missing_image", "the sample has no image member")
+        images = [
+            (EXTENSIONS[self.index.extension[m]], self._pread(i, *self.index.images[m])) for m in range(first, last)
+        ]
+        return Sample(self.index.key(i), images, record)
+
+    def _pread(self, i: int, offset: int, size: int) -> bytes:
+        data = os.pread(self._descriptor(self.shard_of(i)), int(size), int(offset))
+        if len(data) != size:
+            raise SampleFault("truncated_shard", f"the shard ends at byte {offset + len(data)}")
+        return data
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._files:
+            if len(self._files) >= OPEN_FILES:
+                os.close(self._files.pop(next(iter(self._files))))
+            self._files[shard] = os.open(self.path / self.index.shards[shard]["name"], os.O_RDONLY | os.O_CLOEXEC)
+        return self._files[shard]
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_files", {}).values():
+            os.close(descriptor)
