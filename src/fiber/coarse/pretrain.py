@@ -1,8 +1,6 @@
 """One step of coarse pre-training: contrastive, matching and masked-language objectives over shared prefixes
 (FIBER §3.2). Each image is encoded once, each caption twice (plain and masked)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -12,28 +10,17 @@ from fiber.coarse.itc import Contrast, FeatureQueue, draw_negatives, itc_loss, n
 from fiber.coarse.itm import exchange, itm_loss
 from fiber.coarse.mlm import masked_tokens, mlm_loss
 from fiber.coarse.model import CoarseModel
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Weights of the objectives and the warm-ups of a run from nothing: `itc_only_steps` train the contrastive
-    objective alone; for `random_negative_steps` matching draws its negatives uniformly (0 = published recipe)."""
-
-    itc_weight: float = 1.0
-    itm_weight: float = 1.0
-    mlm_weight: float = 1.0
-    gather_gradient: bool = False
-    itc_only_steps: int = 0
-    random_negative_steps: int = 0
+from fiber.config import PretrainConfig
 
 
 class PretrainTask(nn.Module):
-    """Batch -> weighted losses. `queue_size` feature slots beyond the global batch."""
+    """Stage-1 batch -> weighted losses. Warm-ups of `recipe` are for runs from nothing: contrastive loss alone
+    first, uniformly drawn before hard negatives (0 steps of either = the published recipe)."""
 
-    def __init__(self, model: CoarseModel, recipe: Recipe, queue_size: int) -> None:
+    def __init__(self, model: CoarseModel, recipe: PretrainConfig) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
-        self.queue = FeatureQueue(queue_size, model.heads.itm.in_features // 2)
+        self.queue = FeatureQueue(recipe.queue_size, model.heads.itm.in_features // 2)
 
     def items(self, batch: dict) -> dict[str, int]:
         """How many items each averaged loss of this micro-batch has (see `mlm_loss`)."""
