@@ -1,0 +1,185 @@
+"""Predictions streamed to disk: one JSON-lines file a rank, merged into one sorted file.
+
+Nothing is gathered over the network and nothing but one chunk is ever held in memory, so an evaluation
+costs the same memory for a hundred pictures and a hundred thousand, and its result cannot depend on how
+many ranks took part: the merged file is sorted by a key that is unique, whoever wrote the row.
+
+Rows are plain JSON objects in the format the benchmark's server takes where there is one
+(`{"question_id", "answer"}`, `{"image_id", "caption"}`, COCO detection results).
+"""
+
+import contextlib
+import heapq
+import json
+import os
+import tempfile
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TextIO
+
+Row = dict[str, Any]
+
+
+class PredictionWriter:
+    """Writes this rank's rows to `FOLDER/NAME.RANK-of-WORLD.jsonl`.
+
+    A context manager. The file carries its final name only once the block ended without an exception, so that
+    `merge_predictions` never takes the rows of a rank that died half way.
+    """
+
+    def __init__(self, folder: str | Path, name: str, rank: int = 0, world: int = 1) -> None:
+        self.path = rank_file(folder, name, rank, world)
+        self._partial = self.path.with_suffix(".part")
+
+    def __enter__(self) -> Self:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)  # rows of an earlier run of the same evaluation
+        self._file = self._partial.open("w", encoding="utf-8")
+        return self
+
+    def add(self, row: Row) -> None:
+        """Append one row. ValueError if it holds a NaN or an infinity, TypeError if it is not plain JSON."""
+        try:
+            line = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise type(error)(f"cannot write prediction {_short(row)}: {error}") from None
+        self._file.write(line + "\n")
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._file.close()
+        if kind is None:
+            os.replace(self._partial, self.path)
+
+
+def rank_file(folder: str | Path, name: str, rank: int, world: int) -> Path:
+    """Where rank `rank` of `world` writes; the world size is in the name so that old runs never mix in."""
+    return Path(folder) / f"{name}.{rank:05d}-of-{world:05d}.jsonl"
+
+
+def merge_predictions(
+    folder: str | Path, name: str, world: int, key: Sequence[str], chunk_bytes: int = 64 << 20
+) -> Path:
+    """Merge the files of all ranks into `FOLDER/NAME.jsonl`, sorted by the fields `key`.
+
+    Called by one rank, after all have closed their writers. External merge sort: at most about `chunk_bytes` of
+    rows are in memory. Raises FileNotFoundError naming the ranks whose file is missing, ValueError naming the
+    key that occurs twice or the row that lacks a field of the key.
+    """
+    parts = [rank_file(folder, name, rank, world) for rank in range(world)]
+    missing = [part.name for part in parts if not part.exists()]
+    if missing:
+        raise FileNotFoundError(
+            f"predictions of {len(missing)} of {world} ranks are missing in {folder}: {', '.join(missing[:4])}; "
+            "the evaluation did not finish there, run it again"
+        )
+    target = Path(folder) / f"{name}.jsonl"
+    partial = target.with_suffix(".part")
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+        contextlib.ExitStack() as stack,
+        partial.open("w", encoding="utf-8") as out,
+    ):
+        try:
+            runs = [
+                stack.enter_context(run.open(encoding="utf-8"))
+                for run in _sorted_runs(parts, key, chunk_bytes, Path(scratch))
+            ]
+            _write_unique(heapq.merge(*(_keyed_lines(run, key) for run in runs)), key, name, out)
+        except TypeError as error:
+            raise ValueError(f"predictions {name!r} cannot be sorted by {list(key)}: {error}") from None
+    os.replace(partial, target)
+    return target
+
+
+def read_predictions(path: str | Path) -> Iterator[Row]:
+    """The rows of a JSON-lines file, one at a time."""
+    with Path(path).open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+
+
+def write_results(path: str | Path, rows: Iterable[Row]) -> Path:
+    """Write `rows` as the one JSON list that evaluation servers take, row by row, and only whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for count, row in enumerate(rows):
+            file.write((",\n" if count else "\n") + json.dumps(row, ensure_ascii=False, allow_nan=False))
+        file.write("\n]\n")
+    os.replace(partial, path)
+    return path
+
+
+def by_key(rows: Iterable[Row], key: str, value: str) -> dict[Hashable, Any]:
+    """`{row[key]: row[value]}`; ValueError names the row that lacks a field or the key that comes twice."""
+    found: dict[Hashable, Any] = {}
+    for row in rows:
+        if key not in row or value not in row:
+            raise ValueError(f"prediction {_short(row)} must have {key!r} and {value!r}")
+        if row[key] in found:
+            raise ValueError(f"two predictions for {key} {row[key]!r}")
+        found[row[key]] = row[value]
+    return found
+
+
+def check_complete(predicted: Mapping | Collection, wanted: Mapping | Collection, what: str) -> None:
+    """ValueError unless both hold exactly the same keys; a score over a part of a set is not that set's score."""
+    missing = [key for key in wanted if key not in predicted]
+    unknown = [key for key in predicted if key not in wanted]
+    if missing or unknown:
+        fault = f"no prediction for {len(missing)} of {len(wanted)}" if missing else f"{len(unknown)} unknown"
+        raise ValueError(f"{what}: {fault}, e.g. {(missing or unknown)[0]!r}")
+    if not wanted:
+        raise ValueError(f"{what}: nothing to score")
+
+
+def _keyed_lines(lines: Iterable[str], key: Sequence[str]) -> Iterator[tuple[tuple, str]]:
+    for line in lines:
+        row = json.loads(line)
+        try:
+            yield tuple(row[field] for field in key), line
+        except KeyError as error:
+            raise ValueError(f"prediction {_short(row)} has no field {error}, which is part of its key") from None
+
+
+def _sorted_runs(parts: Sequence[Path], key: Sequence[str], chunk_bytes: int, scratch: Path) -> Iterator[Path]:
+    """Sort chunk after chunk of the parts into files of their own; yields the paths."""
+    chunk: list[tuple[tuple, str]] = []
+    held = count = 0
+
+    def flush() -> Path:
+        chunk.sort(key=lambda item: item[0])
+        run = scratch / f"run{count}.jsonl"
+        run.write_text("".join(line for _, line in chunk), encoding="utf-8")
+        return run
+
+    for part in parts:
+        with part.open(encoding="utf-8") as file:
+            for item in _keyed_lines(file, key):
+                chunk.append(item)
+                held += len(item[1])
+                if held >= chunk_bytes:
+                    yield flush()
+                    chunk, held, count = [], 0, count + 1
+    if chunk:
+        yield flush()
+
+
+def _write_unique(items: Iterable[tuple[tuple, str]], key: Sequence[str], name: str, out: TextIO) -> None:
+    previous: tuple | None = None
+    for item_key, line in items:
+        if item_key == previous:
+            fields = ", ".join(f"{field}={value!r}" for field, value in zip(key, item_key, strict=True))
+            raise ValueError(f"predictions {name!r}: two rows with {fields}")
+        out.write(line)
+        previous = item_key
+
+
+def _short(row: object, limit: int = 160) -> str:
+    text = repr(row)
+    return text if len(text) <= limit else text[:limit] + "..."
