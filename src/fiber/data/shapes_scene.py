@@ -1,0 +1,389 @@
+"""Scenes of the shapes world: what is in a picture, where it is, and how it is painted.
+
+A scene is a pure function of (world, split, seed, index). Positions and radii are fractions of the image side, so
+the same scene can be drawn at any size. Every (colour, shape) combination has a fixed frequency; combinations of
+frequency zero are held out: they appear in the split `compositional` and nowhere else, in no picture and no text.
+"""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter
+
+SPLITS = ("train", "val", "test", "compositional")
+CLEARANCE = (
+    0.85  # smallest centre distance of two objects, in sums of their radii: corners may overlap, bodies may not
+)
+MIN_DISTANCE = 0.22  # ... and in image sides, so that any two objects stand in at least one clear relation
+MIN_VISIBLE = 0.75  # smallest visible share of an object's own pixels ...
+JUDGED_AT = 64  # ... counted at this size, whatever size is drawn: a scene is the same at every size
+
+
+@dataclass(frozen=True)
+class World:
+    """What can appear in a picture. `dataclasses.replace(world, image_size=224)` draws the same scenes larger.
+
+    `sizes` maps a size word to the range of the radius of the enclosing circle, in image sides. `tail[k]` is the
+    relative frequency of colour i with shape j where k = (i + j) mod the number of colours; 0 holds the pair out.
+    """
+
+    name: str
+    image_size: int
+    shapes: tuple[str, ...]
+    colours: tuple[str, ...]
+    sizes: tuple[tuple[str, float, float], ...]
+    textures: tuple[str, ...]
+    objects: tuple[int, int]
+    tail: tuple[float, ...]
+    backgrounds: tuple[tuple[int, int, int], ...]
+
+    def __post_init__(self) -> None:
+        if len(self.tail) != len(self.colours):
+            raise ValueError(f"world {self.name!r}: tail needs one frequency a colour ({len(self.colours)})")
+        if self.image_size < 32:
+            raise ValueError(
+                f"world {self.name!r}: image_size {self.image_size} is too small to tell shapes (min 32)"
+            )
+
+    def frequency(self, colour: str, shape: str) -> float:
+        """Relative frequency of a combination in train, val and test; 0 for a held-out one."""
+        k = self.colours.index(colour) + self.shapes.index(shape)
+        return self.tail[k % len(self.tail)]
+
+    @property
+    def combinations(self) -> list[tuple[str, str]]:
+        """All (colour, shape) pairs, in category order."""
+        return [(colour, shape) for colour in self.colours for shape in self.shapes]
+
+    @property
+    def held_out(self) -> list[tuple[str, str]]:
+        return [pair for pair in self.combinations if self.frequency(*pair) == 0]
+
+
+_LIGHT = ((236, 234, 228), (222, 230, 236), (232, 224, 232), (222, 234, 224), (240, 230, 214), (214, 218, 226))
+_DARK = ((34, 40, 58), (44, 36, 54), (30, 48, 50), (52, 46, 42), (40, 40, 44))
+
+WORLDS = {
+    "easy": World(
+        name="easy",
+        image_size=64,
+        shapes=("circle", "square", "triangle", "star", "cross"),
+        colours=("red", "orange", "yellow", "green", "blue", "purple"),
+        sizes=(("small", 0.14, 0.16), ("large", 0.22, 0.245)),
+        textures=("plain",),
+        objects=(2, 4),
+        tail=(0, 0.1, 0.5, 1, 1, 1),
+        backgrounds=_LIGHT,
+    ),
+    "hard": World(
+        name="hard",
+        image_size=96,
+        shapes=("circle", "square", "triangle", "star", "cross", "heart", "ring"),
+        colours=("red", "orange", "yellow", "green", "cyan", "blue", "purple", "black"),
+        sizes=(("small", 0.085, 0.1), ("medium", 0.13, 0.145), ("large", 0.18, 0.205)),
+        textures=("plain", "striped", "dotted"),
+        objects=(2, 6),
+        tail=(0, 0.05, 0.3, 0.3, 1, 1, 1, 1),
+        backgrounds=_LIGHT,
+    ),
+    # A domain for few-shot learning: no shape, colour or background of the other worlds.
+    "novel": World(
+        name="novel",
+        image_size=96,
+        shapes=("arrow", "crescent", "diamond", "drop"),
+        colours=("pink", "white", "lime", "brown", "teal"),
+        sizes=(("small", 0.1, 0.12), ("large", 0.17, 0.2)),
+        textures=("plain", "striped"),
+        objects=(2, 5),
+        tail=(0, 0.3, 1, 1, 1),
+        backgrounds=_DARK,
+    ),
+}
+
+RGB = {
+    "red": (214, 40, 40),
+    "orange": (247, 140, 22),
+    "yellow": (247, 214, 40),
+    "green": (46, 160, 67),
+    "cyan": (60, 200, 214),
+    "blue": (35, 92, 214),
+    "purple": (140, 62, 176),
+    "black": (34, 34, 38),
+    "pink": (246, 140, 186),
+    "white": (240, 240, 240),
+    "lime": (170, 226, 50),
+    "brown": (156, 98, 52),
+    "teal": (24, 150, 150),
+}
+
+
+@dataclass(frozen=True)
+class Object:
+    """One object. x, y (centre) and radius in image sides; angle in degrees; box in pixels [x0, y0, x1, y1],
+    tight around the pixels it covers by more than half and nothing hides; area: the number of those pixels."""
+
+    shape: str
+    colour: str
+    size: str
+    texture: str
+    x: float
+    y: float
+    radius: float
+    angle: float
+    box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    area: int = 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects in painting order (later ones hide earlier ones), with the soft masks they are painted with."""
+
+    world: World
+    split: str
+    key: tuple[int, ...]
+    objects: tuple[Object, ...]
+    masks: np.ndarray = field(repr=False, compare=False)  # float32 (objects, S, S) in 0..1, hidden parts included
+
+
+def generator(key: tuple[int, ...], purpose: str) -> np.random.Generator:
+    """Independent streams for layout, paint and language: the words do not change with the size of the picture."""
+    return np.random.default_rng((*key, ("layout", "paint", "language").index(purpose) + 1))
+
+
+def make_scene(world: World, split: str, seed: int, index: int, part: int = 0) -> Scene:
+    """The scene of (seed, split, index). `part` tells the scenes of one index apart (pairs of pictures).
+
+    In `compositional` at least one object is of a held-out combination. Raises ValueError for an unknown split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    key = (seed, SPLITS.index(split), index, part)
+    rng = generator(key, "layout")
+    count = int(rng.integers(world.objects[0], world.objects[1] + 1))
+    while True:  # a crowded draw is thrown away whole, but not its number of objects: counts stay balanced
+        objects = _place(_draw_objects(world, split, count, rng), rng)
+        if objects is None:
+            continue
+        if _all_visible(np.stack([draw_mask(obj, JUDGED_AT) for obj in objects])):
+            masks = np.stack([draw_mask(obj, world.image_size) for obj in objects])
+            seen = visible_masks(masks)
+            boxed = tuple(_with_box(obj, mask) for obj, mask in zip(objects, seen, strict=True))
+            return Scene(world, split, key, boxed, masks)
+
+
+def _all_visible(masks: np.ndarray) -> bool:
+    seen, own = (visible_masks(masks) > 0.5).sum((1, 2)), (masks > 0.5).sum((1, 2))
+    return bool((seen >= MIN_VISIBLE * own).all())
+
+
+def _draw_objects(world: World, split: str, count: int, rng: np.random.Generator) -> list[Object]:
+    pairs, weights = _combination_weights(world)
+    chosen = [pairs[i] for i in rng.choice(len(pairs), size=count, p=weights)]
+    if split == "compositional":
+        held_out = world.held_out
+        for i in range(int(rng.integers(1, count + 1))):
+            chosen[i] = held_out[rng.integers(len(held_out))]
+        rng.shuffle(chosen)
+    objects: list[Object] = []
+    taken = set()
+    for colour, shape in chosen:
+        word, low, high = world.sizes[rng.integers(len(world.sizes))]
+        texture = world.textures[rng.integers(len(world.textures))]
+        radius, angle = float(rng.uniform(low, high)), float(rng.uniform(-14, 14))
+        if (colour, shape, word) in taken:  # two objects always differ in words a caption can use
+            continue
+        taken.add((colour, shape, word))
+        objects.append(Object(str(shape), str(colour), word, texture, 0.0, 0.0, radius, angle))
+    return objects if len(objects) == count else _draw_objects(world, split, count, rng)
+
+
+@cache
+def _combination_weights(world: World) -> tuple[list[tuple[str, str]], np.ndarray]:
+    weights = np.array([world.frequency(*pair) for pair in world.combinations])
+    return world.combinations, weights / weights.sum()
+
+
+def _place(objects: list[Object], rng: np.random.Generator, tries: int = 12) -> list[Object] | None:
+    """Give every object a place; None when `tries` attempts find no room for all of them."""
+    for _ in range(tries):
+        placed: list[Object] = []
+        for obj in objects:
+            margin = obj.radius + 0.01
+            spots = rng.uniform(margin, 1 - margin, size=(16, 2))
+            if placed:
+                others = np.array([(p.x, p.y) for p in placed])
+                wanted = np.array([max(MIN_DISTANCE, CLEARANCE * (obj.radius + p.radius)) for p in placed])
+                distance = np.hypot(*(spots[:, None] - others).transpose(2, 0, 1))
+                spots = spots[(distance >= wanted).all(1)]
+            if not len(spots):
+                break
+            placed.append(replace(obj, x=float(spots[0, 0]), y=float(spots[0, 1])))
+        else:
+            return placed
+    return None
+
+
+def _with_box(obj: Object, visible: np.ndarray) -> Object:
+    seen = visible > 0.5
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+    return replace(obj, box=box, area=int(seen.sum()))
+
+
+def visible_masks(masks: np.ndarray) -> np.ndarray:
+    """Soft masks (N, S, S) in painting order -> the share of each pixel where the object is on top."""
+    visible = np.empty_like(masks)
+    uncovered = np.ones_like(masks[0])
+    for i in range(len(masks) - 1, -1, -1):
+        visible[i] = masks[i] * uncovered
+        uncovered = uncovered * (1 - masks[i])
+    return visible
+
+
+# ---------------------------------------------------------------------------------------------------- outlines
+
+
+def _around(count: int, radius: float = 1.0, start: float = -90.0) -> np.ndarray:
+    turn = np.deg2rad(start + 360 * np.arange(count) / count)
+    return radius * np.stack([np.cos(turn), np.sin(turn)], 1)
+
+
+def _star() -> np.ndarray:
+    points = _around(10)
+    points[1::2] *= 0.46
+    return points
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
+    x = 16 * np.sin(t) ** 3
+    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) - 2
+    return np.stack([x, y], 1) / 17.5
+
+
+def _cross(arm: float = 0.34) -> np.ndarray:
+    quarter = np.array([(-arm, -1), (arm, -1), (arm, -arm)])
+    turns = [np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) for a in np.pi / 2 * np.arange(4)]
+    return np.concatenate([quarter @ turn for turn in turns]) * 0.93
+
+
+def _drop() -> np.ndarray:
+    t = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    return np.stack([0.95 * np.sin(t) * np.sin(t / 2) ** 1.6, -np.cos(t)], 1)
+
+
+# name -> (outline, hole or None), inside the unit circle, y downwards; radii chosen so that areas look alike
+OUTLINES: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
+    "circle": (_around(48, 0.86), None),
+    "square": (_around(4, 1.0, -45), None),
+    "triangle": (_around(3) * np.array([1.06, 1.0]) + np.array([0, 0.12]), None),
+    "star": (_star(), None),
+    "cross": (_cross(), None),
+    "heart": (_heart(), None),
+    "ring": (_around(48, 0.9), _around(48, 0.48)),
+    "arrow": (
+        np.array([(0, -1), (0.8, -0.1), (0.3, -0.1), (0.3, 0.95), (-0.3, 0.95), (-0.3, -0.1), (-0.8, -0.1)]),
+        None,
+    ),
+    "crescent": (_around(48, 0.95), _around(48, 0.76) + np.array([0.42, -0.1])),
+    "diamond": (np.array([(0, -1), (0.6, 0), (0, 1), (-0.6, 0)]), None),
+    "drop": (_drop(), None),
+}
+
+
+def _outline(name: str, angle: float, scale: float, centre: tuple[float, float]) -> list[list[tuple[float, float]]]:
+    turn = np.deg2rad(angle)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    rings = [ring for ring in OUTLINES[name] if ring is not None]
+    return [list(map(tuple, (ring @ rotation * scale + centre).tolist())) for ring in rings]
+
+
+def draw_mask(obj: Object, side: int) -> np.ndarray:
+    """The covered share of every pixel, float32 (side, side) in 0..1, drawn at four times the size and averaged."""
+    times = 4
+    reach = obj.radius * side * 1.15 + 1
+    x0, y0 = (max(0, int(c * side - reach)) for c in (obj.x, obj.y))
+    x1, y1 = (min(side, int(c * side + reach) + 1) for c in (obj.x, obj.y))
+    patch = Image.new("L", ((x1 - x0) * times, (y1 - y0) * times))
+    pen = ImageDraw.Draw(patch)
+    centre = ((obj.x * side - x0) * times, (obj.y * side - y0) * times)
+    for ring, fill in zip(_outline(obj.shape, obj.angle, obj.radius * side * times, centre), (255, 0), strict=False):
+        pen.polygon(ring, fill=fill)
+    mask = np.zeros((side, side), np.float32)
+    mask[y0:y1, x0:x1] = np.asarray(patch.reduce(times), np.float32) / 255
+    return mask
+
+
+# ------------------------------------------------------------------------------------------------------- paint
+
+
+def paint(scene: Scene) -> np.ndarray:
+    """The picture, uint8 RGB (S, S, 3): background, soft shadows, objects, mild noise."""
+    side = scene.world.image_size
+    rng = generator(scene.key, "paint")
+    canvas = _background(scene.world, rng)
+    drop = max(1, round(0.02 * side))
+    for obj, mask in zip(scene.objects, scene.masks, strict=True):
+        shadow = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(drop))
+        shade = np.zeros((side, side), np.float32)
+        shade[drop:, drop:] = np.asarray(shadow, np.float32)[:-drop, :-drop] * (0.3 / 255)
+        canvas *= 1 - shade[..., None]
+        canvas += mask[..., None] * (_surface(obj, side, rng) - canvas)
+    canvas += 2.5 * rng.standard_normal((side, side, 1), dtype=np.float32)
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def _background(world: World, rng: np.random.Generator) -> np.ndarray:
+    """A tinted ground with slow changes of light, float32 (S, S, 3)."""
+    side = world.image_size
+    tint = np.array(world.backgrounds[rng.integers(len(world.backgrounds))], np.float32) + rng.uniform(-6, 6, 3)
+    coarse = Image.fromarray(rng.uniform(-9, 9, (4, 4)).astype(np.float32))
+    light = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
+    return (tint + light[..., None]).astype(np.float32)
+
+
+def _surface(obj: Object, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Colour of the object at every pixel, float32 (S, S, 3): lighter at the top, striped or dotted by texture."""
+    colour = np.array(RGB[obj.colour], np.float32) + rng.uniform(-8, 8, 3).astype(np.float32)
+    axis = (np.arange(side, dtype=np.float32) + 0.5) / side
+    v = ((axis - obj.y) / obj.radius)[:, None]
+    u = ((axis - obj.x) / obj.radius)[None]
+    shade = (1.03 - 0.1 * v)[..., None] * colour
+    if obj.texture == "plain":
+        return np.broadcast_to(shade, (side, side, 3))
+    light = colour @ np.array([0.299, 0.587, 0.114], np.float32) < 130
+    ink = colour + 0.62 * (255 - colour) if light else 0.5 * colour
+    turn = np.deg2rad(obj.angle + 45, dtype=np.float32)
+    p, q = u * np.cos(turn) + v * np.sin(turn), v * np.cos(turn) - u * np.sin(turn)
+    if obj.texture == "striped":
+        cover = _edge(np.sin(p * 2 * np.pi / 0.62), obj.radius * side)
+    elif obj.texture == "dotted":
+        cover = _edge(np.cos(p * 2 * np.pi / 0.62) + np.cos(q * 2 * np.pi / 0.62) - 0.75, obj.radius * side)
+    else:
+        raise ValueError(f"no painter for texture {obj.texture!r}")
+    return shade + cover[..., None] * (ink - shade)
+
+
+def _edge(wave: np.ndarray, radius: float) -> np.ndarray:
+    """A soft step of about one pixel at the zeros of a wave drawn on an object of this radius in pixels."""
+    return np.clip(wave * radius / 10 + 0.5, 0, 1)
+
+
+def encode(pixels: np.ndarray) -> tuple[str, bytes]:
+    """PNG up to 64 pixels (every pixel counts there), JPEG of quality 95 without chroma subsampling above."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    if max(pixels.shape[:2]) <= 64:
+        image.save(buffer, "PNG", compress_level=1)
+        return "png", buffer.getvalue()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return "jpg", buffer.getvalue()
+
+
+def scenes(world: World, split: str, count: int, seed: int) -> Iterator[Scene]:
+    """The first `count` scenes of a split."""
+    for index in range(count):
+        yield make_scene(world, split, seed, index)
