@@ -1,0 +1,31 @@
+# `make demo`, `make test` and `make lint` work on a fresh machine; each installs what it needs, once.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Re-installed when the packaging changes; otherwise the environment is current.
+$(STAMP): setup.py pyproject.toml
+	@echo "installing into $(VENV) (torch and friends: a few minutes on first use)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[test,lint]"
+	@touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info
