@@ -1,0 +1,129 @@
+"""Losses of the fine stage: token alignment, box, centerness (SPEC: GLIP's form on an ATSS head).
+
+All sums run over the whole global batch: normalisers are summed over ranks and divided by the number of ranks, so
+that the mean of the ranks' losses (which is what averaging gradients computes) is the loss of the undivided batch.
+
+Shape letters: B images, A anchors of all levels, L text length, N boxes of the batch, P positive anchors.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber import distributed
+from fiber.fine.atss import assign
+from fiber.fine.boxes import centres, decode, giou
+from fiber.fine.dyhead import HeadOutput
+
+ALPHA, GAMMA = 0.25, 2.0  # focal loss (Lin et al., ICCV 2017)
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """What each loss counts in the total."""
+
+    token: float = 1.0
+    box: float = 2.0
+    centerness: float = 1.0
+
+
+PUBLISHED_WEIGHTS = LossWeights()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch, packed: boxes (N,4) float xyxy pixels, image (N,) int64 row of the batch that each
+    box belongs to, tokens (N,L) 1 on the tokens of the box's phrase. N = 0 is legal."""
+
+    boxes: Tensor
+    image: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Positive anchors of a batch: image (P,), anchor (P,) and target (P,) indices, int64, ordered by (image,
+    anchor); target indexes `Targets`."""
+
+    image: Tensor
+    anchor: Tensor
+    target: Tensor
+
+
+def assign_batch(targets: Targets, anchors: Sequence[Tensor], images: int) -> Assignment:
+    """ATSS for each of `images` pictures; anchors: per level (A_l,4), shared by the pictures."""
+    rows, columns, matched = [], [], []
+    for row in range(images):
+        own = (targets.image == row).nonzero().squeeze(1)
+        index = assign(targets.boxes[own], anchors)
+        positive = (index >= 0).nonzero().squeeze(1)
+        rows.append(torch.full_like(positive, row))
+        columns.append(positive)
+        matched.append(own[index[positive]] if len(own) else positive)
+    return Assignment(torch.cat(rows), torch.cat(columns), torch.cat(matched))
+
+
+def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """sqrt(min(l,r)/max(l,r) * min(t,b)/max(t,b)) of aligned pairs (P,4) -> (P,): how central the anchor's centre
+    lies in its box; l, t, r, b are the distances from the centre to the sides."""
+    centre = centres(anchors)
+    near, far = centre - boxes[:, :2], boxes[:, 2:] - centre
+    return (torch.minimum(near, far) / torch.maximum(near, far)).prod(1).clamp(min=0).sqrt()
+
+
+def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Sigmoid focal loss, elementwise, of logits and binary targets of one shape."""
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    probability = logits.sigmoid()
+    miss = probability + target - 2 * probability * target
+    return (ALPHA * target + (1 - ALPHA) * (1 - target)) * miss**GAMMA * cross_entropy
+
+
+def token_targets(assignment: Assignment, targets: Targets, shape: torch.Size, limit: int) -> Tensor:
+    """(B,A,L) float32: the matched phrase's tokens at positive anchors; "no object" at the others, which is the
+    last column of a caption that fills the text `limit`, and nothing where texts are padded to less."""
+    wanted = torch.zeros(shape, device=targets.tokens.device)
+    if shape[-1] == limit:
+        wanted[..., -1] = 1
+    wanted[assignment.image, assignment.anchor] = targets.tokens[assignment.target].float()
+    return wanted
+
+
+def detection_losses(
+    output: HeadOutput,
+    anchors: Sequence[Tensor],
+    mask: Tensor,
+    targets: Targets,
+    limit: int,
+    across_ranks: bool = True,
+) -> tuple[dict[str, Tensor], Assignment]:
+    """Unweighted losses {"token", "box", "centerness"}, 0-dim float32 with graph, and the assignment behind them.
+
+    anchors per level (A_l,4); mask (B,L) 1 = token; `limit`: the model's text limit, see `token_targets`. With P the
+    positives of all ranks and N = max(P / ranks, 1): token = focal sum over attended tokens / N; box = sum c(1 -
+    GIoU) / sum c with c the centerness target; centerness = BCE sum / N. Without positives box and centerness are
+    0 but keep their graph. `across_ranks=False` (evaluation, where ranks may differ in batches) stays local.
+    """
+    deltas, centerness_logits, token_logits = (
+        torch.cat(levels, 1).float() for levels in (output.deltas, output.centerness, output.tokens)
+    )
+    every = torch.cat(list(anchors))
+    assignment = assign_batch(targets, anchors, len(deltas))
+    positive = (assignment.image, assignment.anchor)
+    boxes, own_anchors = targets.boxes[assignment.target].float(), every[assignment.anchor]
+    central = centerness(boxes, own_anchors)
+
+    totals = torch.stack([central.new_tensor(float(len(central))), central.sum()])
+    count, weight = (distributed.all_reduce_mean(totals) if across_ranks else totals).unbind()
+    count = count.clamp(min=1.0)
+
+    wanted = token_targets(assignment, targets, token_logits.shape, limit)
+    attended = mask[:, None].to(token_logits.dtype)
+    token = (focal_loss(token_logits, wanted) * attended).sum() / count
+    overlap = giou(decode(deltas[positive], own_anchors), boxes)
+    box = (central * (1 - overlap)).sum() / weight.clamp(min=1e-6)
+    central_loss = F.binary_cross_entropy_with_logits(centerness_logits[positive], central, reduction="sum")
+    return {"token": token, "box": box, "centerness": central_loss / count}, assignment

@@ -1,0 +1,225 @@
+"""The fine stage: a detector of phrases on the fused backbone, and its training task.
+
+Shape letters: B images, (H,W) padded image size, L text length, T text width, N boxes of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from fiber.backbone.fusion import FusionBackbone
+from fiber.backbone.states import ImageState, TextState
+from fiber.fine.boxes import make_anchors
+from fiber.fine.dyhead import DynamicHead, HeadOutput
+from fiber.fine.fpn import FeaturePyramid
+from fiber.fine.losses import PUBLISHED_WEIGHTS, LossWeights, Targets, detection_losses
+from fiber.fine.postprocess import DETECTION, Detections, Selection, detections
+from fiber.fine.prompts import Prompt
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
+
+Tuning = Literal["full", "prompt", "linear"]
+
+
+@dataclass(frozen=True)
+class FineFeatures:
+    """Pyramid levels (B,C,H_l,W_l), finest first; the last text states `hidden` (B,L,T); `embedded`, the same with 0
+    on padding, which the head aligns with the image."""
+
+    levels: list[Tensor]
+    hidden: Tensor
+    embedded: Tensor
+
+
+class FiberDetector(nn.Module):
+    """Fused backbone -> pyramid -> dynamic head.
+
+    The backbone needs stage norms and a padded image tower. `anchor_sizes` and `strides` (px) give the levels: one
+    a stage of the backbone but the first, the rest by stride-2 convolutions. `text_limit` (tokens) is the length at
+    which a caption counts as full, see `losses.token_targets`. Images are RGB; imports of the released weights,
+    which want BGR, turn their patch embedding round.
+    """
+
+    def __init__(
+        self,
+        backbone: FusionBackbone,
+        *,
+        channels: int = 256,
+        head_channels: int = 256,
+        head_blocks: int = 6,
+        anchor_sizes: Sequence[float] = (64, 128, 256, 512, 1024),
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        groups: int = 16,
+        drop_block: float = 0.3,
+        log_scale: float = 0.0,
+        text_limit: int = 256,
+        prompt_tuning: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        widths = backbone.image.widths[1:]
+        expected = tuple(8 * 2**i for i in range(len(strides)))
+        if tuple(strides) != expected or len(anchor_sizes) != len(strides) or len(strides) < len(widths):
+            raise ValueError(
+                f"anchor sizes {tuple(anchor_sizes)} on strides {tuple(strides)}: need one size a stride, strides "
+                f"8, 16, 32, ... and at least {len(widths)} of them for this image tower"
+            )
+        if backbone.image.stage_norms is None or not backbone.image.padded:
+            raise ValueError("the fine stage needs SwinTower(padded=True, stage_norms=True)")
+        self.backbone = backbone
+        self.fpn = FeaturePyramid(widths, channels, len(strides) - len(widths), drop_block)
+        self.head = DynamicHead(
+            backbone.text.width,
+            levels=len(strides),
+            in_channels=channels,
+            channels=head_channels,
+            blocks=head_blocks,
+            groups=groups,
+            log_scale=log_scale,
+            checkpointing=checkpointing,
+        )
+        self.prompt = nn.Parameter(torch.zeros(PROMPT_ROWS, backbone.text.width)) if prompt_tuning else None
+        self.anchor_sizes, self.strides, self.text_limit = tuple(anchor_sizes), tuple(strides), text_limit
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    # ------------------------------------------------------------------------------------------------ forward
+
+    def forward(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> tuple[HeadOutput, list[Tensor]]:
+        """images (B,3,H,W) (see `image_prefix`), sizes (B,2) un-padded (h, w), ids and mask (B,L) int64 -> head
+        outputs and anchors of every level."""
+        return self.predict(self.fuse(self.image_prefix(images, sizes), self.text_prefix(ids, mask)))
+
+    def features(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> FineFeatures:
+        """Pyramid and text features of aligned images and texts, arguments as `forward`."""
+        return self.fuse(self.image_prefix(images, sizes), self.text_prefix(ids, mask))
+
+    def image_prefix(self, images: Tensor, sizes: Tensor) -> ImageState:
+        """Image tower up to the first fused block. uint8 RGB images are normalised here and set to 0 beyond `sizes`;
+        float images are taken as normalised and padded with 0 already."""
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self.pixel_mean) / self.pixel_std
+            row = torch.arange(images.shape[2], device=images.device)
+            column = torch.arange(images.shape[3], device=images.device)
+            inside = (row < sizes[:, :1])[:, :, None] & (column < sizes[:, 1:])[:, None]
+            images = images * inside[:, None]
+        return self.backbone.image_prefix(images.to(self.head.bias.dtype))
+
+    def text_prefix(self, ids: Tensor, mask: Tensor) -> TextState:
+        """Text tower up to the first fused layer, with the learned prompt if there is one."""
+        return self.backbone.text_prefix(ids, mask, self.prompt)
+
+    def fuse(self, image: ImageState, text: TextState) -> FineFeatures:
+        """Fused pairs and pyramid on aligned prefixes."""
+        fused = self.backbone.fuse(image, text)
+        embedded = fused.text * text.mask[..., None].to(fused.text.dtype)
+        return FineFeatures(self.fpn(fused.stages[1:]), fused.text, embedded)
+
+    def predict(self, features: FineFeatures) -> tuple[HeadOutput, list[Tensor]]:
+        """Head outputs and anchors (A_l,4) of every level."""
+        grids = [tuple(level.shape[-2:]) for level in features.levels]
+        anchors = make_anchors(grids, self.anchor_sizes, self.strides, features.hidden.device)
+        return self.head(features.levels, features.embedded), anchors
+
+    # ------------------------------------------------------------------------------------------------ inference
+
+    @torch.no_grad()
+    def detect(
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        prompts: Sequence[Sequence[Prompt]],
+        selection: Selection = DETECTION,
+        *,
+        keep: int | None = None,
+        pairs: int = 8,
+    ) -> list[Detections]:
+        """Detections of each image for its own list of prompts (the chunks of a class list, or one sentence).
+
+        Labels are `Prompt.classes`. Each image and each distinct prompt is prefixed once; `pairs` (image, prompt)
+        pairs go through fusion and head at a time. Every prompt yields up to `selection.keep` detections; `keep`
+        cuts their union. Text is trimmed to the longest prompt, which changes nothing.
+        """
+        image_state = self.image_prefix(images, sizes)
+        unique = list({id(p): p for own in prompts for p in own}.values())
+        row_of = {id(p): row for row, p in enumerate(unique)}
+        length = int(max(p.mask.sum() for p in unique))
+        ids, mask = (
+            torch.stack([getattr(p, name)[:length] for p in unique]).to(images.device) for name in ("ids", "mask")
+        )
+        text_state = self.text_prefix(ids, mask)
+        jobs = [(image, p) for image, own in enumerate(prompts) for p in own]
+        found: list[list[Detections]] = [[] for _ in prompts]
+        for start in range(0, len(jobs), pairs):
+            batch = jobs[start : start + pairs]
+            rows = [image for image, _ in batch]
+            output, anchors = self.predict(
+                self.fuse(image_state[rows], text_state[[row_of[id(p)] for _, p in batch]])
+            )
+            tokens = [p.token_map[:, :length].to(images.device) for _, p in batch]
+            for (image, p), d in zip(batch, detections(output, anchors, tokens, sizes[rows], selection), strict=True):
+                classes = torch.tensor(p.classes, device=d.labels.device)
+                found[image].append(replace(d, labels=classes[d.labels]))
+        merged = [Detections.cat(parts) for parts in found]
+        return [d.best(len(d.scores) if keep is None else keep) for d in merged]
+
+    # ------------------------------------------------------------------------------------------------ tuning
+
+    def tune(self, mode: Tuning, frozen_stages: int = 0) -> None:
+        """Choose what trains: "full"; "prompt", the learned prompt alone; "linear", the box, centerness and text
+        projections with temperature and biases. `frozen_stages` > 0 also freezes the patch embedding and that many
+        image stages with their merges (the pre-training recipe freezes 1)."""
+        if mode not in ("full", "prompt", "linear"):
+            raise ValueError(f"unknown tuning mode {mode!r}: choose full, prompt or linear")
+        if mode == "prompt" and self.prompt is None:
+            raise ValueError("prompt tuning needs a model built with prompt_tuning=True")
+        head = self.head
+        probes = (head.box, head.centerness, head.project_text)
+        self.requires_grad_(mode == "full")
+        if mode == "prompt":
+            self.prompt.requires_grad_(True)
+        if mode == "linear":
+            for parameter in (
+                head.log_scale,
+                head.token_bias,
+                head.bias,
+                *(p for m in probes for p in m.parameters()),
+            ):
+                parameter.requires_grad_(True)
+        if frozen_stages:
+            self.backbone.image.patch_embed.requires_grad_(False)
+            for stage in self.backbone.image.stages[:frozen_stages]:
+                stage.requires_grad_(False)
+
+
+class GroundingTask(nn.Module):
+    """Batch -> weighted losses of phrase grounding and detection alike.
+
+    Batch: images (B,3,H,W) uint8 RGB, sizes (B,2) int64 un-padded (h, w), ids and mask (B,L) int64, and the boxes of
+    all images packed: boxes (N,4) float xyxy pixels of the resized image, box_image (N,) int64 row of the batch,
+    box_tokens (N,L) bool tokens of the box's phrase. Images without boxes are legal, and so is N = 0.
+    """
+
+    def __init__(self, model: FiberDetector, weights: LossWeights = PUBLISHED_WEIGHTS) -> None:
+        super().__init__()
+        self.model, self.weights = model, weights
+
+    def forward(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Weighted losses (with graph) and a detached report."""
+        output, anchors = self.model(batch["images"], batch["sizes"], batch["ids"], batch["mask"])
+        targets = Targets(batch["boxes"], batch["box_image"], batch["box_tokens"])
+        losses, assignment = detection_losses(
+            output, anchors, batch["mask"], targets, self.model.text_limit, across_ranks=self.training
+        )
+        weights = {"token": self.weights.token, "box": self.weights.box, "centerness": self.weights.centerness}
+        report = {f"loss/{name}": value.detach() for name, value in losses.items()}
+        boxes, learned = len(targets.boxes), len(assignment.target.unique())
+        report |= {
+            "assignment/positives_per_image": losses["token"].new_tensor(len(assignment.anchor) / len(batch["ids"])),
+            "assignment/boxes_without_anchor": losses["token"].new_tensor((boxes - learned) / max(boxes, 1)),
+        }
+        return {name: weights[name] * value for name, value in losses.items()}, report

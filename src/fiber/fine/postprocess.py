@@ -1,0 +1,127 @@
+"""Head outputs -> detections: token scores to class scores, per-level selection, decoding, class-aware NMS.
+
+Shape letters: B images, A anchors of a level, L text length, K classes of the prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from fiber.fine.boxes import clip, decode
+from fiber.fine.dyhead import HeadOutput
+
+Aggregation = Literal["mean", "max", "power"]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How detections are chosen. `threshold` applies to the class score before centerness, strictly;
+    `top` limits the (anchor, class) pairs a level; `nms` suppresses IoU above it, inclusive pixels (+1)."""
+
+    threshold: float = 0.05
+    top: int = 1000
+    nms: float = 0.6
+    keep: int = 100
+    aggregation: Aggregation = "mean"
+
+
+DETECTION = Selection()  # the release's settings for detection ...
+GROUNDING = Selection(threshold=0.0, top=3000)  # ... and for phrases and referring expressions
+
+
+@dataclass(frozen=True)
+class Detections:
+    """Of one image, best first: boxes (D,4) xyxy pixels of the network's input image, scores (D,) in 0..1, labels
+    (D,) int64 indices of the prompt's classes."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+
+    def best(self, keep: int) -> "Detections":
+        """The `keep` highest scores."""
+        order = self.scores.argsort(descending=True, stable=True)[:keep]
+        return Detections(self.boxes[order], self.scores[order], self.labels[order])
+
+    @classmethod
+    def cat(cls, parts: Sequence["Detections"]) -> "Detections":
+        """All detections of several prompts on one image, in order; labels must already be global."""
+        return cls(*(torch.cat([getattr(p, f) for p in parts]) for f in ("boxes", "scores", "labels")))
+
+
+def class_scores(token_logits: Tensor, class_tokens: Tensor, aggregation: Aggregation = "mean") -> Tensor:
+    """Scores (...,K) in 0..1 from token logits (...,L) and the tokens that each class owns, (K,L) bool.
+
+    mean, max or power (geometric mean) of the sigmoid over the class's tokens. Raises ValueError where a class owns
+    no token: its score would silently be 0 everywhere.
+    """
+    owned = class_tokens.sum(1)
+    if (owned == 0).any():
+        empty = (owned == 0).nonzero().flatten().tolist()
+        raise ValueError(f"classes {empty} of the prompt own no token; build the prompt in chunks that fit the text")
+    token_logits = token_logits.float()
+    share = class_tokens.float() / owned[:, None]
+    if aggregation == "mean":
+        return token_logits.sigmoid() @ share.T
+    if aggregation == "power":
+        return (torch.nn.functional.logsigmoid(token_logits) @ share.T).exp()
+    if aggregation == "max":
+        columns = [token_logits[..., tokens].amax(-1) for tokens in class_tokens.bool()]
+        return torch.stack(columns, -1).sigmoid()
+    raise ValueError(f"unknown aggregation {aggregation!r}: choose mean, max or power")
+
+
+def detections(
+    output: HeadOutput,
+    anchors: Sequence[Tensor],
+    class_tokens: Sequence[Tensor],
+    sizes: Tensor,
+    selection: Selection,
+) -> list[Detections]:
+    """Detections of every image of a batch.
+
+    anchors: per level (A,4); class_tokens: per image (K,L) bool; sizes (B,2) int64 (h, w) of each image before
+    padding, to which boxes are clipped.
+    """
+    found = []
+    for image, (tokens, size) in enumerate(zip(class_tokens, sizes.tolist(), strict=True)):
+        levels = zip(output.deltas, output.centerness, output.tokens, anchors, strict=True)
+        parts = [
+            _select_level(d[image], c[image], class_scores(t[image], tokens, selection.aggregation), a, selection)
+            for d, c, t, a in levels
+        ]
+        every = Detections.cat(parts)
+        every = Detections(clip(every.boxes, size), every.scores.sqrt(), every.labels)
+        found.append(_suppress(every, selection))
+    return found
+
+
+def _select_level(
+    deltas: Tensor, centerness: Tensor, scores: Tensor, anchors: Tensor, selection: Selection
+) -> Detections:
+    """Best (anchor, class) pairs of one level of one image, score = class score * centerness (not yet rooted)."""
+    kept = scores > selection.threshold
+    ranked = torch.where(kept, scores * centerness.float().sigmoid()[:, None], -1.0).flatten()
+    best, index = ranked.topk(min(selection.top, ranked.numel()))
+    best, index = best[best >= 0], index[best >= 0]
+    anchor, label = index // scores.shape[1], index % scores.shape[1]
+    return Detections(decode(deltas[anchor], anchors[anchor]), best, label)
+
+
+def _suppress(every: Detections, selection: Selection) -> Detections:
+    """Non-maximum suppression within each class, then the best `keep`.
+
+    Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
+    to a place of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
+    """
+    if len(every.boxes) == 0:
+        return every
+    boxes = every.boxes.double()
+    apart = (boxes.max() + 2) * every.labels[:, None]
+    moved = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) + apart
+    keep = nms(moved, every.scores.double(), selection.nms)[: selection.keep]
+    return Detections(every.boxes[keep], every.scores[keep], every.labels[keep])

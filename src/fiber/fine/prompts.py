@@ -1,0 +1,200 @@
+"""The one prompt builder: class names and phrases -> caption, token map and back, for training, evaluation and
+inference alike.
+
+A prompt is a caption whose phrases (class names, or phrases of a sentence) each own a set of tokens. Two rules hold
+everywhere: a class name is never split by the text limit, and a class that owns no token is an error, because its
+score would silently be 0.
+
+Shape letters: K phrases of a prompt, L text limit in tokens, special tokens included.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+SEPARATOR = ". "
+SPECIALS = 2  # <s> and </s>
+MAX_NEGATIVES = 85
+
+Span = tuple[int, int]  # [start, end) characters
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A caption ready for the model: ids and mask (L,) int64 (mask 1 = token), token_map (K,L) bool with the tokens
+    of each phrase, spans per phrase, and for class prompts `classes`, the class index of each phrase."""
+
+    text: str
+    ids: Tensor
+    mask: Tensor
+    token_map: Tensor
+    spans: list[list[Span]]
+    classes: list[int]
+
+
+class PromptBuilder:
+    """Builds prompts with one tokenizer (a fast one: character offsets are needed) and one text limit."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, limit: int = 256) -> None:
+        if not tokenizer.is_fast:
+            raise ValueError(f"{type(tokenizer).__name__} has no character offsets; load the fast tokenizer")
+        self.tokenizer, self.limit = tokenizer, limit
+        self.budget = limit - SPECIALS
+        self._costs: dict[str, int] = {}
+
+    # ------------------------------------------------------------------------------------------------ prompts
+
+    def sentence(self, text: str, spans: Sequence[Sequence[Span]]) -> Prompt:
+        """A sentence with phrases. Phrases beyond the text limit own no token: their row of the token map is empty,
+        and the caller drops and counts their boxes."""
+        tokens, offsets = self._encode(text)
+        rows = [token_row(offsets, phrase, self.limit) for phrase in spans]
+        return self._prompt(text, tokens, rows, [list(s) for s in spans], list(range(len(spans))))
+
+    def classes(self, names: Sequence[str], order: Sequence[int] | None = None) -> Prompt:
+        """Class names joined by ". ", in the order of the class indices `order` (all in order if None). Raises
+        ValueError if they do not fit the limit or a class owns no token."""
+        order = list(range(len(names)) if order is None else order)
+        text, spans = "", []
+        for index in order:
+            name = clean_name(names[index])
+            start = len(text) + (len(SEPARATOR) if text else 0)
+            text = text + SEPARATOR + name if text else name
+            spans.append([(start, start + len(name))])
+        length = len(self.tokenizer(text)["input_ids"])
+        if length > self.limit:
+            raise ValueError(
+                f"a prompt of {len(order)} classes has {length} tokens, the text limit is {self.limit}; "
+                "split it (PromptBuilder.chunks) or sample negatives (PromptBuilder.detection)"
+            )
+        tokens, offsets = self._encode(text)
+        rows = [token_row(offsets, span, self.limit) for span in spans]
+        empty = [names[index] for index, row in zip(order, rows, strict=True) if not row.any()]
+        if empty:
+            raise ValueError(f"class names {empty} own no token in the prompt; rename them")
+        return self._prompt(text, tokens, rows, spans, order)
+
+    def chunks(self, names: Sequence[str], max_classes: int | None = None) -> list[Prompt]:
+        """Prompts that together hold every class exactly once, in order, each within the text limit and of at
+        most `max_classes` classes. Raises ValueError if one name alone is too long."""
+        groups: list[list[int]] = []
+        room = 0
+        for index, name in enumerate(names):
+            cost = self._cost(name)
+            if cost > self.budget:
+                raise ValueError(f"class name {name!r} alone has {cost} tokens, {self.budget} fit the text limit")
+            if not groups or cost > room or len(groups[-1]) == max_classes:
+                groups.append([])
+                room = self.budget
+            groups[-1].append(index)
+            room -= cost
+        return [self.classes(names, group) for group in groups]
+
+    def detection(
+        self,
+        names: Sequence[str],
+        positives: Sequence[int],
+        rng: np.random.Generator,
+        negatives: Sequence[int] | None = None,
+        max_negatives: int = MAX_NEGATIVES,
+    ) -> tuple[Prompt, list[int]]:
+        """Training prompt of a detection sample and the positive classes that did not fit (their boxes are dropped
+        and counted by the caller).
+
+        positives: class indices present in the picture. They are shuffled and added while they fit; then negatives,
+        drawn from `negatives` (default: all other classes), only those that fit: one (5 %), none (5 %),
+        `max_negatives` (50 %), else uniformly 1..max_negatives. All are shuffled.
+        """
+        present = set(positives)
+        chosen, dropped, room = [], [], self.budget
+        for index in rng.permutation(sorted(present)).tolist():
+            cost = self._cost(names[index])
+            if cost <= room:
+                chosen.append(index)
+                room -= cost
+            else:
+                dropped.append(index)
+        pool = sorted((set(range(len(names))) if negatives is None else set(negatives)) - present)
+        wanted = min(number_of_negatives(rng, max_negatives), len(pool))
+        if not chosen:
+            wanted = max(wanted, min(1, len(pool)))  # a caption needs words
+        for index in rng.permutation(pool).astype(int).tolist():
+            if wanted == 0 or room == 0:
+                break
+            cost = self._cost(names[index])
+            if cost <= room:
+                chosen.append(index)
+                room -= cost
+                wanted -= 1
+        if not chosen:
+            raise ValueError("a detection prompt has neither a positive nor a negative class that fits its text")
+        return self.classes(names, rng.permutation(chosen).tolist()), dropped
+
+    # ------------------------------------------------------------------------------------------------ insides
+
+    def _cost(self, name: str) -> int:
+        """Most tokens that a class takes in a caption, whatever stands around it, with its separator."""
+        if name not in self._costs:
+            clean = clean_name(name)
+            forms = (clean + SEPARATOR, SEPARATOR + clean, " " + clean + SEPARATOR)
+            self._costs[name] = max(
+                len(self.tokenizer(form, add_special_tokens=False)["input_ids"]) for form in forms
+            )
+        return self._costs[name]
+
+    def _encode(self, text: str) -> tuple[list[int], np.ndarray]:
+        """Ids, cut to the limit, and their character offsets (n,2)."""
+        encoding = self.tokenizer(text, truncation=True, max_length=self.limit, return_offsets_mapping=True)
+        return encoding["input_ids"], np.asarray(encoding["offset_mapping"]).reshape(-1, 2)
+
+    def _prompt(
+        self, text: str, tokens: list[int], rows: list[Tensor], spans: list[list[Span]], classes: list[int]
+    ) -> Prompt:
+        ids = torch.full((self.limit,), self.tokenizer.pad_token_id)
+        ids[: len(tokens)] = torch.tensor(tokens)
+        mask = (torch.arange(self.limit) < len(tokens)).long()
+        token_map = torch.stack(rows) if rows else torch.zeros(0, self.limit, dtype=torch.bool)
+        return Prompt(text, ids, mask, token_map, spans, classes)
+
+
+def clean_name(name: str) -> str:
+    """Class name as it stands in a caption: underscores to blanks, parenthesised remarks dropped (unless nothing
+    else is left), blanks merged. Raises ValueError on a blank name."""
+    words = " ".join(name.replace("_", " ").split())
+    short = " ".join(re.sub(r"\([^)]*\)", " ", words).split())
+    short = short or " ".join(words.replace("(", " ").replace(")", " ").split())
+    if not short:
+        raise ValueError(f"class name {name!r} is blank")
+    return short
+
+
+def number_of_negatives(rng: np.random.Generator, most: int) -> int:
+    """How many negative classes a detection prompt asks for: 5 % one, 5 % none, 50 % `most`, else uniform 1..most."""
+    draw = rng.random()
+    if draw < 0.05:
+        return min(1, most)
+    if draw < 0.10 or most == 0:
+        return 0
+    return most if draw < 0.60 else int(rng.integers(1, most + 1))
+
+
+def token_row(offsets: np.ndarray, spans: Sequence[Span], limit: int) -> Tensor:
+    """(L,) bool: the tokens of a phrase, from the first to the last token of each of its spans.
+
+    offsets (n,2): characters [start, end) of each token, empty for special tokens. A token belongs to a span when
+    they share a character, so a blank at an edge of the span moves that edge inwards, and all tokens of a character
+    of several bytes belong together. A span cut by truncation keeps the tokens that are left; a span beyond it, or
+    of blanks alone, has none.
+    """
+    row = torch.zeros(limit, dtype=torch.bool)
+    low, high = offsets[:, 0], offsets[:, 1]
+    for start, end in spans:
+        inside = np.flatnonzero((low < end) & (high > start) & (low < high))
+        if len(inside):
+            row[inside[0] : inside[-1] + 1] = True
+    return row
