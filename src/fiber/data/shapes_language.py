@@ -173,16 +173,18 @@ def _group_caption(scene: Scene, rng: np.random.Generator) -> list[Part] | None:
 
 def _caption(scene: Scene, full: bool, style: int, rng: np.random.Generator) -> list[Part]:
     count = len(scene.objects)
-    if not full and rng.random() < 0.15 and (group := _group_caption(scene, rng)):
+    about_held_out = scene.split == "compositional"
+    if not full and not about_held_out and rng.random() < 0.15 and (group := _group_caption(scene, rng)):
         return group
     mentioned = count if full else int(rng.integers(2, count + 1))
     order = rng.permutation(count).tolist()
-    if scene.split == "compositional":  # speak of what the split is about
+    if about_held_out:  # they come first, so that one is always mentioned
         order.sort(key=lambda i: scene.world.frequency(scene.objects[i].colour, scene.objects[i].shape))
         order = [order[i] for i in (*rng.permutation(mentioned), *range(mentioned, count))]
     extra: tuple[str, ...] = ()
     if mentioned <= 4 and (full or rng.random() < 0.5):
-        extra = ("size",) if mentioned > 3 or not texture_words(scene.world) else ("size", "texture")
+        both = mentioned == 2 and bool(texture_words(scene.world))
+        extra = ("size", "texture") if both else ("size",)
     cuts = {2: [2], 3: [3], 4: [2, 2], 5: [3, 2], 6: [3, 3]}[mentioned]
     if mentioned > 4:
         style = 0
@@ -224,8 +226,8 @@ def unique_descriptions(scene: Scene, index: int) -> list[Description]:
     return [of(obj, attributes) for attributes in found]
 
 
-def relational_references(scene: Scene, index: int) -> list[tuple[Description, str, Description, int]]:
-    """(head, relation, anchor description, anchor index) that fit this object alone where the head does not."""
+def relational_references(scene: Scene, index: int) -> list[tuple[Description, str, Description]]:
+    """(head, relation, anchor) that fit this object alone where the head does not: "the star left of the ring"."""
     obj, found = scene.objects[index], []
     heads = [of(obj, attributes) for attributes in ((), ("shape",), ("colour",), ("colour", "shape"))]
     for head in heads:
@@ -238,7 +240,7 @@ def relational_references(scene: Scene, index: int) -> list[tuple[Description, s
             words = describe(scene, anchor)
             for relation in clear_relations(obj, other):
                 if all(offset(relation, scene.objects[r], other) <= 0 for r in rivals):
-                    found.append((head, relation, words, anchor))
+                    found.append((head, relation, words))
     return found
 
 
@@ -248,44 +250,10 @@ def make_expressions(scene: Scene, rng: np.random.Generator, limit: int = 3) -> 
     for index in rng.permutation(len(scene.objects))[:limit].tolist():
         related = relational_references(scene, index)
         if related and rng.random() < 0.5:
-            head, relation, anchor, _ = pick(rng, related)
+            head, relation, anchor = pick(rng, related)
             text = f"the {head} {relation_words(relation)} the {anchor}"
         else:
             head = pick(rng, unique_descriptions(scene, index))
             text = f"the {head}"
         expressions.append({"text": text, "box": index, "span": [[0, len(f"the {head}")]]})
     return expressions
-
-
-# ------------------------------------------------------------------------------------------------- statements
-
-
-def true_statement(scene: Scene, rng: np.random.Generator, adjective: str = "") -> str:
-    """A true sentence on what is there, or on a relation of two objects. `adjective` goes before the first one."""
-    first, second = rng.permutation(len(scene.objects))[:2].tolist()
-    words = a(f"{adjective} {describe(scene, first)}".strip())
-    if rng.random() < 0.5:
-        return f"there is {words}"
-    relation = pick(rng, clear_relations(scene.objects[first], scene.objects[second]))
-    return f"{words} is {relation_words(relation)} {a(describe(scene, second))}"
-
-
-def false_statement(scene: Scene, rng: np.random.Generator, adjective: str = "") -> str:
-    """A false sentence of the same forms: an object that is not there, or a relation the wrong way round."""
-    if rng.random() < 0.5:
-        return f"there is {a(f'{adjective} {absent(scene, rng)}'.strip())}"
-    first, second = rng.permutation(len(scene.objects))[:2].tolist()
-    words = a(f"{adjective} {describe(scene, first)}".strip())
-    relation = SWAPPED[pick(rng, clear_relations(scene.objects[first], scene.objects[second]))]
-    return f"{words} is {relation_words(relation)} {a(describe(scene, second))}"
-
-
-def absent(scene: Scene, rng: np.random.Generator) -> Description:
-    """Colour and shape of something that is not there, drawn as objects are, so that the words betray nothing."""
-    world = scene.world
-    weights = np.array([world.frequency(*pair) for pair in world.combinations])
-    if scene.split == "compositional":
-        weights = np.where(weights == 0, 1.0, weights)
-    weights *= [not fitting(scene, Description(colour=c, shape=s)) for c, s in world.combinations]
-    colour, shape = world.combinations[rng.choice(len(weights), p=weights / weights.sum())]
-    return Description(colour=colour, shape=shape)
