@@ -1,0 +1,98 @@
+"""Tokenisers, fixed-length encoding and masking for masked-language modelling."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaTokenizerFast
+
+IGNORE = -100
+"""Label of positions that a cross-entropy leaves out."""
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0..3, as RoBERTa has them; <mask> is the last id
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokeniser was used
+
+
+def load_tokenizer(path_or_hub: str | Path) -> PreTrainedTokenizerFast:
+    """A fast tokeniser from a folder or a hub name. Raises ValueError naming it where there is none."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_hub), use_fast=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no tokenizer at {path_or_hub!s} (a folder or a hub name is expected): {reason}") from None
+    if not tokenizer.is_fast or tokenizer.mask_token_id is None:
+        raise ValueError(f"the tokenizer at {path_or_hub!s} is not a fast one with a <mask> token")
+    return tokenizer
+
+
+def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> PreTrainedTokenizerFast:
+    """Trains a byte-level BPE of RoBERTa's form on `texts` and stores it in `out_dir`, where load_tokenizer finds it.
+
+    vocab_size: at least 261 (256 bytes and five special tokens); the result has at most so many ids.
+    """
+    if vocab_size < 261:
+        raise ValueError(f"vocab_size {vocab_size}: a byte-level vocabulary needs at least 261 ids")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,  # <mask> comes on top
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", SPECIAL.index("</s>")), ("<s>", SPECIAL.index("<s>")), add_prefix_space=False, trim_offsets=True
+    )
+    wrapped = RobertaTokenizerFast(
+        tokenizer_object=tokenizer, mask_token=AddedToken("<mask>", lstrip=True, special=True), model_max_length=512
+    )
+    wrapped.save_pretrained(str(out_dir))
+    return wrapped
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask (1 = token), both int64 (max_length,): <s> ... </s>, cut or padded to max_length."""
+    ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    padded = np.full(max_length, tokenizer.pad_token_id, dtype=np.int64)
+    padded[: len(ids)] = ids
+    mask = np.zeros(max_length, dtype=np.int64)
+    mask[: len(ids)] = 1
+    return padded, mask
+
+
+def mask_tokens(
+    ids: np.ndarray,
+    special: np.ndarray,
+    vocab: int,
+    mask_id: int,
+    rng: np.random.Generator,
+    probability: float = 0.15,
+) -> tuple[np.ndarray, np.ndarray]:
+    """BERT's masking of one text: (masked_ids, labels), int64 (L,); labels are IGNORE where nothing is predicted.
+
+    Every token that is not special is chosen with `probability`, one at random where chance chose none. Of those,
+    80 % become mask_id, 10 % a random ordinary token, 10 % stay. A text of special tokens alone stays as it is.
+
+    special: int64 (K,) distinct ids that are neither chosen nor drawn. vocab: number of ids.
+    """
+    ordinary = np.flatnonzero(~np.isin(ids, special))
+    masked, labels = ids.copy(), np.full_like(ids, IGNORE)
+    if not len(ordinary):
+        return masked, labels
+    chosen = ordinary[rng.random(len(ordinary)) < probability]
+    spare = rng.choice(ordinary)  # drawn always, so that the stream of numbers does not depend on the outcome
+    chosen = chosen if len(chosen) else np.array([spare])
+    labels[chosen] = ids[chosen]
+    action = rng.random(len(chosen))
+    drawn = rng.integers(vocab - len(special), size=len(chosen))
+    for id_ in np.sort(special):  # step over the special ids
+        drawn += drawn >= id_
+    masked[chosen] = np.where(action < 0.8, mask_id, np.where(action < 0.9, drawn, ids[chosen]))
+    return masked, labels
