@@ -1,0 +1,258 @@
+"""Image-text retrieval: the dual encoder ranks everything, matching re-ranks the best candidates of each query.
+
+Letters: N images, M texts (one or more a picture), K pairs.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from fiber import distributed
+from fiber.coarse.itc import draw_negatives, negative_weights
+from fiber.coarse.itm import itm_loss
+from fiber.coarse.model import CoarseModel
+from fiber.data.collate import collate
+from fiber.data.records import Sample, annotation_text
+from fiber.data.shards import ShardSet
+from fiber.data.stream import eval_loader
+from fiber.data.text import encode
+from fiber.data.transforms import load_image
+from fiber.evaluation.gallery import Cache, Images, Meter, Texts, encode_images, encode_texts, match_logits
+from fiber.evaluation.recall import retrieval_recall
+
+ITM_PRIOR = math.log(3) - 2 / 3 * math.log(2)  # entropy of one match to two non-matches: 0.6365
+KS = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What `evaluate_retrieval` found: its figures, and for pictures the score matrices (N,M) fp32 on the host,
+    the ids (N,) of the rows and the row (M,) of each text's picture. Without re-ranking the last two scores are
+    the first."""
+
+    figures: dict[str, float]
+    image_id: np.ndarray
+    image_row: np.ndarray
+    contrastive: np.ndarray
+    image_to_text: np.ndarray
+    text_to_image: np.ndarray
+
+
+@torch.no_grad()
+def evaluate_retrieval(
+    model: CoarseModel,
+    images: Iterable[dict],
+    texts: Iterable[dict],
+    *,
+    rerank_k: int,
+    batch: int,
+    cache: Cache | None = None,
+    meter: Meter | None = None,
+) -> Retrieval:
+    """Recall@1/5/10 both ways, by contrastive similarity and re-ranked by matching.
+
+    `images`, `texts`: this rank's batches, see `gallery.encode_images` and `encode_texts`; texts may bring
+    "swapped_ids" and "swapped_mask" (B,L), the caption with its relation turned round (mask all 0: no relation).
+    `rerank_k`: candidates of each query that matching scores (0: none; at least the size of the gallery: all pairs);
+    the other candidates keep their contrastive order behind these. `batch`: pairs a fused pass.
+
+    Every rank must call and gets the same figures, for any number of ranks: `i2t_r{1,5,10}`, `t2i_r{1,5,10}`,
+    `r_mean`, the same with `reranked_` before them, `itm_loss` (batches of `batch` texts with hard negatives drawn as
+    in training) beside `itm_prior`, `swap_accuracy` (share of the `swap_count` captions whose score falls when their
+    relation is swapped; chance 1/2), `images`, `texts`, `pairs` (scored for re-ranking), `chance_t2i_r1`.
+    The model's mode is set to evaluation and put back.
+    """
+    cache, meter = cache or Cache(), meter or Meter()
+    training = model.training
+    model.eval()
+    gallery = encode_images(model, images, cache, meter)
+    captions, columns = encode_texts(model, texts, gallery.image_id, cache, meter)
+    contrastive = gallery.features @ captions.features.T
+    figures = {"images": len(gallery.image_id), "texts": len(captions.image_row)}
+    figures |= {"chance_t2i_r1": 1 / len(gallery.image_id)}
+    figures |= _itm_loss(model, gallery, captions, contrastive, batch, meter)
+    if "swapped_ids" in columns:
+        figures |= _swap_accuracy(model, gallery, captions, columns, batch, meter)
+    scores = contrastive, contrastive
+    if rerank_k:
+        *scores, pairs = rerank(model, gallery, captions, contrastive, rerank_k, batch, meter)
+        figures["pairs"] = pairs
+    model.train(training)
+    contrastive, image_to_text, text_to_image = (x.cpu().numpy() for x in (contrastive, *scores))
+    ids, rows = gallery.image_id.cpu().numpy(), captions.image_row.cpu().numpy()
+    figures |= _recall(contrastive, contrastive, rows)
+    if rerank_k:
+        figures |= {f"reranked_{k}": v for k, v in _recall(image_to_text, text_to_image, rows).items()}
+    return Retrieval(figures, ids, rows, contrastive, image_to_text, text_to_image)
+
+
+def rerank(
+    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, k: int, batch: int, meter: Meter
+) -> tuple[Tensor, Tensor, int]:
+    """Scores (N,M) for ranking texts by image, the same for images by text, and the number of pairs matched.
+
+    Candidates are the k best of each query by `scores` (N,M), ties to the higher index; a pair that is a candidate
+    both ways is matched once. Candidates have their match logit; the others their score, moved below every logit.
+    """
+    by_image, by_text = candidates(scores, k), candidates(scores.T, k).T
+    image_row, text_row = torch.nonzero(by_image | by_text, as_tuple=True)
+    logits = match_logits(
+        model, images, texts.prefixes, image_row, text_row, batch=batch, meter=meter, what="re-ranking"
+    )[:, 1]
+    behind = scores - (scores.max() - logits.min() + 1)
+    matched = behind.clone()
+    matched[image_row, text_row] = logits
+    return torch.where(by_image, matched, behind), torch.where(by_text, matched, behind), len(logits)
+
+
+def candidates(scores: Tensor, k: int) -> Tensor:
+    """(Q,C) -> bool (Q,C): the k best columns of each row, ties to the higher index as in `retrieval_recall`."""
+    columns = scores.shape[1]
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    for start in range(0, len(scores), 256):  # bounds the memory of the sort
+        order = scores[start : start + 256].flip(1).sort(dim=1, descending=True, stable=True).indices
+        chosen[start : start + 256].scatter_(1, columns - 1 - order[:, :k], True)
+    return chosen
+
+
+def _recall(image_to_text: np.ndarray, text_to_image: np.ndarray, image_row: np.ndarray) -> dict[str, float]:
+    rows = range(len(image_to_text))
+    figures = {n: v for n, v in retrieval_recall(image_to_text, rows, image_row, KS).items() if n.startswith("i2t")}
+    figures |= {n: v for n, v in retrieval_recall(text_to_image, rows, image_row, KS).items() if n.startswith("t2i")}
+    return figures | {"r_mean": float(np.mean(list(figures.values())))}
+
+
+def _itm_loss(
+    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, batch: int, meter: Meter
+) -> dict[str, float]:
+    """Mean matching loss over batches of consecutive texts with their pictures, negatives drawn as in training."""
+    size = len(texts.image_row)
+    uniform = torch.rand(size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    logits = scores / model.heads.temperature()
+    pairs, valid = [], []
+    for start in range(0, size, batch):
+        text = torch.arange(start, min(start + batch, size), device=scores.device)
+        image, draw = texts.image_row[text], uniform[start : start + batch].to(scores.device)
+        block = logits[image][:, text]  # rows: images, columns: texts, aligned
+        same = image[:, None] == image[None]
+        neg_text, valid_text = draw_negatives(negative_weights(block, same, hard=True), draw[:, 0])
+        neg_image, valid_image = draw_negatives(negative_weights(block.T, same, hard=True), draw[:, 1])
+        pairs.append(
+            torch.stack([torch.cat([image, image, image[neg_image]]), torch.cat([text, text[neg_text], text])])
+        )
+        valid.append((valid_text, valid_image))
+    image_row, text_row = torch.cat(pairs, dim=1)
+    matched = match_logits(
+        model, images, texts.prefixes, image_row, text_row, batch=batch, meter=meter, what="matching"
+    )
+    losses = [itm_loss(x, *v) for x, v in zip(matched.split([p.shape[1] for p in pairs]), valid, strict=True)]
+    return {"itm_loss": float(torch.stack(losses).mean()), "itm_prior": ITM_PRIOR}
+
+
+def _swap_accuracy(
+    model: CoarseModel, images: Images, texts: Texts, columns: dict[str, Tensor], batch: int, meter: Meter
+) -> dict[str, float]:
+    """Share of captions with a relation that match their picture better than they do with the relation swapped."""
+    text = torch.nonzero(columns["swapped_mask"].any(1)).squeeze(1)
+    if not len(text):
+        return {"swap_count": 0}
+    scores = []
+    parts = zip(columns["swapped_ids"][text].split(batch), columns["swapped_mask"][text].split(batch), strict=True)
+    swapped = type(texts.prefixes).cat([model.text_prefix(ids, mask) for ids, mask in parts])
+    for prefixes, row in ((texts.prefixes, text), (swapped, torch.arange(len(text), device=text.device))):
+        logits = match_logits(
+            model, images, prefixes, texts.image_row[text], row, batch=batch, meter=meter, what="swapped relations"
+        )
+        scores.append(logits[:, 1])
+    return {"swap_accuracy": float((scores[0] > scores[1]).float().mean()), "swap_count": len(text)}
+
+
+# ---------------------------------------------------------------------------------------------- from shards
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's batches of a shard set, afresh at each iteration; see `data.stream.eval_loader` for `per`."""
+
+    shards: ShardSet
+    field: str
+    make_sample: Callable
+    per: str
+    batch: int
+    workers: int
+
+    def __iter__(self) -> Iterator[dict]:
+        return eval_loader(
+            self.shards,
+            self.field,
+            self.make_sample,
+            collate,
+            batch=self.batch,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            workers=self.workers,
+            per=self.per,
+        )
+
+    def __len__(self) -> int:
+        counts = self.shards.counts(self.field)
+        items = int(counts.sum() if self.per == "annotation" else (counts > 0).sum())
+        share = len(range(distributed.rank(), items, distributed.world_size()))
+        return -(-share // self.batch)
+
+
+def retrieval_sets(
+    shards: ShardSet,
+    tokenizer: PreTrainedTokenizerFast,
+    image_size: int,
+    max_text: int,
+    *,
+    batch: int,
+    workers: int = 0,
+    field: str = "captions",
+    exact: bool = False,
+    swap: Callable[[str], str] | None = None,
+) -> tuple[Share, Share]:
+    """The pictures that have texts and all these texts, as `evaluate_retrieval` takes them.
+
+    `exact`: Pillow's resize, by which published figures are judged. `swap` turns the relation of a caption round and
+    raises ValueError where there is none.
+    """
+    picture = _Picture(image_size, exact)
+    caption = _Caption(tokenizer, max_text, swap)
+    return Share(shards, field, picture, "image", batch, workers), Share(
+        shards, field, caption, "annotation", batch, workers
+    )
+
+
+@dataclass(frozen=True)
+class _Picture:
+    image_size: int
+    exact: bool
+
+    def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict:
+        return {"images": load_image(sample.images[0][1], self.image_size, self.exact)}
+
+
+@dataclass(frozen=True)
+class _Caption:
+    tokenizer: PreTrainedTokenizerFast
+    max_text: int
+    swap: Callable[[str], str] | None
+
+    def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict:
+        text = annotation_text(sample.record, field, annotation)
+        ids, mask = encode(self.tokenizer, text, self.max_text)
+        made = {"ids": ids, "mask": mask, "text": text}
+        if self.swap is None:
+            return made
+        try:
+            swapped, swapped_mask = encode(self.tokenizer, self.swap(text), self.max_text)
+        except ValueError:
+            swapped, swapped_mask = ids, np.zeros_like(mask)
+        return made | {"swapped_ids": swapped, "swapped_mask": swapped_mask}
