@@ -310,7 +310,8 @@ def draw_mask(obj: Object, side: int) -> np.ndarray:
     patch = Image.new("L", ((x1 - x0) * times, (y1 - y0) * times))
     pen = ImageDraw.Draw(patch)
     centre = ((obj.x * side - x0) * times, (obj.y * side - y0) * times)
-    for ring, fill in zip(_outline(obj.shape, obj.angle, obj.radius * side * times, centre), (255, 0), strict=False):
+    scale = obj.radius * side * times - 0.4  # PIL fills a little beyond the outline
+    for ring, fill in zip(_outline(obj.shape, obj.angle, scale, centre), (255, 0), strict=False):
         pen.polygon(ring, fill=fill)
     mask = np.zeros((side, side), np.float32)
     mask[y0:y1, x0:x1] = np.asarray(patch.reduce(times), np.float32) / 255
