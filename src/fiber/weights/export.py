@@ -1,0 +1,243 @@
+"""The export folder: a trained model in files that need nothing of the run that made it.
+
+model.safetensors    weights, names of ours
+config.json          `ExportConfig`: everything needed to rebuild the model
+tokenizer files      as transformers reads them
+answers.json         answer vocabulary, order = class index (models with a question head)
+categories.json      class names a detector was trained on, in order
+official_extras.safetensors   tensors of a converted official file that our model has no use for
+README.md            model card
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fiber.config import ConfigError, ModelConfig, Stage1Config, load_config, to_dict
+from fiber.data.text import load_tokenizer
+from fiber.weights.load import WeightsError
+
+WEIGHTS, CONFIG, EXTRAS = "model.safetensors", "config.json", "official_extras.safetensors"
+ANSWERS, CATEGORIES = "answers.json", "categories.json"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What `config.json` holds. `image_size` is the side of the square (coarse) or the short side of a test image
+    (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps a task to its
+    number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine)."""
+
+    stage: Literal["coarse", "fine"]
+    model: ModelConfig
+    vocab_size: int
+    pad_id: int
+    image_size: int
+    max_text: int
+    max_image_size: int | None = None
+    classifiers: dict = field(default_factory=dict)
+    detector: dict = field(default_factory=dict)
+    format: Literal["fiber"] = "fiber"
+    version: Literal[1] = 1
+
+
+def coarse_config(
+    config: Stage1Config, tokenizer: PreTrainedTokenizerBase, classifiers: Mapping[str, int] | None = None
+) -> ExportConfig:
+    """What an image-level run exports: `classifiers` maps the tasks whose heads its model has to their classes."""
+    return ExportConfig(
+        stage="coarse",
+        model=config.model,
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        image_size=config.image_size,
+        max_text=config.max_text,
+        classifiers=dict(classifiers or {}),
+    )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What the model card says: names of the training data (with their licences where known), optimizer steps,
+    metrics by name, and notes on how the weights came about."""
+
+    data: Sequence[str] = ()
+    steps: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export folder in memory; tensors lie on the CPU."""
+
+    config: ExportConfig
+    tensors: dict[str, Tensor]
+    tokenizer: PreTrainedTokenizerBase
+    answers: list[str]
+    categories: list[str]
+    extras: dict[str, Tensor]
+
+
+def write_export(
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: ExportConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    card: Card | None = None,
+    answers: Sequence[str] = (),
+    categories: Sequence[str] = (),
+    extras: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write an export folder aside and put it in the place of an older export. `tensors` is the state dict of the
+    model (not of the task around it), on any device, in the dtype to be stored.
+
+    Raises WeightsError if the folder holds something that is no export, if tokenizer, answers and configuration
+    disagree, or if a weight is not finite.
+    """
+    folder = Path(folder)
+    _check_consistent(tensors, config, tokenizer, answers)
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG).is_file():
+        raise WeightsError(f"{folder} exists and is not an export; choose another folder")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    # No local paths in a file that travels: the towers' starting points are part of the weights now.
+    model = replace(
+        config.model,
+        image=replace(config.model.image, pretrained=None),
+        text=replace(config.model.text, pretrained=None),
+    )
+    _write_json(partial / CONFIG, to_dict(replace(config, model=model)))
+    save_file(_storable(tensors), partial / WEIGHTS, metadata={"format": "pt"})
+    if extras:
+        save_file(_storable(extras), partial / EXTRAS, metadata={"format": "pt"})
+    for name, entries in ((ANSWERS, answers), (CATEGORIES, categories)):
+        if entries:
+            _write_json(partial / name, list(entries))
+    tokenizer.save_pretrained(str(partial))
+    (partial / "README.md").write_text(model_card(folder.resolve().name, config, tensors, card or Card()))
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    return folder
+
+
+def read_export(path: str | Path) -> Export:
+    """Read an export: a folder, a run directory (its `export/`), or a hub id, which is downloaded once.
+
+    Raises WeightsError naming the file that is missing or wrong.
+    """
+    folder = export_folder(path)
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise WeightsError(f"{folder} is not an export of this project: it has no {name}")
+    config = read_config(folder)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except ValueError as error:
+        raise WeightsError(str(error)) from None
+    lists = [json.loads((folder / n).read_text()) if (folder / n).is_file() else [] for n in (ANSWERS, CATEGORIES)]
+    extras = load_file(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
+    return Export(config, load_file(folder / WEIGHTS), tokenizer, *lists, extras)
+
+
+def read_config(folder: Path) -> ExportConfig:
+    """`config.json` of an export folder, every key checked. Raises WeightsError."""
+    try:
+        return load_config(ExportConfig, folder / CONFIG)  # JSON is YAML: the strict reader of configurations serves
+    except ConfigError as error:
+        raise WeightsError(f"{folder / CONFIG} is no configuration of an export: {error}") from None
+
+
+def export_folder(path: str | Path) -> Path:
+    """The local folder of an export given as a folder, a run directory or a hub id."""
+    folder = Path(path)
+    if (folder / "export" / CONFIG).is_file():
+        return folder / "export"
+    if folder.is_dir():
+        return folder
+    text = str(path)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise WeightsError(f"no folder {text}, and it is not a hub id (owner/name) either")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(f"no folder {text}, and the hub has no such model: {str(error).splitlines()[0]}") from None
+
+
+def model_card(name: str, config: ExportConfig, tensors: Mapping[str, Tensor], card: Card) -> str:
+    """README.md of an export."""
+    image, text = config.model.image, config.model.text
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    kind = "image level (stage 1)" if config.stage == "coarse" else "region level (stage 2)"
+    lines = [
+        f"# {name}",
+        "",
+        f"A FIBER model (fusion in the backbone) at {kind}, {numbers / 1e6:.1f} M numbers.",
+        "",
+        f"- image tower: Swin, {image.embed_dim} channels, depths {list(image.depths)}, window {image.window}, "
+        f"image size {config.image_size}",
+        f"- text tower: RoBERTa, {text.width} wide, {text.layers} layers, vocabulary {config.vocab_size}, "
+        f"{config.max_text} tokens; the last {config.model.num_fused} layer pairs are fused",
+    ]
+    lines += [f"- {task} head: {classes} classes" for task, classes in config.classifiers.items()]
+    lines += ["", "## Training", ""]
+    lines += [f"- data: {entry}" for entry in card.data] or ["- data: not recorded"]
+    lines.append(f"- optimizer steps: {'not recorded' if card.steps is None else card.steps}")
+    lines += [f"- {note}" for note in card.notes]
+    if card.metrics:
+        lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
+        lines += [f"| {metric} | {value:.4g} |" for metric, value in card.metrics.items()]
+    lines += [
+        "",
+        "## Licence",
+        "",
+        "Weights carry the terms of the data and of the starting weights they were made from; the list above is what "
+        "is known of them. The code that reads them is under the MIT licence.",
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import fiber",
+        f'model = fiber.load("{name}")',
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _check_consistent(
+    tensors: Mapping[str, Tensor], config: ExportConfig, tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]
+) -> None:
+    if len(tokenizer) != config.vocab_size:
+        raise WeightsError(
+            f"the tokenizer has {len(tokenizer)} tokens, the model a vocabulary of {config.vocab_size}: "
+            "it is not the tokenizer of these weights"
+        )
+    if answers and len(answers) != config.classifiers.get("vqa"):
+        raise WeightsError(f"{len(answers)} answers for a question head of {config.classifiers.get('vqa')} classes")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(f"{name} holds numbers that are not finite; these weights are broken")
+
+
+def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous CPU copies that share no memory, as the file format wants them."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
