@@ -1,0 +1,185 @@
+"""Box average precision by the COCO rules, through pycocotools, from predictions streamed off a file.
+
+Predictions are rows in the COCO results format, `{"image_id", "category_id", "bbox": [x, y, width, height],
+"score"}`, in pixels of the stored image; pictures without detections have no row. `ROW_KEY` is what makes such rows
+unique and their order the same for any number of ranks (`predictions.merge_predictions(..., key=ROW_KEY)`).
+"""
+
+import contextlib
+import io
+import itertools
+import math
+from array import array
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from fiber.evaluation.predictions import Row
+
+ROW_KEY = ("image_id", "category_id", "score", "bbox")
+COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
+
+
+@dataclass
+class Detections:
+    """N detections as columns: index of the image and of the category in the sorted lists they were read with (N,)
+    int64, boxes (N,4) float64 xywh, scores (N,) float64."""
+
+    image: np.ndarray
+    category: np.ndarray
+    boxes: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, index: np.ndarray) -> "Detections":
+        return Detections(self.image[index], self.category[index], self.boxes[index], self.scores[index])
+
+    def best(self, group: np.ndarray, k: int) -> "Detections":
+        """The k highest scores of each group (N,), in their old order; among equal scores the earlier stay."""
+        order = np.lexsort((-self.scores, group))  # stable
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        sizes = np.diff(starts, append=len(order))
+        place = np.arange(len(order)) - np.repeat(starts, sizes)
+        return self[np.sort(order[place < k])]
+
+
+def coco_ground_truth(
+    records: Iterable[Mapping[str, Any]], categories: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A COCO (and LVIS) annotation dict from records and the categories of their `dataset.json`.
+
+    Every record is a picture to be scored, boxes or none; boxes without a stored area get width x height. ValueError
+    names a picture that comes twice or a box without category.
+    """
+    images: dict[str, dict] = {}
+    annotations: list[dict] = []
+    for record in records:
+        identity = record["image_id"]
+        if identity in images:
+            raise ValueError(f"image {identity!r} comes twice")
+        images[identity] = {"id": identity, "width": record["width"], "height": record["height"]}
+        images[identity]["neg_category_ids"] = list(record.get("negative_categories", ()))
+        images[identity]["not_exhaustive_category_ids"] = list(record.get("not_exhaustive_categories", ()))
+        for number, box in enumerate(record.get("boxes", ())):
+            if "category" not in box:
+                raise ValueError(f"image {identity!r}: boxes[{number}] has no category")
+            x0, y0, x1, y1 = box["box"]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": identity,
+                    "category_id": box["category"],
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                    "area": box.get("area", (x1 - x0) * (y1 - y0)),
+                    "iscrowd": int(box.get("crowd", False)),
+                }
+            )
+    return {"images": list(images.values()), "annotations": annotations, "categories": [dict(c) for c in categories]}
+
+
+def coco_ap(ground_truth: Mapping[str, Any], predictions: Iterable[Row]) -> dict[str, float]:
+    """The twelve COCO box metrics over all images of `ground_truth` (the content of an annotation file).
+
+    Returns fractions under the names COCO_STATS; -1 where no object of that size exists. ValueError names a row that
+    is malformed or whose image or category is unknown.
+    """
+    image_ids, category_ids = sorted_ids(ground_truth, "images"), sorted_ids(ground_truth, "categories")
+    found = read_detections(predictions, image_ids, category_ids)
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        truth = _coco(ground_truth, ground_truth["annotations"])
+        results = [
+            {
+                "id": number + 1,
+                "image_id": image_ids[found.image[number]],
+                "category_id": category_ids[found.category[number]],
+                "bbox": found.boxes[number].tolist(),
+                "score": float(found.scores[number]),
+                "area": float(found.boxes[number, 2] * found.boxes[number, 3]),
+                "iscrowd": 0,
+            }
+            for number in range(len(found))
+        ]
+        scorer = COCOeval(truth, _coco(ground_truth, results), "bbox")
+        scorer.params.imgIds = image_ids
+        scorer.evaluate()
+        scorer.accumulate()
+        scorer.summarize()
+    return dict(zip(COCO_STATS, scorer.stats.tolist(), strict=True))
+
+
+def read_detections(
+    rows: Iterable[Row],
+    image_ids: Sequence[Hashable],
+    category_ids: Sequence[int],
+    keep_per_category: int | None = None,
+    prune_at: int = 4_000_000,
+) -> Detections:
+    """Read rows into columns of 48 bytes a detection, checking each.
+
+    keep_per_category: keep only so many best-scored rows of each category, dropping the others on the way, whenever
+    `prune_at` new rows have come in, so that memory is bounded.
+    """
+    image_index = {identity: index for index, identity in enumerate(image_ids)}
+    category_index = {identity: index for index, identity in enumerate(category_ids)}
+    kept = Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+    images, categories, numbers = array("q"), array("q"), array("d")
+
+    def collect() -> Detections:
+        new = np.array(numbers).reshape(-1, 5)
+        merged = Detections(
+            np.concatenate([kept.image, np.array(images, dtype=np.int64)]),
+            np.concatenate([kept.category, np.array(categories, dtype=np.int64)]),
+            np.concatenate([kept.boxes, new[:, :4]]),
+            np.concatenate([kept.scores, new[:, 4]]),
+        )
+        return merged if keep_per_category is None else merged.best(merged.category, keep_per_category)
+
+    for row in rows:
+        _check_row(row, image_index, category_index)
+        images.append(image_index[row["image_id"]])
+        categories.append(category_index[row["category_id"]])
+        numbers.extend((*row["bbox"], row["score"]))
+        if keep_per_category is not None and len(images) >= prune_at:
+            kept = collect()
+            images, categories, numbers = array("q"), array("q"), array("d")
+    return collect()
+
+
+def sorted_ids(ground_truth: Mapping[str, Any], field: str) -> list:
+    """The ids of "images" or "categories", sorted; ValueError names one that comes twice or says there is none."""
+    ids = sorted(entry["id"] for entry in ground_truth[field])
+    twice = next((a for a, b in itertools.pairwise(ids) if a == b), None)
+    if twice is not None or not ids:
+        raise ValueError(f"ground truth: {field} {twice!r} comes twice" if ids else f"ground truth has no {field}")
+    return ids
+
+
+def _check_row(row: Row, images: Collection[Hashable], categories: Collection[int]) -> None:
+    try:
+        image, category, (*_, width, height), score = (row[f] for f in ("image_id", "category_id", "bbox", "score"))
+        sound = len(row["bbox"]) == 4 and all(map(math.isfinite, (*row["bbox"], score))) and min(width, height) >= 0
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise ValueError(
+            f"detection {row!r} must have image_id, category_id, score and bbox [x, y, w, h], all finite"
+        )
+    if image not in images:
+        raise ValueError(f"detection on image {image!r}, which is not in the ground truth")
+    if category not in categories:
+        raise ValueError(f"detection of category {category!r} on image {image!r}: no such category")
+
+
+def _coco(ground_truth: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:
+    coco = COCO()
+    coco.dataset = {key: ground_truth[key] for key in ("images", "categories")} | {
+        "annotations": [dict(entry) for entry in annotations]
+    }  # pycocotools writes into them
+    coco.createIndex()
+    return coco
