@@ -130,7 +130,7 @@ def test_matching_loss_and_swapped_relations_equal_full_forwards():
         false = model.match_logits(image, swapped)[:, 1]
     assert found["swap_count"] == len(chosen)
     assert found["swap_accuracy"] == pytest.approx(float((true > false).float().mean()))
-    assert ITM_PRIOR == pytest.approx(-(1 / 3) * math.log(1 / 3) - (2 / 3) * math.log(2 / 3))
+    assert pytest.approx(-(1 / 3) * math.log(1 / 3) - (2 / 3) * math.log(2 / 3)) == ITM_PRIOR
     assert found["itm_prior"] == ITM_PRIOR
 
 

@@ -73,14 +73,14 @@ class Meter:
 def encode_images(model: CoarseModel, batches: Iterable[dict], cache: Cache, meter: Meter) -> Images:
     """This rank's batches {"images" (B,3,S,S), "image_id" (B,), "position" (B,)} -> all images."""
     positions, ids, features, prefixes = [], [], [], []
-    device = _device(model)
+    device = device_of(model)
     for batch in meter(batches, "images"):
         state = model.image_prefix(batch["images"].to(device))
         features.append(model.image_embedding(state))
         prefixes.append(cache.put(state))
         positions.append(batch["position"].to(device))
         ids.append(batch["image_id"].to(device))
-    _check_share(positions, "images")
+    check_share(len(positions), "images", device)
     position, (image_id, feature) = gather(torch.cat(positions), torch.cat(ids), torch.cat(features))
     own = torch.searchsorted(position, torch.cat(positions))
     place = torch.full_like(position, -1)
@@ -95,7 +95,7 @@ def encode_texts(
     """This rank's batches {"ids", "mask" (B,L), "image_id", "position" (B,)} -> all texts, and every further
     integer tensor of the batches, (M,...). `image_id` (N,): the gallery. ValueError where a text's picture lacks."""
     positions, features, prefixes, columns = [], [], [], []
-    device = _device(model)
+    device = device_of(model)
     for batch in meter(batches, "texts"):
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor) and not v.is_floating_point()}
         state = model.text_prefix(batch["ids"], batch["mask"])
@@ -103,7 +103,7 @@ def encode_texts(
         prefixes.append(cache.put(state))
         positions.append(batch.pop("position"))
         columns.append(batch)
-    _check_share(positions, "texts")
+    check_share(len(positions), "texts", device)
     columns = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
     state = TextState.cat(prefixes)
     _, gathered = gather(torch.cat(positions), *columns.values(), torch.cat(features), *state.tensors())
@@ -112,7 +112,6 @@ def encode_texts(
     return Texts(image_rows(image_id, columns["image_id"]), feature, TextState(tokens, mask)), columns
 
 
-@torch.no_grad()
 def match_logits(
     model: CoarseModel,
     images: Images,
@@ -125,20 +124,39 @@ def match_logits(
     what: str = "pairs",
 ) -> Tensor:
     """Matching logits (K,2) fp32 of the pairs (image_row[k], text_row[k]), on every rank; class 1 = match.
+    `texts`: prefixes that `text_row` counts in."""
 
-    The pairs are the same on all ranks; the owner of an image scores its pairs, `batch` at a time, image by image.
-    `texts`: prefixes that `text_row` counts in.
+    def score(image: ImageState, pairs: Tensor) -> Tensor:
+        return model.match_logits(image, _take(texts, text_row[pairs], model))
+
+    return score_pairs(model, images, image_row, score, width=2, batch=batch, meter=meter, what=what)
+
+
+@torch.no_grad()
+def score_pairs(
+    model: CoarseModel,
+    images: Images,
+    image_row: Tensor,
+    score: Callable[[ImageState, Tensor], Tensor],
+    *,
+    width: int,
+    batch: int,
+    meter: Meter,
+    what: str,
+) -> Tensor:
+    """Scores (K,width) fp32 of pairs of which pair k has the image `image_row[k]`, on every rank.
+
+    The pairs are the same on all ranks; the owner of an image scores its pairs, `batch` at a time, image by image:
+    `score` takes the prefixes of a batch and its pair numbers (b,) and gives (b,width).
     """
-    device = _device(model)
     mine = torch.nonzero(images.place[image_row] >= 0).squeeze(1)
     mine = mine[torch.sort(image_row[mine], stable=True).indices]
-    logits = torch.empty(len(mine), 2, device=device)
+    scores = torch.empty(len(mine), width, device=mine.device)
     for start in meter(range(0, len(mine), batch), what):
         pairs = mine[start : start + batch]
         image = _take(images.prefixes, images.place[image_row[pairs]], model)
-        text = _take(texts, text_row[pairs], model)
-        logits[start : start + batch] = model.match_logits(image, text)
-    return gather(mine, logits)[1][0]
+        scores[start : start + batch] = score(image, pairs)
+    return gather(mine, scores)[1][0]
 
 
 def gather(position: Tensor, *columns: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -181,13 +199,13 @@ def _take(state: State, rows: Tensor, model: CoarseModel) -> State:
     return kept[inverse.to(weight.device)]
 
 
-def _device(model: CoarseModel) -> torch.device:
+def device_of(model: CoarseModel) -> torch.device:
+    """Where the model's weights are."""
     return model.heads.itm.weight.device
 
 
-def _check_share(parts: list[Tensor], what: str) -> None:
-    """All ranks raise together where one has nothing to encode."""
-    device = parts[0].device if parts else distributed.device()
-    smallest = -int(distributed.all_reduce_max(torch.tensor([-len(parts)], device=device)))
+def check_share(batches: int, what: str, device: torch.device) -> None:
+    """All ranks raise ValueError together where one of them has nothing to encode."""
+    smallest = -int(distributed.all_reduce_max(torch.tensor([-batches], device=device)))
     if smallest == 0:
         raise ValueError(f"a rank has no {what} to evaluate: fewer {what} than ranks, or an empty set")
