@@ -62,12 +62,11 @@ def test_contradictions_are_refused_before_anything_is_written(tmp_path, model, 
     tensors, exported = model.state_dict(), coarse_config(config, tokenizer)
     with pytest.raises(WeightsError, match="tokenizer has"):
         write_export(tmp_path / "e", tensors, replace(exported, vocab_size=1000), tokenizer)
+    three = replace(exported, classifiers={"vqa": 3})
     with pytest.raises(WeightsError, match="2 answers"):
-        write_export(
-            tmp_path / "e", tensors, replace(exported, classifiers={"vqa": 3}), tokenizer, answers=["a", "b"]
-        )
+        write_export(tmp_path / "e", tensors, three, tokenizer, answers=["a", "b"])
+    broken = tensors | {"heads.itm.bias": torch.tensor([0.0, torch.nan])}
     with pytest.raises(WeightsError, match=r"heads\.itm\.bias"):
-        broken = tensors | {"heads.itm.bias": torch.tensor([0.0, torch.nan])}
         write_export(tmp_path / "e", broken, exported, tokenizer)
     assert not list(tmp_path.iterdir())
 

@@ -1,0 +1,179 @@
+"""Captions from an image: greedy, beam and nucleus decoding over the key/value cache of the causal text pass.
+
+Every step feeds one new token per row; keys and values of the text so far and of the image are kept. A caption's
+score is its mean log-probability per generated token, the end mark included (length-normalised, FIBER §4).
+
+Shape letters: B images, K beams, R rows (B, or B*K), N image tokens, C image width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fiber.backbone.fusion import DecoderCache
+from fiber.coarse.model import CoarseModel
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Ids that steer decoding: `start` begins a caption, `end` ends it, `forbidden` are never generated."""
+
+    start: int
+    end: int
+    forbidden: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Marks":
+        """Those of a RoBERTa-like tokenizer; start, padding and mask marks are forbidden inside a caption."""
+        start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+        return cls(start, end, (start, tokenizer.pad_token_id, tokenizer.mask_token_id))
+
+
+@dataclass(frozen=True)
+class Caption:
+    """Generated ids without marks, their mean log-probability, and whether the end mark was generated (a caption
+    that met the length limit has none)."""
+
+    ids: list[int]
+    score: float
+    ended: bool
+
+
+@torch.no_grad()
+def greedy(model: CoarseModel, image: Tensor, marks: Marks, max_length: int) -> list[Caption]:
+    """The likeliest token at every step. image (B,N,C) from `backbone.image_tail`; `max_length` tokens at most, both
+    marks included -> one caption an image."""
+    return _one_by_one(model, image, marks, max_length, lambda log_probability: log_probability.argmax(-1))
+
+
+@torch.no_grad()
+def nucleus(
+    model: CoarseModel,
+    image: Tensor,
+    marks: Marks,
+    max_length: int,
+    *,
+    top_p: float = 0.9,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> list[Caption]:
+    """Tokens drawn from the smallest set that holds `top_p` (0..1] of the probability (Holtzman et al. 2020) after
+    division of the logits by `temperature`; scores are those of the untempered model. Arguments as `greedy`;
+    `generator` lives on the image's device."""
+    if not 0 < top_p <= 1 or temperature <= 0:
+        raise ValueError(f"top_p {top_p} must lie in (0, 1] and temperature {temperature} above 0")
+
+    def draw(log_probability: Tensor) -> Tensor:
+        probability = (log_probability / temperature).softmax(-1)
+        ordered, tokens = probability.sort(dim=-1, descending=True)
+        # A token stays if those before it do not yet hold top_p: the likeliest always does.
+        ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+        return tokens.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
+
+    return _one_by_one(model, image, marks, max_length, draw)
+
+
+@torch.no_grad()
+def beam_search(
+    model: CoarseModel, image: Tensor, marks: Marks, max_length: int, beams: int = 5
+) -> list[list[Caption]]:
+    """The best captions of each image, best first, at most `beams` and all distinct. Arguments as `greedy`.
+
+    Each step ranks all continuations of the live beams by total log-probability; those of the first K that end are
+    finished, the first K that go on live. The search of an image is over when K have finished or the length is
+    reached, where live beams count as captions without end.
+    """
+    size, device = len(image), image.device
+    cache = model.backbone.start_decoding(image.repeat_interleave(beams, 0))
+    # Only the first of an image's equal beams lives at the start.
+    total = torch.full((size, beams), -torch.inf, device=device)
+    total[:, 0] = 0.0
+    ids = torch.full((size * beams, 1), marks.start, device=device)
+    finished: list[list[Caption]] = [[] for _ in range(size)]
+    for step in range(1, max_length):
+        log_probability = _next(model, ids[:, -1], cache, marks)
+        vocabulary = log_probability.shape[1]
+        ranked = (total.view(-1, 1) + log_probability).view(size, -1)
+        score, place = ranked.topk(min(2 * beams, ranked.shape[1]), dim=-1)
+        beam, token = place // vocabulary, place % vocabulary
+        ends = token == marks.end
+        rows = beam + torch.arange(size, device=device)[:, None] * beams
+        _collect(finished, ids, score, rows, ends, beams, step)
+        if all(len(own) >= beams for own in finished):
+            break
+        # The first K continuations that go on, in order; each beam ends in one way, so 2K hold at least K of them.
+        going = ends.to(torch.int64).argsort(dim=-1, stable=True)[:, :beams]
+        total = score.masked_fill(ends, -torch.inf).gather(1, going)
+        rows = rows.gather(1, going).flatten()
+        ids = torch.cat([ids[rows], token.gather(1, going).view(-1, 1)], dim=1)
+        _keep_rows(cache, rows)
+    _collect_unended(finished, ids, total, beams)
+    return [sorted(own, key=lambda caption: -caption.score)[:beams] for own in finished]
+
+
+def next_logits(model: CoarseModel, newest: Tensor, cache: DecoderCache) -> Tensor:
+    """Logits (R,V) fp32 of the token that follows the newest ids (R,); `cache` grows by one position."""
+    return model.heads.mlm(model.caption_tokens(newest[:, None], None, cache)[:, -1]).float()
+
+
+def _next(model: CoarseModel, newest: Tensor, cache: DecoderCache, marks: Marks) -> Tensor:
+    """Log-probabilities (R,V) of the allowed tokens; -inf at the forbidden ones."""
+    logits = next_logits(model, newest, cache)
+    logits[:, list(marks.forbidden)] = -torch.inf
+    return logits.log_softmax(-1)
+
+
+def _one_by_one(model: CoarseModel, image: Tensor, marks: Marks, max_length: int, choose) -> list[Caption]:
+    """One caption an image, `choose` picking tokens (B,) from log-probabilities (B,V)."""
+    cache = model.backbone.start_decoding(image)
+    newest = torch.full((len(image),), marks.start, device=image.device)
+    live = torch.ones_like(newest, dtype=torch.bool)
+    chosen, gained, alive = [], [], []
+    for _ in range(max_length - 1):
+        log_probability = _next(model, newest, cache, marks)
+        newest = choose(log_probability)
+        chosen.append(newest)
+        gained.append(log_probability.gather(1, newest[:, None])[:, 0])
+        alive.append(live)
+        live = live & (newest != marks.end)
+        if not live.any():
+            break
+    tokens, gains, counted = (torch.stack(x, 1) for x in (chosen, gained, alive))
+    lengths = counted.sum(1)
+    scores = (gains * counted).sum(1) / lengths
+    captions = []
+    for row, length, score, unended in zip(
+        tokens.tolist(), lengths.tolist(), scores.tolist(), live.tolist(), strict=True
+    ):
+        captions.append(Caption(row[: length if unended else length - 1], score, not unended))
+    return captions
+
+
+def _collect(
+    finished: list[list[Caption]], ids: Tensor, score: Tensor, rows: Tensor, ends: Tensor, beams: int, step: int
+) -> None:
+    """Add the continuations among the first K of each image that end now: score, rows, ends (B,2K); every caption
+    has `step` tokens with its end mark."""
+    found = (ends & score.isfinite())[:, :beams].nonzero().tolist()
+    for image, rank in found:
+        if len(finished[image]) < beams:
+            caption = ids[rows[image, rank], 1:].tolist()
+            finished[image].append(Caption(caption, float(score[image, rank]) / step, True))
+
+
+def _collect_unended(finished: list[list[Caption]], ids: Tensor, total: Tensor, beams: int) -> None:
+    """Add the live beams of images whose search met the length limit: ids (B*K,1+n), total (B,K)."""
+    length = ids.shape[1] - 1
+    for image, own in enumerate(finished):
+        if len(own) >= beams or not length:
+            continue
+        for beam, score in enumerate(total[image].tolist()):
+            if score > -torch.inf:
+                own.append(Caption(ids[image * beams + beam, 1:].tolist(), score / length, False))
+
+
+def _keep_rows(cache: DecoderCache, rows: Tensor) -> None:
+    """Text keys and values of the surviving rows (R,). Those of the image stay: a beam never leaves its image."""
+    cache.text = [(keys[rows], values[rows]) for keys, values in cache.text]
