@@ -334,6 +334,11 @@ def validate_training(config: Any, world: int) -> None:
         train.offload == "none" or train.zero_stage >= 1,
         "train.offload: optimizer needs train.zero_stage 1 or more",
     )
+    _require(
+        train.precision == "fp32" or train.zero_stage >= 1,
+        f"train.precision: {train.precision} needs train.zero_stage 1 or more (below it DeepSpeed cannot accumulate "
+        "gradients in fp32); on one rank stage 1 shards nothing",
+    )
     _require(optim.lr > 0, f"optim.lr: must be positive, got {optim.lr}")
     _require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {list(optim.betas)}")
     _require(optim.warmup >= 0, "optim.warmup: must not be negative")

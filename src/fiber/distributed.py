@@ -14,7 +14,8 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -78,9 +79,9 @@ def initialize(timeout_s: float) -> torch.device:
 
 def set_timeouts(timeout_s: float) -> None:
     """Bound the collectives of every group that exists, DeepSpeed's own included (it ignores the default's)."""
+    set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # public since torch 2.15
     for group in list(dist.distributed_c10d._world.pg_map):
-        with suppress(RuntimeError):  # a backend that cannot change it keeps its own; the watchdog still guards
-            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s), group)
+        set_timeout(timedelta(seconds=timeout_s), group)
 
 
 def shutdown() -> None:
@@ -239,12 +240,20 @@ class Watchdog:
         self._step, self._phase, self._last = step, phase, time.monotonic()
         faulthandler.dump_traceback_later(self.timeout_s + 15.0, exit=True)
 
+    def alive(self, items: Iterable[Any], step: int, phase: str) -> Iterator[Any]:
+        """`items`, with a beat for each: an evaluation may take longer than the time-out, its batches may not."""
+        for item in items:
+            self.beat(step, phase)
+            yield item
+
     def suspect(self) -> None:
         """Look at the other ranks' pulses now and report those without (on SIGTERM: a launcher sends it when a
         rank has died)."""
         self._suspicion.set()
 
     def close(self) -> None:
+        self._phase = "finished"
+        self._pulse()
         self._stop.set()
         faulthandler.cancel_dump_traceback_later()
         self._thread.join(timeout=5.0)
@@ -257,13 +266,30 @@ class Watchdog:
         sys.stderr.flush()
         return pids
 
+    def report_missing(self, why: str) -> bool:
+        """As `report`, but silent, and False, if every rank has a pulse."""
+        missing = any("no pulse" in line for line in self._diagnose()[0])
+        if missing:
+            self.report(why)
+        return missing
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Name the rank whose death makes a collective of this one fail."""
+        try:
+            yield
+        except RuntimeError as error:
+            if world_size() > 1 and (type(error) is RuntimeError or isinstance(error, dist.DistError)):
+                self.report_missing("a collective failed")
+            raise
+
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):
             self._pulse()
             if self._suspicion.is_set():
                 self._suspicion.clear()
-                if any("no pulse" in line for line in self._diagnose()[0]):
-                    self.report("a rank has gone")
+                if self.report_missing("asked to end"):
+                    os._exit(1)  # no collective can end any more
             if time.monotonic() - self._last > self.timeout_s:
                 pids = self.report(f"no progress for {self.timeout_s:g} s")
                 faulthandler.dump_traceback(all_threads=True)
@@ -287,16 +313,14 @@ class Watchdog:
         readings: list[list] = []
         reader = threading.Thread(target=self._read_twice, args=(readings,), daemon=True)
         reader.start()
-        for _ in range(8):
-            reader.join(timeout=self.period_s)
-            self._pulse() if reader.is_alive() and readings else None
+        reader.join(timeout=6 * self.period_s)
         if len(readings) < 2:
             return [f"rank 0 has no pulse: the store at {os.environ['MASTER_ADDR']} does not answer"], []
         lines, pids = [], []
         for r, (old, new) in enumerate(zip(*readings, strict=True)):
             if new is None:
                 lines.append(f"rank {r} has no pulse: it never came to the loop")
-            elif old == new and r != rank():
+            elif old == new and r != rank() and new["phase"] != "finished":
                 where = f"{new['phase']} of step {new['step']}"
                 lines.append(f"rank {r} on {new['host']} (pid {new['pid']}) has no pulse since {where}")
                 pids += [new["pid"]] if new["host"] == socket.gethostname() else []

@@ -1,0 +1,211 @@
+"""Checkpoints of a run: one format by parameter name, for any ZeRO stage, precision and number of ranks.
+
+`RUN/checkpoints/step_NNNNNN/` holds `model.safetensors` (fp32 masters and buffers), `optimizer.safetensors` (Adam's
+moments), `ema.safetensors` where an average is kept, `rng.pt` (one state a rank), `state.json` (step, stream
+position, counters) and `manifest.json` (sizes of the others, written last). A checkpoint is written aside, synced to
+disk and renamed; then `latest` moves; then the oldest go. Whatever a kill leaves behind is recognised and ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fiber import distributed
+from fiber.config import ConfigError
+from fiber.training import zero
+from fiber.training.ema import Ema
+from fiber.training.optim import AdamW
+
+
+class Checkpoints:
+    """The checkpoints of one run directory, which all ranks must see (a shared file system between machines)."""
+
+    def __init__(self, run: str | Path, keep: int) -> None:
+        self.folder, self.keep = Path(run) / "checkpoints", keep
+
+    # ---- saving
+
+    def save(self, step: int, engine: Any, optimizer: AdamW, ema: Ema | None, state: Mapping[str, Any]) -> Path:
+        """Save everything that training needs to go on with `step`, the next one to run. All ranks must call.
+
+        `state` is plain data (stream position, counters) that `load` gives back.
+        """
+        final = self.folder / f"step_{step:06d}"
+        aside = self.folder / f".step_{step:06d}.partial"
+        if distributed.is_main():
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        _save_tensors(aside / "model.safetensors", zero.read_weights(engine), buffers(engine.module))
+        _save_tensors(aside / "optimizer.safetensors", zero.read_moments(engine, optimizer))
+        if ema is not None:
+            with ema.averaged():
+                _save_tensors(aside / "ema.safetensors", zero.read_weights(engine))
+        rng = distributed.gather_objects(rng_state())
+        updates, loss_scale = zero.updates(engine, optimizer), zero.read_loss_scale(engine)
+        if distributed.is_main():
+            torch.save(rng, aside / "rng.pt")
+            record = {"step": step, "updates": updates, "loss_scale": loss_scale, "state": dict(state)}
+            (aside / "state.json").write_text(json.dumps(record))
+            _publish(aside, final)
+            self._prune()
+        distributed.barrier()
+        return final
+
+    def _prune(self) -> None:
+        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
+            shutil.rmtree(old)
+
+    # ---- loading
+
+    def latest(self) -> Path | None:
+        """The newest whole checkpoint, the same on all ranks; None in a fresh run. Says what it ignores."""
+        found = None
+        if distributed.is_main():
+            pointer = self.folder / "latest"
+            named = self.folder / pointer.read_text().strip() if pointer.exists() else None
+            others = sorted(self.folder.glob("step_*"), reverse=True)
+            for candidate in dict.fromkeys([*([named] if named else []), *others]):
+                if is_whole(candidate):
+                    found = candidate.name
+                    break
+                print(f"ignoring {candidate}: it is not whole", file=sys.stderr)
+            for partial in self.folder.glob(".step_*.partial"):
+                print(f"ignoring {partial.name}: a save was interrupted", file=sys.stderr)
+        found = distributed.broadcast_object(found)
+        return None if found is None else self.folder / found
+
+    def load(self, path: Path, engine: Any, optimizer: AdamW, ema: Ema | None) -> tuple[int, dict[str, Any]]:
+        """Restore model, optimizer, average and random states -> (step to go on with, the saved `state`).
+
+        The number of ranks, the ZeRO stage and the precision may differ from those of the save. Raises ConfigError
+        where the checkpoint is of another model, or not visible from this machine.
+        """
+        if not is_whole(path):
+            raise ConfigError(f"output: rank {distributed.rank()} cannot read {path}; all machines must share it")
+        record = json.loads((path / "state.json").read_text())
+        weights = load_file(path / "model.safetensors")
+        check_shapes(path, weights, engine.module)
+        if ema is not None:
+            average = path / "ema.safetensors"
+            zero.write_weights(engine, load_file(average) if average.exists() else weights)
+            ema.restart()
+        zero.write_weights(engine, weights)
+        moments = load_file(path / "optimizer.safetensors")
+        zero.write_moments(engine, optimizer, moments, record["updates"])
+        zero.write_loss_scale(engine, record["loss_scale"])
+        for name, buffer in buffers(engine.module):
+            buffer.copy_(weights[name])
+        states = torch.load(path / "rng.pt", weights_only=True)
+        if len(states) == distributed.world_size():
+            set_rng_state(states[distributed.rank()])
+        return record["step"], record["state"]
+
+
+def is_whole(path: Path) -> bool:
+    """Whether every file that the manifest lists has its size."""
+    try:
+        sizes = json.loads((path / "manifest.json").read_text())
+        return all((path / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+def buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Persistent buffers by name, such as the feature queue: the same on all ranks."""
+    kept = module.state_dict().keys()
+    return [(name, buffer) for name, buffer in module.named_buffers() if name in kept]
+
+
+def check_shapes(path: Path, weights: Mapping[str, Tensor], module: nn.Module) -> None:
+    """Raises ConfigError naming the first parameter or buffer that `weights` lacks or has in another shape."""
+    for name, tensor in [*module.named_parameters(), *buffers(module)]:
+        shape = tuple(getattr(tensor, "ds_shape", tensor.shape))  # ZeRO-3 leaves an empty tensor in place
+        if name not in weights:
+            raise ConfigError(f"{path} has no {name}: it is of another model")
+        if tuple(weights[name].shape) != shape:
+            raise ConfigError(f"{path}: {name} is {tuple(weights[name].shape)}, this model's is {shape}")
+
+
+def export_weights(engine: Any, path: str | Path) -> None:
+    """Write the fp32 weights, by parameter name, as one safetensors file from any ZeRO stage. All ranks must call;
+    inside `ema.averaged()` these are the averaged weights."""
+    if distributed.is_main():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    _save_tensors(Path(path), zero.read_weights(engine))
+
+
+def _save_tensors(path: Path, *sources: Iterable[tuple[str, Tensor]]) -> None:
+    """Rank 0 writes; the others only take part in the gathering."""
+    tensors = {}
+    for name, tensor in (pair for source in sources for pair in source):
+        if distributed.is_main():
+            tensors[name] = tensor.detach().cpu().contiguous().clone()
+    if distributed.is_main():
+        save_file(tensors, path)
+
+
+def _publish(aside: Path, final: Path) -> None:
+    """Manifest, sync, rename, move `latest`: a kill at any point leaves the older checkpoint valid."""
+    sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
+    (aside / "manifest.json").write_text(json.dumps(sizes))
+    for file in [*aside.iterdir(), aside]:
+        _sync(file)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    pointer = final.parent / "latest"
+    pointer.with_suffix(".new").write_text(final.name)
+    _sync(pointer.with_suffix(".new"))
+    os.replace(pointer.with_suffix(".new"), pointer)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# ---------------------------------------------------------------------------------------------- random states
+
+
+def seed_all(seed: int) -> None:
+    """Seed every generator of this process; ranks differ, so that their dropout masks do."""
+    seed = seed * 1_000_003 + distributed.rank()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from it
+    torch.manual_seed(seed)
+
+
+def rng_state() -> dict[str, Any]:
+    """Python, NumPy, torch and CUDA generators of this process as plain data and tensors."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if distributed.device().type == "cuda" else None,
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and distributed.device().type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"])

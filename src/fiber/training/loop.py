@@ -1,0 +1,288 @@
+"""The training loop of both stages: fetch, forward, backward, update, log, evaluate, save."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fiber import distributed
+from fiber.config import OptimConfig, TrainConfig
+from fiber.distributed import Watchdog
+from fiber.training import zero
+from fiber.training.checkpoint import Checkpoints
+from fiber.training.ema import Ema
+from fiber.training.optim import AdamW, learning_rate, set_learning_rate
+from fiber.training.tracking import Tracker
+
+Batch = dict[str, Any]
+Evaluate = Callable[[Any, int], dict[str, float]]
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient is not finite more often than tolerated; names the step and the samples."""
+
+
+@dataclass
+class Run:
+    """What the loop works with. `engine`, `optimizer` from zero.build_engine; `state` is what checkpoints carry
+    besides: {"stream": position of the data, "counters": faults and skipped steps}."""
+
+    engine: Any
+    optimizer: AdamW
+    train: TrainConfig
+    optim: OptimConfig
+    folder: Path
+    checkpoints: Checkpoints
+    tracker: Tracker
+    watchdog: Watchdog
+    stream_state: Callable[[int], dict[str, Any]]
+    ema: Ema | None = None
+    evaluate: Evaluate | None = None
+    evaluate_every: int = 0
+    flops_per_sample: float | None = None
+    counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
+    new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
+    stop: bool = False
+
+    def request_stop(self, *_: Any) -> None:
+        """Signal handler: finish the step, save and leave. A launcher also sends SIGTERM when a rank has died."""
+        self.stop = True
+        self.watchdog.suspect()
+
+    def collect_faults(self) -> None:
+        """Bring the ranks' unreadable samples together: into `counters`, and listed in `faults.jsonl`. Collective."""
+        faults = list(chain.from_iterable(distributed.gather_objects(self.new_faults)))
+        self.new_faults = []
+        self.counters.update(f"faults/{fault['reason']}" for fault in faults)
+        if faults and distributed.is_main():
+            with (self.folder / "faults.jsonl").open("a") as file:
+                file.writelines(json.dumps(fault) + "\n" for fault in faults)
+
+    def save(self, step: int) -> None:
+        self.watchdog.beat(step, "saving")
+        self.collect_faults()
+        state = {"stream": self.stream_state(step), "counters": dict(self.counters)}
+        self.checkpoints.save(step, self.engine, self.optimizer, self.ema, state)
+
+
+def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
+    """Train from step `start` to the end, or until a signal; -> the last evaluation.
+
+    A task is called as `losses, report = engine(batch)`: `losses` weighted, 0-dimensional, with graph; `report`
+    detached. Raises NonFiniteError on all ranks together.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, run.request_stop)
+    settings, source, meter, results = run.train, iter(batches), Meter(run), {}
+    run.engine.train()
+    progress = _progress(start, settings.steps)
+    for step in range(start, settings.steps):
+        # ---- fetch
+        run.watchdog.beat(step, "data")
+        meter.begin()
+        micro_batches = fetch(run, source, step)
+        meter.fetched()
+
+        # ---- forward, backward, update
+        run.watchdog.beat(step, "compute")
+        rates = set_learning_rate(run.optimizer, learning_rate(step, settings.steps, run.optim))
+        outcome = update(run, micro_batches, step)
+        if run.ema is not None and not run.optimizer.skip:
+            run.ema.update()
+        meter.end()
+
+        # ---- log
+        done = step + 1
+        stopping, last = outcome.stop, done == settings.steps
+        if done % settings.log_every == 0 or last or stopping:
+            metrics = outcome.average() | rates | {"grad_norm": outcome.grad_norm} | meter.read()
+            run.tracker.log(step, metrics)
+            progress.set_postfix_str(f"loss {metrics['loss/total']:.3f}, {metrics['pairs_per_second']:.1f} pairs/s")
+        progress.update()
+
+        # ---- evaluate
+        due = run.evaluate_every > 0 and done % run.evaluate_every == 0
+        if run.evaluate is not None and not stopping and (due or last):
+            results = evaluate(run, done)
+
+        # ---- save
+        if done % settings.save_every == 0 or last or stopping:
+            run.save(done)
+        if stopping:
+            break
+    progress.close()
+    return results
+
+
+def evaluate(run: Run, step: int) -> dict[str, float]:
+    """Run the evaluation with the averaged weights if there are any, and log it as update `step` - 1."""
+    run.watchdog.beat(step, "evaluation")
+    run.engine.eval()
+    with run.ema.averaged() if run.ema is not None else nullcontext(), torch.no_grad():
+        results = run.evaluate(run.engine, step)
+    run.engine.train()
+    run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
+    return results
+
+
+def fetch(run: Run, source: Iterator[Batch], step: int) -> list[Batch]:
+    """The micro-batches of a step, on the device, with "step" set. Where the task counts the `items` that its losses
+    are means over (masked tokens, say), each batch also gets "mean_items": their mean over micro-batches and ranks,
+    so that the loss of a step does not depend on how it is split."""
+    micro_batches = [next(source) for _ in range(run.train.accumulation)]
+    device = distributed.device()
+    for batch in micro_batches:
+        for shard, key, reason in batch.get("faults", ()):
+            run.new_faults.append({"step": step, "shard": str(shard), "key": key, "reason": reason})
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                batch[name] = value.to(device, non_blocking=True)
+        batch["step"] = step
+    count = getattr(run.engine.module, "items", None)
+    if count is not None:
+        items = [count(batch) for batch in micro_batches]
+        names = sorted(items[0])
+        totals = torch.tensor([[float(i[name]) for name in names] for i in items], device=device).mean(0)
+        means = dict(zip(names, distributed.all_reduce_mean(totals).tolist(), strict=True))
+        for batch in micro_batches:
+            batch["mean_items"] = means
+    return micro_batches
+
+
+@dataclass
+class Outcome:
+    """What a step computed: summed over its micro-batches on this rank, `names` and `sums` in the same order."""
+
+    names: list[str]
+    sums: Tensor
+    micro_batches: int
+    grad_norm: float
+    stop: bool
+
+    def average(self) -> dict[str, float]:
+        """Mean over micro-batches and ranks. Collective."""
+        means = distributed.all_reduce_mean(self.sums / self.micro_batches).tolist()
+        return dict(zip(self.names, means, strict=True))
+
+
+def update(run: Run, micro_batches: list[Batch], step: int) -> Outcome:
+    """Forward and backward of every micro-batch, one optimizer step. All ranks agree before each backward whether
+    the losses are finite and whether a signal came."""
+    run.optimizer.skip, stop, bad_keys = False, False, []
+    sums, norm = None, 0.0
+    for batch in micro_batches:
+        losses, report = run.engine(batch)
+        total = torch.stack([loss.float() for loss in losses.values()]).sum()
+        entries = {"loss/total": total} | {f"weighted/{name}": loss for name, loss in losses.items()} | report
+        values = torch.stack([value.detach().float() for value in entries.values()])
+        sums = values if sums is None else sums + values
+
+        finite = bool(torch.isfinite(total))
+        flags = torch.tensor([float(not finite), float(run.stop)], device=total.device)
+        any_bad, any_stop = (flag > 0 for flag in distributed.all_reduce_max(flags).tolist())
+        stop |= any_stop
+        if any_bad:
+            bad_keys += batch.get("keys", []) if not finite else []
+            run.optimizer.skip = True
+            if run.counters["skipped/nonfinite"] >= run.train.max_nonfinite:
+                _raise_nonfinite("loss", step, bad_keys)
+        run.engine.backward(total)
+        if batch is micro_batches[-1]:
+            norm = zero.update(run.engine)
+        else:
+            run.engine.step()
+    _account(run, step, norm, bad_keys, micro_batches)
+    return Outcome(list(entries), sums, len(micro_batches), norm, stop)
+
+
+def _account(run: Run, step: int, norm: float, bad_keys: list[str], micro_batches: list[Batch]) -> None:
+    """Count a skipped step, or end the run on a gradient that is not finite although the loss was."""
+    if run.optimizer.skip:
+        run.counters["skipped/nonfinite"] += 1
+        keys = chain.from_iterable(distributed.gather_objects(bad_keys))
+        if distributed.is_main():
+            tqdm.write(f"step {step}: loss not finite, update skipped; samples {', '.join(keys)}", file=sys.stderr)
+    elif not math.isfinite(norm):
+        run.counters["skipped/overflow"] += 1
+        # fp16 finds its loss scale by overflowing; elsewhere it is a fault like a non-finite loss, and in fp32 the
+        # weights are lost with it.
+        tolerated = {"fp16": math.inf, "bf16": run.train.max_nonfinite, "fp32": 0}[run.train.precision]
+        if run.counters["skipped/overflow"] > tolerated:
+            _raise_nonfinite("gradient", step, [key for batch in micro_batches for key in batch.get("keys", [])])
+
+
+def _raise_nonfinite(what: str, step: int, keys: list[str]) -> None:
+    everywhere = list(chain.from_iterable(distributed.gather_objects(keys)))
+    raise NonFiniteError(
+        f"step {step}: the {what} is not finite; samples {', '.join(everywhere) or 'unknown'} "
+        "(train.max_nonfinite skips such steps; the last checkpoint is from before it)"
+    )
+
+
+def _progress(start: int, steps: int) -> tqdm:
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        initial=start,
+        total=steps,
+        disable=not distributed.is_main(),
+        mininterval=0.5 if terminal else 15.0,
+        dynamic_ncols=terminal,
+        desc="training",
+        unit="step",
+    )
+
+
+class Meter:
+    """Speed and memory since the last reading; evaluation and saving are outside."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._steps, self._data, self._compute = 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        self._mark = time.perf_counter()
+
+    def fetched(self) -> None:
+        now = time.perf_counter()
+        self._data += now - self._mark
+        self._mark = now
+
+    def end(self) -> None:
+        self._compute += time.perf_counter() - self._mark
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """Seconds a step (data, compute), pairs a second over all ranks, peak memory of this rank in GiB, counts of
+        faults and skipped steps over all ranks, achieved TFLOP/s of a rank where the cost of a sample is known.
+        Collective."""
+        data, compute = self._data / self._steps, self._compute / self._steps
+        self._steps, self._data, self._compute = 0, 0.0, 0.0
+        pairs = self._run.train.global_batch / (data + compute)
+        metrics = {"seconds/step": data + compute, "seconds/data": data, "seconds/compute": compute}
+        metrics |= {"pairs_per_second": pairs, "memory/peak_gib": peak_memory() / 2**30}
+        if self._run.flops_per_sample is not None:
+            metrics["tflops"] = pairs * self._run.flops_per_sample / distributed.world_size() / 1e12
+        self._run.collect_faults()
+        return metrics | dict(self._run.counters)
+
+
+def peak_memory() -> int:
+    """Bytes: the most that torch held on the card, or the most resident memory of the process on the CPU."""
+    if distributed.device().type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,205 @@
+"""Everything that knows DeepSpeed: its JSON from our config, the engine, and fp32 state by parameter name.
+
+At every ZeRO stage each rank owns some fp32 *masters*: whole parameters (stage 0) or flat slices (1, 2, 3). The
+functions here read and write them by parameter name, so that checkpoints, averages and exports depend neither on the
+stage nor on the number of ranks.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fiber import distributed
+from fiber.config import OptimConfig, TrainConfig
+from fiber.training.optim import AdamW, build_optimizer
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+_NO_CLIPPING = 1e30  # the gradient norm is measured only where DeepSpeed clips
+
+
+def deepspeed_json(train: TrainConfig, clip: float) -> dict[str, Any]:
+    """The DeepSpeed configuration of a run. Defaults that changed between releases are written out."""
+    zero: dict[str, Any] = {"stage": train.zero_stage, "contiguous_gradients": True}
+    if train.offload != "none":
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
+    if train.offload == "all":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    result: dict[str, Any] = {
+        "train_batch_size": train.global_batch,
+        "train_micro_batch_size_per_gpu": train.micro_batch,
+        "gradient_accumulation_steps": train.accumulation,
+        "gradient_clipping": clip or _NO_CLIPPING,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "steps_per_print": 2**31 - 1,
+        "wall_clock_breakdown": False,
+    }
+    if train.precision == "bf16":
+        result["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    if train.precision == "fp16":
+        result["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000}
+    return result
+
+
+def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tuple[Any, AdamW]:
+    """Wrap `task` (on the CPU) -> (DeepSpeed engine on this rank's device, the AdamW inside it)."""
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    on_card = distributed.device().type == "cuda"
+    optimizer = build_optimizer(task, optim, fused=on_card and train.offload == "none")
+    exact = {name: p.detach().clone() for name, p in task.named_parameters()} if train.precision != "fp32" else None
+    with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory use that nobody asked for
+        engine, *_ = deepspeed.initialize(
+            model=task, optimizer=optimizer, config=deepspeed_json(train, optim.clip), dist_init_required=False
+        )
+    if exact is not None:  # the masters were copied from weights already rounded to 16 bits
+        write_weights(engine, exact)
+    distributed.set_timeouts(train.hang_timeout_s)
+    _start_moments(engine, optimizer)
+    return engine, optimizer
+
+
+def update(engine: Any) -> float:
+    """`engine.step()` at the end of an accumulation; -> the norm of the whole gradient before clipping."""
+    norm = None
+    if engine.zero_optimization_stage() == 0:  # DeepSpeed clips but does not report here
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return float(engine.get_global_grad_norm() if norm is None else norm)
+
+
+# ---------------------------------------------------------------------------------------------- fp32 state
+
+
+def masters(engine: Any, optimizer: AdamW) -> list[Tensor]:
+    """The fp32 tensors that this rank's AdamW updates: parameters at stage 0, flat slices above."""
+    if engine.zero_optimization_stage() == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def read_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
+    """(name, whole fp32 value on the device) of every parameter, trained or frozen. All ranks must iterate."""
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad and engine.zero_optimization_stage() > 0:
+            yield name, _deepspeed_utils().safe_get_full_fp32_param(parameter)
+        else:
+            with _whole(engine, parameter):
+                yield name, parameter.detach().float()
+
+
+def read_moments(engine: Any, optimizer: AdamW) -> Iterator[tuple[str, Tensor]]:
+    """("exp_avg.NAME" and "exp_avg_sq.NAME", whole value) of every trained parameter. All ranks must iterate."""
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            for moment in MOMENTS:
+                if engine.zero_optimization_stage() > 0:
+                    yield f"{moment}.{name}", _deepspeed_utils().safe_get_full_optimizer_state(parameter, moment)
+                else:
+                    yield f"{moment}.{name}", optimizer.state[parameter][moment]
+
+
+def write_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
+    """Set masters and the weights that the forward pass uses, on all ranks, from whole fp32 values by name."""
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            _write_slice(engine, parameter, weights[name])
+        _write_working_copy(engine, parameter, weights[name])
+
+
+def _start_moments(engine: Any, optimizer: AdamW) -> None:
+    """Adam's state of no updates. AdamW would make it on the first one, too late to resume or to save before."""
+    for tensor in masters(engine, optimizer):
+        count = torch.zeros((), device=tensor.device if optimizer.defaults["fused"] else "cpu")
+        optimizer.state[tensor] = {"step": count} | {moment: torch.zeros_like(tensor) for moment in MOMENTS}
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def write_moments(engine: Any, optimizer: AdamW, moments: Mapping[str, Tensor], updates: int) -> None:
+    """Set Adam's moments by name, and the number of updates they have seen."""
+    for tensor in masters(engine, optimizer):
+        optimizer.state[tensor]["step"].fill_(updates)
+    for name, parameter in engine.module.named_parameters():
+        if parameter.requires_grad:
+            for moment in MOMENTS:
+                value = moments[f"{moment}.{name}"]
+                if engine.zero_optimization_stage() == 0:
+                    optimizer.state[parameter][moment].copy_(value)
+                _write_slice(engine, parameter, value, moment)
+
+
+def _write_slice(engine: Any, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+    """This rank's part of a whole value into the sharded master, or moment, of a parameter (stages 1, 2, 3)."""
+    value = value.to(device=distributed.device(), dtype=torch.float32)
+    set_whole, set_slice = _deepspeed_utils().safe_set_full_fp32_param, _deepspeed_utils().safe_set_local_fp32_param
+    if moment is not None:
+        set_whole = partial(_deepspeed_utils().safe_set_full_optimizer_state, optim_state_key=moment)
+        set_slice = partial(_deepspeed_utils().safe_set_local_optimizer_state, optim_state_key=moment)
+    if engine.zero_optimization_stage() == 3:
+        # Cut by hand: DeepSpeed's own way fails on parameters that do not divide by the number of ranks.
+        size = parameter.ds_tensor.numel()
+        padded = F.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
+        set_slice(parameter, padded[distributed.rank() * size :][:size])
+    elif engine.zero_optimization_stage() > 0:
+        set_whole(parameter, value)
+
+
+def updates(engine: Any, optimizer: AdamW) -> int:
+    """How many updates Adam has made (skipped steps do not count)."""
+    return int(optimizer.state[masters(engine, optimizer)[0]]["step"].item())
+
+
+def refresh(engine: Any) -> None:
+    """Copy the masters into the weights that the forward pass uses (after masters were changed in place)."""
+    if engine.zero_optimization_stage() > 0:
+        for (_, value), parameter in zip(read_weights(engine), engine.module.parameters(), strict=True):
+            _write_working_copy(engine, parameter, value)
+
+
+def _write_working_copy(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:
+    with torch.no_grad(), _whole(engine, parameter, write=True):
+        parameter.copy_(value)
+
+
+def _whole(engine: Any, parameter: nn.Parameter, write: bool = False) -> Any:
+    """A context in which a ZeRO-3 parameter has its whole value; elsewhere it always has."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0 if write else None)
+
+
+def _deepspeed_utils() -> Any:
+    from deepspeed import utils  # imports take seconds: only where a run has started
+
+    return utils
+
+
+# ---------------------------------------------------------------------------------------------- loss scale
+
+
+def read_loss_scale(engine: Any) -> dict[str, float]:
+    """The state of fp16's dynamic loss scale; {} at other precisions."""
+    if not engine.fp16_enabled():
+        return {}
+    return {name: value for name, value in vars(engine.optimizer.loss_scaler).items() if type(value) in (int, float)}
+
+
+def write_loss_scale(engine: Any, state: Mapping[str, float]) -> None:
+    for name, value in state.items():
+        setattr(engine.optimizer.loss_scaler, name, value)
