@@ -455,5 +455,7 @@ def test_bad_requests_say_what_is_wrong() -> None:
         next(shapes.generate(world, "train", 1, 0, captions="long"))
     with pytest.raises(ValueError, match="one frequency a colour"):
         replace(world, tail=(1, 1))
+    with pytest.raises(ValueError, match=r"objects \(1, 9\) must lie within"):
+        replace(world, objects=(1, 9))
     with pytest.raises(ValueError, match="too small"):
         replace(world, image_size=8)

@@ -43,6 +43,10 @@ class World:
     def __post_init__(self) -> None:
         if len(self.tail) != len(self.colours):
             raise ValueError(f"world {self.name!r}: tail needs one frequency a colour ({len(self.colours)})")
+        if not 2 <= self.objects[0] <= self.objects[1] <= 6:
+            raise ValueError(
+                f"world {self.name!r}: objects {self.objects} must lie within 2..6, what captions can name"
+            )
         if self.image_size < 32:
             raise ValueError(
                 f"world {self.name!r}: image_size {self.image_size} is too small to tell shapes (min 32)"
