@@ -23,7 +23,9 @@ from fiber.data.records import RecordError
 from fiber.data.shards import ShardError
 
 DATASETS = (
-    "shapes",
+    "coco_captions", "flickr30k", "visual_genome", "sbu", "cc3m", "vqav2", "nlvr2", "snli_ve", "nocaps",
+    "flickr30k_entities", "mdetr_json", "refcoco", "coco_detection", "lvis", "objects365", "odinw", "shapes",
+    "photographs",
 )  # fmt: skip
 """Modules of fiber.data.converters; each has read(Request) -> Source, SPLITS and sometimes VARIANTS and OPTIONS."""
 
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
     options = getattr(module, "OPTIONS", ("raw", "annotations", "images"))
-    sub.add_argument("--split", default=module.SPLITS[0], help=f"one of {', '.join(module.SPLITS)}")
+    sub.add_argument("--split", default=module.SPLITS[0], help=f"one of {', '.join(module.SPLITS[:5])}")
     if "raw" in options:
         sub.add_argument("--raw", type=Path, required=True, help="folder with the files as downloaded")
     if "annotations" in options:
@@ -55,6 +57,8 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
         sub.add_argument("--variant", choices=module.VARIANTS, default=module.VARIANTS[0])
     if "answers" in options:
         sub.add_argument("--answers", type=Path, help="ready answer vocabulary: JSON list or a folder of VQA shards")
+    if "config" in options:
+        sub.add_argument("--config", type=Path, help="an ODinW YAML file; --raw is then the folder above odinw/")
     if "world" in options:
         sub.add_argument("--world", default="easy", help="easy, hard or novel")
         sub.add_argument("--captions", choices=("mixed", "full"), default="mixed", help="full names every object")

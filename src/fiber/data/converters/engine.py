@@ -89,7 +89,7 @@ def convert(source: Source, job: Job) -> dict[str, Any]:
     plan = _plan(source, job)
     if (done := _finished(job, plan)) is not None:
         return done
-    items = iter(itertools.islice(source.items, job.limit))
+    items = itertools.islice(_guarded(source), job.limit)
     head = list(itertools.islice(items, _PROBE))
     known = {category["id"] for category in source.categories} if source.categories else None
     leaks = evaluation_ids(job.against)
@@ -103,6 +103,21 @@ def convert(source: Source, job: Job) -> dict[str, Any]:
     summary = _finish(source, job, plan, partial, reports)
     seconds = time.monotonic() - began
     return {**summary, "seconds": round(seconds, 2), "items_per_second": round(summary["items"] / seconds, 1)}
+
+
+def _guarded(source: Source) -> Iterator[Item | Made | Drop]:
+    """The items; an annotation file that is not what it should be becomes one clear error."""
+    number = 0
+    try:
+        for item in source.items:
+            yield item
+            number += 1
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        files = source.provenance.get("file") or ", ".join(source.provenance.get("files", ()))
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ConversionError(
+            f"{files}: what follows item {number} is not in the format of {source.name}: {what}"
+        ) from error
 
 
 def evaluation_ids(places: tuple[Path, ...]) -> dict[str, str]:

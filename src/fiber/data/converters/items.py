@@ -124,6 +124,7 @@ class Request:
     images: Path | None = None
     variant: str | None = None
     answers: Path | None = None
+    config: Path | None = None
     limit: int | None = None
 
     world: str = "easy"

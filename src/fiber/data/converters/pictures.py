@@ -13,7 +13,11 @@ import warnings
 import simplejpeg
 from PIL import Image
 
+from fiber.data.records import SampleFault
+
 STORED = ("jpg", "png", "webp")  # what a shard may hold
+
+_ORIENTATION = 0x0112  # EXIF tag
 
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
@@ -50,11 +54,14 @@ def sniff(data: bytes) -> str:
 
 
 def size_of(data: bytes, kind: str) -> tuple[int, int]:
-    """(width, height) in pixels from the header alone. Raises PictureError if the header is broken."""
+    """(width, height) in pixels of the upright picture, from the header alone. Raises PictureError."""
     try:
         if kind == "jpg":
-            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
-            return width, height
+            try:
+                height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+                return (height, width) if _lies_on_its_side(data) else (width, height)
+            except KeyError:  # a colour space it does not know, such as CMYK
+                return _open(data).size
         if kind == "png":
             return struct.unpack(">II", data[16:24])
     except (ValueError, struct.error) as error:
@@ -72,14 +79,19 @@ def check_decodes(data: bytes, kind: str) -> None:
         try:
             simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
             return
-        except ValueError:
+        except (ValueError, KeyError):
             pass
     _open(data)
 
 
 def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
     """Re-encode as an RGB JPEG with the long side at most ``max_side`` pixels (None: size unchanged)."""
-    picture = _open(data).convert("RGB")
+    from fiber.data.transforms import decode_pil  # brings torch: only where it is needed
+
+    try:
+        picture = decode_pil(data)
+    except SampleFault as fault:
+        raise PictureError("broken picture", str(fault)) from None
     if max_side is not None and max(picture.size) > max_side:
         scale = max_side / max(picture.size)
         picture = picture.resize(
@@ -88,6 +100,16 @@ def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
     out = io.BytesIO()
     picture.save(out, "JPEG", quality=quality)
     return out.getvalue()
+
+
+def _lies_on_its_side(data: bytes) -> bool:
+    """Whether a camera's EXIF block asks to turn the JPEG by a quarter, as the loader does."""
+    if b"Exif\0\0" not in data[:4096]:
+        return False
+    try:
+        return Image.open(io.BytesIO(data)).getexif().get(_ORIENTATION, 1) >= 5
+    except (OSError, ValueError, SyntaxError, struct.error):
+        return False
 
 
 def _open(data: bytes) -> Image.Image:
