@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fiber.data.answers import normalize_answer, soft_scores
 from fiber.evaluation import vqa
 
 
@@ -16,8 +17,8 @@ def real(shared: Path) -> Path:
 def test_normalisation_equals_the_official_scripts_on_every_recorded_string(real):
     rows = json.loads((real / "normalisation_expected.json").read_text())["rows"]
     assert len(rows) > 2_800
-    wrong = [(raw, vqa.normalize_answer(raw), official) for raw, official, _ in rows
-             if vqa.normalize_answer(raw) != official]  # fmt: skip
+    wrong = [(raw, normalize_answer(raw), official) for raw, official, _ in rows
+             if normalize_answer(raw) != official]  # fmt: skip
     assert wrong == []
 
 
@@ -36,7 +37,7 @@ def test_normalisation_equals_the_official_scripts_on_every_recorded_string(real
     ],
 )
 def test_quirks_of_the_normalisation(raw, expected):
-    assert vqa.normalize_answer(raw) == expected
+    assert normalize_answer(raw) == expected
 
 
 def test_accuracy_equals_the_official_script(real):
@@ -51,7 +52,7 @@ def test_accuracy_equals_the_official_script(real):
 def test_soft_targets_are_the_leave_one_out_accuracy(matches, score):
     answers = ["yes"] * matches + [f"no {i}" for i in range(10 - matches)]
     assert vqa.question_accuracy("yes", answers) == pytest.approx(score, abs=1e-12)
-    assert vqa.soft_scores(answers).get("yes", 0.0) == score
+    assert soft_scores(answers).get("yes", 0.0) == score
 
 
 def questions() -> list[dict]:
