@@ -14,7 +14,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -214,6 +214,15 @@ def barrier() -> None:
 # ---------------------------------------------------------------------------------------------- watchdog
 
 
+_LOST_PEER = (
+    "onnection closed by peer",
+    "onnection reset by peer",
+    "onnection refused",
+    "Timed out waiting",
+    "Broken pipe",
+)
+
+
 class Watchdog:
     """Ends this rank when it makes no progress for `timeout_s`, and says which rank the job was waiting for.
 
@@ -239,12 +248,6 @@ class Watchdog:
         """Progress: the loop enters `phase` ("data", "compute", "evaluation", ...) of `step`."""
         self._step, self._phase, self._last = step, phase, time.monotonic()
         faulthandler.dump_traceback_later(self.timeout_s + 15.0, exit=True)
-
-    def alive(self, items: Iterable[Any], step: int, phase: str) -> Iterator[Any]:
-        """`items`, with a beat for each: an evaluation may take longer than the time-out, its batches may not."""
-        for item in items:
-            self.beat(step, phase)
-            yield item
 
     def suspect(self) -> None:
         """Look at the other ranks' pulses now and report those without (on SIGTERM: a launcher sends it when a
@@ -275,13 +278,15 @@ class Watchdog:
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Name the rank whose death makes a collective of this one fail."""
+        """Where a collective fails because another rank has gone, name that rank and end this one with status 1."""
         try:
             yield
         except RuntimeError as error:
-            if world_size() > 1 and (type(error) is RuntimeError or isinstance(error, dist.DistError)):
-                self.report_missing("a collective failed")
-            raise
+            lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER)
+            if not lost:
+                raise
+            self.report(f"a collective failed: {str(error).splitlines()[0][:200]}")
+            raise SystemExit(1) from None
 
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):

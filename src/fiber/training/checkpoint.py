@@ -14,6 +14,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,12 @@ class Checkpoints:
         found = distributed.broadcast_object(found)
         return None if found is None else self.folder / found
 
+    @staticmethod
+    def weights(path: Path) -> dict[str, Tensor]:
+        """The fp32 weights and buffers of a checkpoint by name, averaged ones where the run keeps an average."""
+        weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
+        return weights | (load_file(average) if average.exists() else {})
+
     def load(self, path: Path, engine: Any, optimizer: AdamW, ema: Ema | None) -> tuple[int, dict[str, Any]]:
         """Restore model, optimizer, average and random states -> (step to go on with, the saved `state`).
 
@@ -138,20 +145,18 @@ def check_shapes(path: Path, weights: Mapping[str, Tensor], module: nn.Module) -
             raise ConfigError(f"{path}: {name} is {tuple(weights[name].shape)}, this model's is {shape}")
 
 
-def export_weights(engine: Any, path: str | Path) -> None:
-    """Write the fp32 weights, by parameter name, as one safetensors file from any ZeRO stage. All ranks must call;
-    inside `ema.averaged()` these are the averaged weights."""
-    if distributed.is_main():
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    _save_tensors(Path(path), zero.read_weights(engine))
+def collect(*sources: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+    """Named whole tensors, such as zero.read_weights yields at any ZeRO stage, on the host of rank 0; {} elsewhere.
+    All ranks must call."""
+    tensors = {}
+    for name, tensor in chain.from_iterable(sources):
+        if distributed.is_main():
+            tensors[name] = tensor.detach().cpu().contiguous().clone()
+    return tensors
 
 
 def _save_tensors(path: Path, *sources: Iterable[tuple[str, Tensor]]) -> None:
-    """Rank 0 writes; the others only take part in the gathering."""
-    tensors = {}
-    for name, tensor in (pair for source in sources for pair in source):
-        if distributed.is_main():
-            tensors[name] = tensor.detach().cpu().contiguous().clone()
+    tensors = collect(*sources)
     if distributed.is_main():
         save_file(tensors, path)
 

@@ -10,7 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -112,7 +112,9 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         if done % settings.log_every == 0 or last or stopping:
             metrics = outcome.average() | rates | {"grad_norm": outcome.grad_norm} | meter.read()
             run.tracker.log(step, metrics)
-            progress.set_postfix_str(f"loss {metrics['loss/total']:.3f}, {metrics['pairs_per_second']:.1f} pairs/s")
+            progress.set_postfix_str(
+                f"loss {metrics['loss/total']:.3f}, {metrics['pairs_per_second']:.1f} pairs/s", refresh=False
+            )
         progress.update()
 
         # ---- evaluate
@@ -129,11 +131,16 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
     return results
 
 
+def averaged(ema: Ema | None) -> AbstractContextManager:
+    """A context in which the engine has the averaged weights, if there is an average."""
+    return nullcontext() if ema is None else ema.averaged()
+
+
 def evaluate(run: Run, step: int) -> dict[str, float]:
     """Run the evaluation with the averaged weights if there are any, and log it as update `step` - 1."""
     run.watchdog.beat(step, "evaluation")
     run.engine.eval()
-    with run.ema.averaged() if run.ema is not None else nullcontext(), torch.no_grad():
+    with averaged(run.ema), torch.no_grad():
         results = run.evaluate(run.engine, step)
     run.engine.train()
     run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
@@ -161,6 +161,17 @@ def _write_slice(engine: Any, parameter: nn.Parameter, value: Tensor, moment: st
 def updates(engine: Any, optimizer: AdamW) -> int:
     """How many updates Adam has made (skipped steps do not count)."""
     return int(optimizer.state[masters(engine, optimizer)[0]]["step"].item())
+
+
+def plain_module(engine: Any, build: Callable[[], nn.Module]) -> nn.Module:
+    """The wrapped task where its parameters are whole; at stage 3 a copy that `build` makes, with the same weights
+    and buffers, because there every forward is collective and evaluation batches differ by rank."""
+    if engine.zero_optimization_stage() < 3:
+        return engine.module
+    module = build().to(distributed.device()).train(engine.module.training)
+    weights = dict(read_weights(engine)) | dict(engine.module.named_buffers())
+    module.load_state_dict({name: weights[name] for name in module.state_dict()})
+    return module
 
 
 def refresh(engine: Any) -> None:

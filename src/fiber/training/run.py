@@ -1,0 +1,166 @@
+"""What both entrypoints share: start, resume, train, close, and end with one line where the trouble is known."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fiber import distributed
+from fiber.config import Command, ConfigError, exit_with, load_config, parse_command, save_config, to_dict
+from fiber.data.shards import ShardError, ShardSet
+from fiber.data.stream import DataFaultError, MixedStream, Source
+from fiber.distributed import Watchdog
+from fiber.training import loop, zero
+from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
+from fiber.training.ema import Ema
+from fiber.training.tracking import Tracker
+from fiber.weights.load import WeightsError
+
+EXPECTED = (ConfigError, ShardError, WeightsError, DataFaultError, loop.NonFiniteError)
+"""Errors whose message says all that a user needs: one line, no traceback."""
+
+
+def main(kind: type, check: Callable[[Any, int], None], stage: Callable[[Command, Watchdog], None]) -> None:
+    """Run `stage` as a process of a distributed job: parse and check the configuration, join the other ranks, guard
+    against dead and hung ones. Exit status: 0 done or stopped by a signal, 2 a known error, 1 anything else."""
+    command = parse_command(kind, check)
+    distributed.initialize(command.config.train.hang_timeout_s)
+    watchdog = Watchdog(command.config.train.hang_timeout_s)
+    try:
+        with watchdog.guard():
+            stage(command, watchdog)
+    except EXPECTED as error:
+        watchdog.beat(0, "ending")
+        exit_with(error)
+    watchdog.close()
+    distributed.shutdown()
+
+
+def open_shards(path: str) -> ShardSet:
+    """A shard set; where the index has to be built, one rank builds it."""
+    if distributed.is_main():
+        ShardSet(path)
+    distributed.barrier()
+    return ShardSet(path)
+
+
+def open_stream(config: Any) -> MixedStream:
+    """The training order over `config.data.train`; says on one rank what an epoch leaves out."""
+    stream = MixedStream(
+        [Source(open_shards(s.path), s.field, s.weight) for s in config.data.train],
+        seed=config.seed,
+        global_batch=config.train.global_batch,
+        window_shards=config.data.window_shards,
+    )
+    if distributed.is_main() and not stream.weighted:
+        print(
+            f"training data: {stream.epoch_length} samples, {stream.steps_per_epoch} steps an epoch, "
+            f"{stream.dropped} left over in each",
+            file=sys.stderr,
+        )
+    return stream
+
+
+def train(
+    config: Any,
+    task: nn.Module,
+    stream: MixedStream,
+    batches: Callable[[int], Iterator[loop.Batch]],
+    evaluate: loop.Evaluate,
+    export: Callable[[dict[str, Tensor], dict[str, float]], None],
+    watchdog: Watchdog,
+    flops_per_sample: float | None = None,
+) -> None:
+    """Train `task` to the end of `config.train`, going on from the newest checkpoint of `config.output`.
+
+    batches(step): this rank's micro-batches from a step on. evaluate(engine, step) -> figures, on all ranks.
+    export(weights of the task by name, figures): called on rank 0 at the end, with averaged weights if there are any.
+    """
+    folder, settings = Path(config.output), config.train
+    seed_all(config.seed)
+    engine, optimizer = zero.build_engine(task, settings, config.optim)
+    ema = Ema(settings.ema, engine, optimizer) if settings.ema else None
+    checkpoints = Checkpoints(folder, settings.keep)
+    start, counters, latest = 0, {}, checkpoints.latest()
+    if latest is not None:
+        start, state = checkpoints.load(latest, engine, optimizer, ema)
+        stream.resume(state["stream"])
+        counters = state["counters"]
+    if distributed.is_main():
+        _describe(config, folder, latest)
+    tracking = config.tracking
+    tracker = Tracker(folder, to_dict(config), wandb=tracking.wandb, project=tracking.project, start=start)
+    run = loop.Run(
+        engine=engine,
+        optimizer=optimizer,
+        train=settings,
+        optim=config.optim,
+        folder=folder,
+        checkpoints=checkpoints,
+        tracker=tracker,
+        watchdog=watchdog,
+        stream_state=stream.state,
+        ema=ema,
+        evaluate=evaluate,
+        evaluate_every=config.eval.every,
+        flops_per_sample=flops_per_sample,
+    )
+    run.counters.update(counters)
+    figures = loop.train(run, batches(start), start)
+    if not run.stop:
+        _finish(run, figures, export)
+    tracker.close()
+
+
+def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None]) -> None:
+    """Export and summary of a run that came to its end; evaluates if this process made no step."""
+    if not figures:
+        figures = loop.evaluate(run, run.train.steps)
+    with loop.averaged(run.ema):
+        weights = collect(zero.read_weights(run.engine))
+    if distributed.is_main():
+        export(weights, figures)
+        (run.folder / "summary.json").write_text(json.dumps({"steps": run.train.steps, "eval": figures}, indent=2))
+    distributed.barrier()
+
+
+def restore(task: nn.Module, output: str) -> int:
+    """Put the weights of the newest checkpoint of a run into `task` (averaged ones where the run keeps them) -> its
+    step. Raises ConfigError without one."""
+    checkpoints = Checkpoints(output, keep=1)
+    latest = checkpoints.latest()
+    if latest is None:
+        raise ConfigError(f"output: {output} has no checkpoint to evaluate")
+    weights = checkpoints.weights(latest)
+    check_shapes(latest, weights, task)
+    with torch.no_grad():
+        for name, tensor in task.state_dict().items():
+            tensor.copy_(weights[name])
+    return int(latest.name.removeprefix("step_"))
+
+
+def _describe(config: Any, folder: Path, latest: Path | None) -> None:
+    """Write the resolved configuration and DeepSpeed's; say what changed since the run began."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if latest is not None:
+        print(f"going on from {latest}", file=sys.stderr)
+        before = _flat(to_dict(load_config(type(config), folder / "config.yaml")))
+        for key, now in _flat(to_dict(config)).items():
+            if before.get(key) != now:
+                print(f"  {key}: was {before.get(key)}, is {now}", file=sys.stderr)
+    save_config(config, folder / "config.yaml")
+    engine = zero.deepspeed_json(config.train, config.optim.clip)
+    (folder / "deepspeed.json").write_text(json.dumps(engine, indent=2))
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
