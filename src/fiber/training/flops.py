@@ -1,0 +1,122 @@
+"""What a step costs by its structure, and how much of the machine it uses.
+
+One multiply-add is 2 FLOP; only matrix products and convolutions count (norms, softmax and GELU add about 1 %).
+Training costs 3 x forward: backward needs a product for the inputs and one for the weights. What activation
+checkpointing computes again is not counted: it is no useful work.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+T = TypeVar("T")
+
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40": 181.0, "V100": 125.0}
+"""Dense half-precision peak of a card by a word of its name (SXM figures of the vendor's data sheets)."""
+
+
+@dataclass(frozen=True)
+class PairCost:
+    """Forward FLOP of the parts of one image-text pair, for one image and one text each.
+
+    `image_prefix`, `text_prefix`: up to the first fused pair. `image_tail`, `text_tail`: the unfused rest with its
+    contrastive head. `fusion`: the fused pairs and the pooling of their outputs. `words`: the masked-language head
+    at the masked positions.
+    """
+
+    image_prefix: int
+    text_prefix: int
+    image_tail: int
+    text_tail: int
+    fusion: int
+    words: int
+
+    @property
+    def shared(self) -> int:
+        """A pre-training step with shared prefixes: one image prefix, two text prefixes (plain and masked), both
+        tails, four fused passes (masked language, and matching with three kinds of pairs)."""
+        return self.image_prefix + 2 * self.text_prefix + self._tails + 4 * self.fusion + self.words
+
+    @property
+    def five_passes(self) -> int:
+        """The same step when each of contrastive, masked-language and three matching passes begins at the pixels."""
+        return 5 * (self.image_prefix + self.text_prefix) + self._tails + 4 * self.fusion + self.words
+
+    @property
+    def match(self) -> int:
+        """Matching one pair from the pixels and ids; with cached prefixes it costs `fusion`."""
+        return self.image_prefix + self.text_prefix + self.fusion
+
+    @property
+    def _tails(self) -> int:
+        return self.image_tail + self.text_tail
+
+
+def pair_cost(model: nn.Module, image_size: int, text_length: int, masked_tokens: int) -> PairCost:
+    """Cost of a `coarse.model.CoarseModel` at an image side in pixels and a text length in tokens (padding counts: it
+    is computed), with `masked_tokens` predicted a text.
+
+    Counted on a weightless copy, so it takes no time or memory at any size. Weights must be whole (before ZeRO-3
+    partitions them). FIBER-B at 384 px and 40 tokens: 252 GFLOP (126 GMAC) shared, 546 (273) in five passes.
+    """
+    model = _weightless(model).eval()
+    images = torch.empty(1, 3, image_size, image_size, device="meta")
+    ids = torch.ones(1, text_length, dtype=torch.int64, device="meta")
+    image, image_prefix = count(model.image_prefix, images)
+    text, text_prefix = count(model.text_prefix, ids, ids)
+    fused, fusion = count(model.fuse, image, text)
+    return PairCost(
+        image_prefix=image_prefix,
+        text_prefix=text_prefix,
+        image_tail=count(model.image_embedding, image)[1],
+        text_tail=count(model.text_embedding, text)[1],
+        fusion=fusion,
+        words=count(model.heads.mlm, fused.text[0, :masked_tokens])[1],
+    )
+
+
+@torch.no_grad()
+def count(function: Callable[..., T], *arguments: Any) -> tuple[T, int]:
+    """Result of a call and its forward FLOP."""
+    with FlopCounterMode(display=False) as counter:
+        result = function(*arguments)
+    return result, counter.get_total_flops()
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Vendor's dense half-precision peak of a CUDA card in FLOP/s; None for a card not listed and for the CPU, whose
+    yardstick is `matmul_ceiling`."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak * 1e12 for word, peak in PEAK_TFLOPS.items() if word in name), None)
+
+
+def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
+    """FLOP/s that one large square matrix product reaches here and now: the median of `repeats` after a warm-up."""
+    side = 8192 if device.type == "cuda" else 1536
+    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    seconds = [_timed(lambda: a @ b, device) for _ in range(repeats + 1)]
+    return 2 * side**3 / median(seconds[1:])
+
+
+def _timed(function: Callable[[], Tensor], device: torch.device) -> float:
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _weightless(model: nn.Module) -> nn.Module:
+    """A copy whose tensors have shapes and no contents."""
+    empty: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
+    empty |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}
+    return copy.deepcopy(model, empty)

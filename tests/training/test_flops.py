@@ -1,0 +1,58 @@
+"""Structural costs against the published arithmetic and against counts by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from fiber.backbone.build import build_backbone
+from fiber.coarse.model import CoarseModel
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.training.flops import PairCost, count, matmul_ceiling, pair_cost, peak_flops
+
+
+def test_a_linear_map_and_a_convolution_cost_two_flop_a_multiply_add():
+    assert count(nn.Linear(5, 7), torch.zeros(3, 5))[1] == 2 * 3 * 5 * 7
+    assert count(nn.Conv2d(3, 8, 4, 4), torch.zeros(1, 3, 16, 12))[1] == 2 * (4 * 3) * 8 * 3 * 16
+
+
+def test_fiber_base_costs_what_the_analysis_of_the_paper_says():
+    """Analytic GMACs at 384 px and 40 tokens: Swin-B 47.1, a fused forward 55.4, a step 126.6 with shared prefixes
+    and 273.6 without. The analysis rounds its parts and puts the word head at all 40 positions; ours, at 6 of 40."""
+    model = CoarseModel(build_backbone(ModelConfig(), 50265, 1, 40), head_width=768, vocab_size=50265)
+    weights = [p.data_ptr() for p in model.parameters()]
+    cost = pair_cost(model, 384, 40, masked_tokens=6)
+    gmac = {name: getattr(cost, name) / 2e9 for name in ("match", "shared", "five_passes")}
+    assert (cost.image_prefix + cost.image_tail) / 2e9 == pytest.approx(47.1, rel=0.005)
+    assert gmac["match"] == pytest.approx(55.4, rel=0.005)
+    assert gmac["shared"] == pytest.approx(126.6, rel=0.01)
+    assert gmac["five_passes"] == pytest.approx(273.6, rel=0.01)
+    assert [p.data_ptr() for p in model.parameters()] == weights
+    assert all(p.device.type == "cpu" for p in model.parameters())
+
+
+def test_cost_equals_the_count_of_a_real_forward():
+    config = ModelConfig(
+        image=ImageTowerConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), window=4),
+        text=TextTowerConfig(width=16, layers=4, heads=2, intermediate=32),
+        num_fused=3,
+    )
+    model = CoarseModel(build_backbone(config, 40, 1, 6), head_width=12, vocab_size=40).train()
+    cost = pair_cost(model, 32, 6, masked_tokens=2)
+    images, ids = torch.zeros(5, 3, 32, 32), torch.full((5, 6), 4)
+
+    def match() -> torch.Tensor:
+        return model.fuse(model.image_prefix(images), model.text_prefix(ids, torch.ones_like(ids))).cls
+
+    assert count(match)[1] == 5 * cost.match
+    assert cost.words == 2 * 2 * (12 * 12 + 12 * 40)
+    assert model.training
+
+
+def test_a_step_is_the_sum_of_its_parts():
+    cost = PairCost(image_prefix=10_000, text_prefix=1_000, image_tail=100, text_tail=10, fusion=1, words=0)
+    assert (cost.shared, cost.five_passes, cost.match) == (12_114, 55_114, 11_001)
+
+
+def test_the_ceiling_is_a_plausible_speed():
+    assert 1e8 < matmul_ceiling(torch.device("cpu"), torch.float32, repeats=2) < 1e14
+    assert peak_flops(torch.device("cpu")) is None
