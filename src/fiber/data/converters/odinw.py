@@ -3,12 +3,11 @@
 RAW is the folder of one set. Annotations are RAW/SPLIT/annotations_without_background.json (or
 _annotations.coco.json, annotations.json, ...) with the pictures beside them, or RAW/annotations/SPLIT.json, or what
 --annotations and --images say. Split train_5_3 is the few-shot file of 5 shots, seed 3. With --config, one of ODinW's
-YAML files, RAW is the folder above `odinw/`, and the file says where things are.
+YAML files, RAW is the folder above `odinw/`, and the file says where things are and how categories are called.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ import yaml
 from fiber.data.converters import coco_format
 from fiber.data.converters.bigjson import count_array, iter_array
 from fiber.data.converters.items import ConversionError, Request, Source, existing, picture_in
+from fiber.data.records import clean_text
 
 FEW_SHOT = tuple(f"{part}_{shots}_{seed}" for part in ("train", "val") for shots in (1, 3, 5, 10)
                  for seed in (3, 30, 300))  # fmt: skip
 SPLITS = ("train", "val", "test", *FEW_SHOT)
+VARIANTS = ("names", "prompts")
 OPTIONS = ("raw", "annotations", "images", "config")
 
 LICENCE = "as stated by the publisher of the set (Roboflow's carry a README with it); check before use"
@@ -34,7 +35,10 @@ def read(request: Request) -> Source:
     annotations, images, name = _places(request)
     classes = _classes(annotations)
     if request.config is not None:
-        classes = _override(request.config, classes)
+        names = {e["id"]: e["name"] for e in override(load_config(request.config), request.variant == "prompts")}
+        classes = [{**entry, "name": names.get(entry["id"], entry["name"])} for entry in classes]
+    elif request.variant == "prompts":
+        raise ConversionError("--variant prompts takes its words from --config")
     items = coco_format.items(
         annotations,
         name,
@@ -42,7 +46,13 @@ def read(request: Request) -> Source:
         lambda image: f"{name}_{Path(image['file_name']).stem}",
         lambda image: picture_in([images, images / "images"], image["file_name"], Path(image["file_name"]).name),
     )
-    provenance = {"converter": "odinw", "set": name, "file": annotations.name, "bytes": annotations.stat().st_size}
+    provenance = {
+        "converter": "odinw",
+        "set": name,
+        "variant": request.variant,
+        "file": annotations.name,
+        "bytes": annotations.stat().st_size,
+    }
     total = count_array(annotations, "images")
     return Source(name, request.split, LICENCE, provenance, items, total, categories=classes)
 
@@ -50,7 +60,7 @@ def read(request: Request) -> Source:
 def _places(request: Request) -> tuple[Path, Path, str]:
     """(annotation file, picture folder, name of the set)."""
     if request.config is not None:
-        entry = registered(request.config, request.split)
+        entry = registered(load_config(request.config), request.split)
         path = existing([request.raw / entry["ann_file"]], "the annotations")
         return path, request.raw / entry["img_dir"], _slug(request.config.stem)
     name = _slug(request.raw.resolve().name)
@@ -71,27 +81,39 @@ def _places(request: Request) -> tuple[Path, Path, str]:
     return path, existing([*places, request.raw / "images", request.raw], "the pictures"), name
 
 
-def registered(config: Path, split: str) -> dict[str, str]:
-    """{"ann_file", "img_dir"} of a split in an ODinW YAML file."""
+def load_config(path: Path) -> dict[str, Any]:
+    """DATASETS of an ODinW YAML file. Raises ConversionError."""
     try:
-        entries = yaml.safe_load(config.read_text())["DATASETS"]["REGISTER"]
+        section = yaml.safe_load(path.read_text())["DATASETS"]
+        section["REGISTER"]
     except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise ConversionError(f"{config}: not an ODinW configuration: {error!r}") from None
-    for key in (split, "minival" if split == "val" else split):
-        if key in entries:
-            return entries[key]
-    raise ConversionError(f"{config} registers no split {split!r}; it has {', '.join(entries)}")
+        raise ConversionError(f"{path}: not an ODinW configuration: {error!r}") from None
+    return section
 
 
-def override(config: Path) -> list[dict[str, Any]]:
-    """The category list the configuration puts in place of the annotation file's; [] if it has none."""
-    text = yaml.safe_load(config.read_text())["DATASETS"].get("OVERRIDE_CATEGORY")
-    return [{"id": entry["id"], "name": entry["name"]} for entry in json.loads(text)] if text else []
+def registered(section: dict[str, Any], split: str) -> dict[str, str]:
+    """{"ann_file", "img_dir"} of a split. "val" is what the published numbers are on: minival where it is tested."""
+    entries = section["REGISTER"]
+    name = "minival" if split == "val" and "minival" in str(section.get("TEST")) else split
+    if name not in entries:
+        raise ConversionError(f"the configuration registers no split {split!r}; it has {', '.join(entries)}")
+    return entries[name]
 
 
-def _override(config: Path, classes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    names = {entry["id"]: entry["name"] for entry in override(config)}
-    return [{**entry, "name": names.get(entry["id"], entry["name"])} for entry in classes]
+def override(section: dict[str, Any], prompts: bool) -> list[dict[str, Any]]:
+    """[{"id", "name"}] in place of the annotation file's names; [] if the configuration has none.
+
+    prompts: names dressed by CAPTION_PROMPT ("hand" -> "hand of a person"), which the order of the list assigns.
+    """
+    # Some lists are JSON, some Python's repr: YAML reads both.
+    classes = yaml.safe_load(section.get("OVERRIDE_CATEGORY") or "[]")
+    names = [entry["name"] for entry in classes]
+    if prompts:
+        dressed = yaml.safe_load(section.get("CAPTION_PROMPT") or "[]")
+        if len(dressed) != len(classes) or not classes:
+            raise ConversionError("the configuration has no CAPTION_PROMPT for its categories; use --variant names")
+        names = [clean_text(f"{entry['prefix']}{entry['name']}{entry['suffix']}") for entry in dressed]
+    return [{"id": entry["id"], "name": name} for entry, name in zip(classes, names, strict=True)]
 
 
 def _classes(path: Path) -> list[dict[str, Any]]:
