@@ -7,23 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerFast
 
+from fiber.data.buffers import stack
 from fiber.data.records import Sample, annotation_text
 from fiber.data.text import encode, mask_tokens
 from fiber.data.transforms import load_image
-
-
-def stack(values: list[Tensor]) -> Tensor:
-    """Like torch.stack; inside a loader worker the result lies in shared memory at once and is never copied again."""
-    first = values[0]
-    out = None
-    if get_worker_info() is not None:
-        number = len(values) * first.numel()
-        storage = first.untyped_storage()._new_shared(number * first.element_size(), device=first.device)
-        out = first.new(storage).resize_(len(values), *first.shape)
-    return torch.stack(values, out=out)
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from fiber.data import buffers
 from fiber.data.records import Sample, SampleFault, image_hash
 from fiber.data.shards import ShardError, ShardSet
 
@@ -43,10 +45,11 @@ Per = Literal["annotation", "image"]
 MIX_BLOCK = 4096  # positions over which the mixing weights hold exactly (to one part in so many)
 ATTEMPTS = 64  # substitutes tried for one position
 GRACE = 1000  # samples the fault share is at least taken of, so that one early fault does not stop a run
+PREFETCH = 2  # batches a worker is ahead of the training process
 UNIFORMS = 4  # per position, for draws outside the loader (hard negatives)
 
 # What a random generator is for: each purpose has its own stream of numbers.
-SHARDS, WINDOW, MIX, CHOICE, SAMPLE, DRAWS = range(6)
+SHARDS, WINDOW, MIX, CHOICE, SAMPLE = range(5)
 
 
 class DataFaultError(RuntimeError):
@@ -270,27 +273,29 @@ class _Batch:
     def __init__(self, seed: int):
         self.seed = seed
         self.samples: list[dict[str, Any]] = []
-        self.rows: list[tuple[str, int, int]] = []  # key, position, image hash
+        self.rows: list[tuple[str, int, int, np.ndarray]] = []  # key, position, image hash, uniforms
         self.faults: list[tuple[Fault, str]] = []
 
     def add(self, source: Source, item: Item, position: int, make_sample: MakeSample) -> bool:
         """Reads one sample; notes the fault and returns False where it cannot be used."""
+        rng = _generator(self.seed, SAMPLE, position)
+        uniform = rng.random(UNIFORMS)
         try:
-            image, sample = _read(source, item, make_sample, _generator(self.seed, SAMPLE, position))
+            image, sample = _read(source, item, make_sample, rng)
         except SampleFault as fault:
             self.faults.append(_fault(source, item, fault))
             return False
         self.samples.append(sample)
-        self.rows.append((source.shards.index.key(item.sample), position, image))
+        self.rows.append((source.shards.index.key(item.sample), position, image, uniform))
         return True
 
     def finish(self, collate: Collate) -> dict[str, Any]:
+        buffers.next_batch()
         batch = collate(self.samples) if self.samples else {}
-        uniform = [_generator(self.seed, DRAWS, position).random(UNIFORMS) for _, position, _ in self.rows]
         batch["keys"] = [row[0] for row in self.rows]
         batch["position"] = torch.tensor([row[1] for row in self.rows], dtype=torch.int64)
         batch["image_id"] = torch.tensor([row[2] for row in self.rows], dtype=torch.int64)
-        batch["uniform"] = torch.from_numpy(np.array(uniform).reshape(-1, UNIFORMS))
+        batch["uniform"] = torch.from_numpy(np.array([row[3] for row in self.rows]).reshape(-1, UNIFORMS))
         batch["faults"] = self.faults
         return batch
 
@@ -364,15 +369,24 @@ class _FaultBudget:
 
 
 def _start_worker(_: int) -> None:
-    """Workers leave signals to the training process, which saves and ends them, and die with it if it is killed."""
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    if sys.platform == "linux":
-        parent = os.getppid()
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-        if os.getppid() != parent:
-            os._exit(1)
+    """Workers outlast the signals of a pre-emption, which the training process answers by saving; they end when it
+    tells them to and when it dies."""
+    buffers.start_worker(PREFETCH + 1)
     torch.set_num_threads(1)
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    for name in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(name, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    threading.Thread(target=_await_termination, args=(parent,), daemon=True).start()
+
+
+def _await_termination(parent: int) -> None:
+    """Obeys SIGTERM from the training process alone: a scheduler sends it to every process of a job."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def _batches(dataset: Dataset, numbers: Any, workers: int, share: float) -> Iterator[dict[str, Any]]:
@@ -381,6 +395,7 @@ def _batches(dataset: Dataset, numbers: Any, workers: int, share: float) -> Iter
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
@@ -393,6 +408,7 @@ def _batches(dataset: Dataset, numbers: Any, workers: int, share: float) -> Iter
         batch = next(batches, None)
         if batch is None:
             return
+        batch = buffers.copy_shared(batch)
         budget.spend(batch)
         batch["data_seconds"] = time.perf_counter() - start
         yield batch

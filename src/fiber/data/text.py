@@ -59,7 +59,12 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Pre
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask (1 = token), both int64 (max_length,): <s> ... </s>, cut or padded to max_length."""
-    ids = tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+    backend = tokenizer.backend_tokenizer  # a tenth of the time that calling the wrapper takes
+    backend.no_truncation()
+    backend.no_padding()
+    ids = backend.encode(text).ids
+    if len(ids) > max_length:
+        ids = [*ids[: max_length - 1], ids[-1]]  # keeps </s>, as the wrapper's truncation does
     padded = np.full(max_length, tokenizer.pad_token_id, dtype=np.int64)
     padded[: len(ids)] = ids
     mask = np.zeros(max_length, dtype=np.int64)
@@ -82,12 +87,12 @@ def mask_tokens(
 
     special: int64 (K,) distinct ids that are neither chosen nor drawn. vocab: number of ids.
     """
-    ordinary = np.flatnonzero(~np.isin(ids, special))
+    ordinary = np.flatnonzero((ids[:, None] != special).all(axis=1))
     masked, labels = ids.copy(), np.full_like(ids, IGNORE)
     if not len(ordinary):
         return masked, labels
     chosen = ordinary[rng.random(len(ordinary)) < probability]
-    spare = rng.choice(ordinary)  # drawn always, so that the stream of numbers does not depend on the outcome
+    spare = ordinary[rng.integers(len(ordinary))]  # always drawn: what follows must not depend on the outcome
     chosen = chosen if len(chosen) else np.array([spare])
     labels[chosen] = ids[chosen]
     action = rng.random(len(chosen))
