@@ -10,6 +10,7 @@ from fiber.backbone.image import SwinTower
 from fiber.backbone.states import ImageState, TextState
 from fiber.backbone.text import RobertaTower
 from fiber.coarse.caption import caption_labels, caption_logits, gold_loss, gold_weights, mle_loss, token_losses
+from fiber.coarse.generate import Marks, greedy
 from fiber.coarse.itc import Contrast, FeatureQueue, itc_loss, negative_weights
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import IGNORED, mlm_loss
@@ -128,10 +129,8 @@ def _check_fused(report: Report, fixture: Fixture, model: CoarseModel) -> None:
     last_prefix = len(model.backbone.text.layers) - model.backbone.num_fused - 1
     first = model.backbone.image.places[-model.backbone.num_fused - 1]
     for name, ours in walk_backbone(model.backbone, io["in.image"], io["in.text_ids"], io["in.text_masks"]):
-        theirs = {"text_embeddings": "text_embedding", "stage2": "image_stage2_downsample"}.get(name, name)
-        theirs = theirs.replace("swin_layer", "image_stage")
-        theirs = f"image_{theirs}" if theirs.startswith("stage") else theirs
-        names = [theirs]
+        theirs = name.replace("text_embeddings", "text_embedding").replace("swin_layer", "image_stage")
+        names = [f"image_{name}", f"image_{name}_downsample"] if name.startswith("stage") else [theirs]
         if name == f"text_layer{last_prefix}":
             names.append("text_embeds_before_fusion")
         if name == f"swin_layer{first[0]}_block{first[1]}":
@@ -170,7 +169,7 @@ def _queues(fixture: Fixture) -> dict[str, FeatureQueue]:
     raw, full = ((io[f"itc.queue{kind}_image"], io[f"itc.queue{kind}_text"]) for kind in ("_raw", ""))
     slots, width = raw[0].shape[1], raw[0].shape[0]
     empty = torch.zeros(width, 0)
-    real = 5  # of the partly filled queue, as recorded
+    real = io["itc_partial.weights_i2t"].shape[1] - len(io["in.image"])  # slots filled in the recorded case
     partial = [torch.cat([f[:, :real], r[:, real:]], 1) for f, r in zip(full, raw, strict=True)]
     return {
         "itc_i": _queue(fixture, *raw, slots),
@@ -288,19 +287,12 @@ def _check_decoding(report: Report, fixture: Fixture, model: CoarseModel) -> Non
         cache = model.backbone.start_decoding(image.repeat_interleave(len(ids) // len(image), 0))
         tokens = torch.cat([model.caption_tokens(ids[:, t : t + 1], None, cache) for t in range(step + 1)], 1)
         report.close(name, model.heads.mlm(tokens[:, -1:]), io[name], FEATURE)
-    report.equal("greedy caption = beam1.ids", _greedy(model, image, io["beam1.ids"].shape[1]), io["beam1.ids"])
-
-
-def _greedy(model: CoarseModel, image: Tensor, length: int) -> Tensor:
-    """Most probable next token, never <mask> (the last id), until </s> (2); <s>, <pad> and </s> shown as <pad>."""
-    cache = model.backbone.start_decoding(image)
-    token, ended, found = torch.zeros(len(image), 1, dtype=torch.int64), torch.zeros(len(image), dtype=torch.bool), []
-    for _ in range(length):
-        logits = model.heads.mlm(model.caption_tokens(token, None, cache))[:, -1]
-        token = logits[:, :-1].argmax(-1, keepdim=True)
-        ended |= token[:, 0] == 2
-        found.append(token[:, 0].masked_fill(ended | (token[:, 0] < 3), PAD))
-    return torch.stack(found, 1)
+    recorded = io["beam1.ids"]  # <s>, <pad> and </s> are shown as <pad>
+    marks = Marks(start=0, end=2, forbidden=(fixture.facts["config"]["vocab_size"] - 1,))  # <mask> is the last id
+    found = torch.full_like(recorded, PAD)
+    for row, caption in enumerate(greedy(model, image, marks, recorded.shape[1] + 1)):
+        found[row, : len(caption.ids)] = torch.tensor(caption.ids)
+    report.equal("greedy caption = beam1.ids", found, recorded)
 
 
 def _check_answers(report: Report, fixture: Fixture, model: CoarseModel) -> None:

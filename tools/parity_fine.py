@@ -12,7 +12,7 @@ from fiber.backbone.text import RobertaTower
 from fiber.fine import atss, losses
 from fiber.fine.boxes import decode, encode, make_anchors
 from fiber.fine.dyhead import HeadOutput
-from fiber.fine.losses import LossWeights, Targets, assign_batch, centerness, detection_losses, token_targets
+from fiber.fine.losses import LossWeights, Targets, assign_batch, centerness, detection_losses, token_targets, totals
 from fiber.fine.model import FiberDetector, FineFeatures
 from fiber.fine.postprocess import Detections, Selection, detections
 from fiber.weights.official import is_derived, official_name
@@ -279,7 +279,10 @@ def _losses(
     cfg = fixture.facts["cfg"]
     weights = LossWeights(cfg["FUSE_CONFIG"]["DOT_PRODUCT_TOKEN_LOSS_WEIGHT"], cfg["ATSS"]["REG_LOSS_WEIGHT"])
     mask = fixture.io["input.attention_mask"]
-    raw, _ = detection_losses(output, anchors, mask, _targets(fixture, case), model.text_limit)
+    targets = _targets(fixture, case)
+    found = assign_batch(targets, anchors, len(mask))
+    sums = totals(found, targets, anchors)
+    raw = detection_losses(output, anchors, mask, targets, found, sums, model.text_limit)
     return {name: getattr(weights, name) * value for name, value in raw.items()}
 
 

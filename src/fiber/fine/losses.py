@@ -1,7 +1,8 @@
 """Losses of the fine stage: token alignment, box, centerness (SPEC: GLIP's form on an ATSS head).
 
-All sums run over the whole global batch: normalisers are summed over ranks and divided by the number of ranks, so
-that the mean of the ranks' losses (which is what averaging gradients computes) is the loss of the undivided batch.
+All sums run over the whole global batch: normalisers are averaged over its parts (ranks and micro-batches), so that
+the mean of the parts' losses, which is what averaging gradients computes, is the loss of the undivided batch. (The
+one exception is the floor of 1: a batch with fewer positives than parts is divided by the number of parts.)
 
 Shape letters: B images, A anchors of all levels, L text length, N boxes of the batch, P positive anchors.
 """
@@ -13,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber import distributed
 from fiber.fine.atss import assign
 from fiber.fine.boxes import centres, decode, giou
 from fiber.fine.dyhead import HeadOutput
@@ -92,38 +92,40 @@ def token_targets(assignment: Assignment, targets: Targets, shape: torch.Size, l
     return wanted
 
 
+def totals(assignment: Assignment, targets: Targets, anchors: Sequence[Tensor]) -> Tensor:
+    """(2,) float32: the number of positives, and the sum of their centerness targets. Losses are divided by the mean
+    of these over the micro-batches and ranks of a step."""
+    central = centerness(targets.boxes[assignment.target].float(), torch.cat(list(anchors))[assignment.anchor])
+    return torch.stack([central.new_tensor(float(len(central))), central.sum()])
+
+
 def detection_losses(
     output: HeadOutput,
     anchors: Sequence[Tensor],
     mask: Tensor,
     targets: Targets,
+    assignment: Assignment,
+    mean_totals: Tensor,
     limit: int,
-    across_ranks: bool = True,
-) -> tuple[dict[str, Tensor], Assignment]:
-    """Unweighted losses {"token", "box", "centerness"}, 0-dim float32 with graph, and the assignment behind them.
+) -> dict[str, Tensor]:
+    """Unweighted losses {"token", "box", "centerness"}, 0-dim float32 with graph.
 
-    anchors per level (A_l,4); mask (B,L) 1 = token; `limit`: the model's text limit, see `token_targets`. With P the
-    positives of all ranks and N = max(P / ranks, 1): token = focal sum over attended tokens / N; box = sum c(1 -
-    GIoU) / sum c with c the centerness target; centerness = BCE sum / N. Without positives box and centerness are
-    0 but keep their graph. `across_ranks=False` (evaluation, where ranks may differ in batches) stays local.
+    anchors per level (A_l,4); mask (B,L) 1 = token; mean_totals (2,): `totals`, averaged over ranks; `limit`: the
+    model's text limit, see `token_targets`. With (P, C) = mean_totals and N = max(P, 1): token = focal sum over
+    attended tokens / N; box = sum c(1 - GIoU) / C, c the centerness target; centerness = BCE sum / N. Without
+    positives box and centerness are 0 but keep their graph.
     """
     deltas, centerness_logits, token_logits = (
         torch.cat(levels, 1).float() for levels in (output.deltas, output.centerness, output.tokens)
     )
-    every = torch.cat(list(anchors))
-    assignment = assign_batch(targets, anchors, len(deltas))
     positive = (assignment.image, assignment.anchor)
-    boxes, own_anchors = targets.boxes[assignment.target].float(), every[assignment.anchor]
+    boxes, own_anchors = targets.boxes[assignment.target].float(), torch.cat(list(anchors))[assignment.anchor]
     central = centerness(boxes, own_anchors)
-
-    totals = torch.stack([central.new_tensor(float(len(central))), central.sum()])
-    count, weight = (distributed.all_reduce_mean(totals) if across_ranks else totals).unbind()
-    count = count.clamp(min=1.0)
+    count, weight = mean_totals[0].clamp(min=1.0), mean_totals[1].clamp(min=1e-6)
 
     wanted = token_targets(assignment, targets, token_logits.shape, limit)
-    attended = mask[:, None].to(token_logits.dtype)
-    token = (focal_loss(token_logits, wanted) * attended).sum() / count
+    token = (focal_loss(token_logits, wanted) * mask[:, None].to(token_logits.dtype)).sum() / count
     overlap = giou(decode(deltas[positive], own_anchors), boxes)
-    box = (central * (1 - overlap)).sum() / weight.clamp(min=1e-6)
+    box = (central * (1 - overlap)).sum() / weight
     central_loss = F.binary_cross_entropy_with_logits(centerness_logits[positive], central, reduction="sum")
-    return {"token": token, "box": box, "centerness": central_loss / count}, assignment
+    return {"token": token, "box": box, "centerness": central_loss / count}

@@ -10,12 +10,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.states import ImageState, TextState
 from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
 from fiber.fine.fpn import FeaturePyramid
-from fiber.fine.losses import PUBLISHED_WEIGHTS, LossWeights, Targets, detection_losses
+from fiber.fine.losses import PUBLISHED_WEIGHTS, LossWeights, Targets, assign_batch, detection_losses, totals
 from fiber.fine.postprocess import DETECTION, Detections, Selection, detections
 from fiber.fine.prompts import Prompt
 
@@ -125,6 +126,12 @@ class FiberDetector(nn.Module):
         anchors = make_anchors(grids, self.anchor_sizes, self.strides, features.hidden.device)
         return self.head(features.levels, features.embedded), anchors
 
+    def anchors(self, images: Tensor) -> list[Tensor]:
+        """Anchors (A_l,4) of every level for images (B,3,H,W), without a forward pass: each level rounds up."""
+        height, width = images.shape[-2:]
+        grids = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
+        return make_anchors(grids, self.anchor_sizes, self.strides, images.device)
+
     # ------------------------------------------------------------------------------------------------ inference
 
     @torch.no_grad()
@@ -208,18 +215,32 @@ class GroundingTask(nn.Module):
         super().__init__()
         self.model, self.weights = model, weights
 
+    def items(self, batch: dict) -> dict[str, float]:
+        """What the losses of this micro-batch are divided by, to be averaged over the micro-batches and ranks of a
+        step (`batch["mean_items"]`). Depends on boxes and image size alone."""
+        targets, anchors = self._targets(batch), self.model.anchors(batch["images"])
+        positives, centerness = totals(assign_batch(targets, anchors, len(batch["ids"])), targets, anchors).tolist()
+        return {"positives": positives, "centerness": centerness}
+
     def forward(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted losses (with graph) and a detached report."""
+        """Weighted losses (with graph) and a detached report. Without `batch["mean_items"]`, totals are averaged over
+        ranks here in training and taken as they are in evaluation, where ranks may differ in batches."""
         output, anchors = self.model(batch["images"], batch["sizes"], batch["ids"], batch["mask"])
-        targets = Targets(batch["boxes"], batch["box_image"], batch["box_tokens"])
-        losses, assignment = detection_losses(
-            output, anchors, batch["mask"], targets, self.model.text_limit, across_ranks=self.training
+        targets = self._targets(batch)
+        assignment = assign_batch(targets, anchors, len(batch["ids"]))
+        mean_totals = totals(assignment, targets, anchors)
+        if means := batch.get("mean_items"):
+            mean_totals = mean_totals.new_tensor([means["positives"], means["centerness"]])
+        elif self.training:
+            mean_totals = distributed.all_reduce_mean(mean_totals)
+        losses = detection_losses(
+            output, anchors, batch["mask"], targets, assignment, mean_totals, self.model.text_limit
         )
-        weights = {"token": self.weights.token, "box": self.weights.box, "centerness": self.weights.centerness}
         report = {f"loss/{name}": value.detach() for name, value in losses.items()}
         boxes, learned = len(targets.boxes), len(assignment.target.unique())
-        report |= {
-            "assignment/positives_per_image": losses["token"].new_tensor(len(assignment.anchor) / len(batch["ids"])),
-            "assignment/boxes_without_anchor": losses["token"].new_tensor((boxes - learned) / max(boxes, 1)),
-        }
-        return {name: weights[name] * value for name, value in losses.items()}, report
+        report["assignment/positives_per_image"] = mean_totals.new_tensor(len(assignment.anchor) / len(batch["ids"]))
+        report["assignment/boxes_without_anchor"] = mean_totals.new_tensor((boxes - learned) / max(boxes, 1))
+        return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
+
+    def _targets(self, batch: dict) -> Targets:
+        return Targets(batch["boxes"], batch["box_image"], batch["box_tokens"])

@@ -45,7 +45,7 @@ class PromptBuilder:
             raise ValueError(f"{type(tokenizer).__name__} has no character offsets; load the fast tokenizer")
         self.tokenizer, self.limit = tokenizer, limit
         self.budget = limit - SPECIALS
-        self._costs: dict[str, int] = {}
+        self._known_costs: dict[str, tuple[int, int]] = {}
 
     # ------------------------------------------------------------------------------------------------ prompts
 
@@ -66,13 +66,12 @@ class PromptBuilder:
             start = len(text) + (len(SEPARATOR) if text else 0)
             text = text + SEPARATOR + name if text else name
             spans.append([(start, start + len(name))])
-        length = len(self.tokenizer(text)["input_ids"])
-        if length > self.limit:
+        tokens, offsets = self._encode(text, truncation=False)
+        if len(tokens) > self.limit:
             raise ValueError(
-                f"a prompt of {len(order)} classes has {length} tokens, the text limit is {self.limit}; "
+                f"a prompt of {len(order)} classes has {len(tokens)} tokens, the text limit is {self.limit}; "
                 "split it (PromptBuilder.chunks) or sample negatives (PromptBuilder.detection)"
             )
-        tokens, offsets = self._encode(text)
         rows = [token_row(offsets, span, self.limit) for span in spans]
         empty = [names[index] for index, row in zip(order, rows, strict=True) if not row.any()]
         if empty:
@@ -85,14 +84,14 @@ class PromptBuilder:
         groups: list[list[int]] = []
         room = 0
         for index, name in enumerate(names):
-            cost = self._cost(name)
-            if cost > self.budget:
-                raise ValueError(f"class name {name!r} alone has {cost} tokens, {self.budget} fit the text limit")
-            if not groups or cost > room or len(groups[-1]) == max_classes:
+            first, later = self._costs(name)
+            if first > self.budget:
+                raise ValueError(f"class name {name!r} alone has {first} tokens, {self.budget} fit the text limit")
+            if not groups or later > room or len(groups[-1]) == max_classes:
                 groups.append([])
-                room = self.budget
+                room = self.budget - first + later
             groups[-1].append(index)
-            room -= cost
+            room -= later
         return [self.classes(names, group) for group in groups]
 
     def detection(
@@ -111,25 +110,24 @@ class PromptBuilder:
         `max_negatives` (50 %), else uniformly 1..max_negatives. All are shuffled.
         """
         present = set(positives)
-        chosen, dropped, room = [], [], self.budget
-        for index in rng.permutation(sorted(present)).tolist():
-            cost = self._cost(names[index])
-            if cost <= room:
-                chosen.append(index)
-                room -= cost
-            else:
-                dropped.append(index)
         pool = sorted((set(range(len(names))) if negatives is None else set(negatives)) - present)
-        wanted = min(number_of_negatives(rng, max_negatives), len(pool))
+        costs = {index: self._costs(names[index]) for index in (*present, *pool)}
+        # Whichever class comes first after shuffling may cost more there than later.
+        room = self.budget - max((max(first - later, 0) for first, later in costs.values()), default=0)
+
+        chosen: list[int] = []
+        dropped: list[int] = []
+        for index in rng.permutation(sorted(present)).astype(int).tolist():
+            fits = costs[index][1] <= room
+            (chosen if fits else dropped).append(index)
+            room -= costs[index][1] if fits else 0
+        wanted = number_of_negatives(rng, max_negatives)
         if not chosen:
-            wanted = max(wanted, min(1, len(pool)))  # a caption needs words
+            wanted = max(wanted, 1)  # a caption needs words
         for index in rng.permutation(pool).astype(int).tolist():
-            if wanted == 0 or room == 0:
-                break
-            cost = self._cost(names[index])
-            if cost <= room:
+            if wanted and costs[index][1] <= room:
                 chosen.append(index)
-                room -= cost
+                room -= costs[index][1]
                 wanted -= 1
         if not chosen:
             raise ValueError("a detection prompt has neither a positive nor a negative class that fits its text")
@@ -137,19 +135,19 @@ class PromptBuilder:
 
     # ------------------------------------------------------------------------------------------------ insides
 
-    def _cost(self, name: str) -> int:
-        """Most tokens that a class takes in a caption, whatever stands around it, with its separator."""
-        if name not in self._costs:
-            clean = clean_name(name)
-            forms = (clean + SEPARATOR, SEPARATOR + clean, " " + clean + SEPARATOR)
-            self._costs[name] = max(
-                len(self.tokenizer(form, add_special_tokens=False)["input_ids"]) for form in forms
-            )
-        return self._costs[name]
+    def _costs(self, name: str) -> tuple[int, int]:
+        """Tokens that a class takes with its full stop, as the first of a caption and after another class (byte-level
+        BPE writes a word after a blank differently)."""
+        if name not in self._known_costs:
+            end = clean_name(name) + SEPARATOR.rstrip()
+            first, later = (self.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (end, " " + end))
+            self._known_costs[name] = len(first), len(later)
+        return self._known_costs[name]
 
-    def _encode(self, text: str) -> tuple[list[int], np.ndarray]:
-        """Ids, cut to the limit, and their character offsets (n,2)."""
-        encoding = self.tokenizer(text, truncation=True, max_length=self.limit, return_offsets_mapping=True)
+    def _encode(self, text: str, truncation: bool = True) -> tuple[list[int], np.ndarray]:
+        """Ids with special tokens, cut to the limit if so wanted, and their character offsets (n,2)."""
+        cut = {"truncation": True, "max_length": self.limit} if truncation else {}
+        encoding = self.tokenizer(text, return_offsets_mapping=True, **cut)
         return encoding["input_ids"], np.asarray(encoding["offset_mapping"]).reshape(-1, 2)
 
     def _prompt(
