@@ -37,21 +37,23 @@ class LoadReport:
     unused: list[str] = field(default_factory=list)
     untouched: float = 0.0
 
-    def table(self, limit: int = 12) -> str:
-        """The report as text: one line a category with its count and up to `limit` names or notes below it."""
-        resized = [f"{name}: {note}" for name, note in self.resized.items()]
+    def table(self, limit: int = 12, every: bool = False) -> str:
+        """The report as text: each category with its count and, below it, up to `limit` modules or notes; with
+        `every` all of them, those loaded as they are included."""
+        notes = [f"{name}: {note}" for name, note in self.resized.items()]
         lines = []
-        for title, names in (
-            ("loaded", self.loaded),
-            ("resized", resized),
-            ("new", self.new),
-            ("unused", self.unused),
+        for title, names, show in (
+            ("loaded", self.loaded, every),
+            ("resized", notes, True),
+            ("new", self.new, True),
+            ("unused", self.unused, True),
         ):
             lines.append(f"{title:8} {len(names):5} tensors")
-            shown = [] if title == "loaded" else _shorten(names)
-            lines += [f"           {name}" for name in shown[:limit]]
-            if len(shown) > limit:
-                lines.append(f"           ... and {len(shown) - limit} more lines")
+            shown = _shorten(names) if show else []
+            cut = len(shown) if every else limit
+            lines += [f"{'':15}{name}" for name in shown[:cut]]
+            if len(shown) > cut:
+                lines.append(f"{'':15}... and {len(shown) - cut} more lines")
         return "\n".join(lines)
 
 
@@ -149,9 +151,11 @@ def _move_rows(source: Tensor, target: Tensor, old: Mapping[str, int], new: Mapp
 
 
 def _shorten(names: Sequence[str]) -> list[str]:
-    """Names of one module on one line, with the number of tensors where there are several."""
+    """Names of one numbered part (block, layer, pair) or module on one line, with the number of tensors."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        module = name if ": " in name else ".".join(name.split(".")[:3])
+        parts = name.split(".")[:-1]
+        numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+        module = name if ": " in name else ".".join(parts[: numbers[-1] + 1] if numbers else parts)
         groups.setdefault(module, []).append(name)
     return [own[0] if len(own) == 1 else f"{module}.* ({len(own)})" for module, own in groups.items()]

@@ -134,10 +134,28 @@ def to_official(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Te
     return renamed
 
 
+def to_ours(state: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Official tensors under our names, and those for which we have none under their own; `temp` becomes (1,)."""
+    modules = {theirs: ours for ours, theirs in names.items()}
+    ours, rest = {}, {}
+    for name, tensor in state.items():
+        module = name
+        while module not in modules and "." in module:
+            module = module.rsplit(".", 1)[0]
+        if module in modules:
+            ours[modules[module] + name[len(module) :]] = tensor.reshape(1) if name == "temp" else tensor
+        else:
+            rest[name] = tensor
+    return ours, rest
+
+
+def is_queue(name: str) -> bool:
+    """Official buffers that are training state: past features, pixels and texts (gigabytes), never weights."""
+    return bool(re.fullmatch(r"(image|text)(_input(_mask)?)?_queue|queue_(ptr|total)", name))
+
+
 def is_derived(name: str) -> bool:
     """Official entries that are functions of the configuration or training state, never weights."""
-    return bool(
+    return is_queue(name) or bool(
         re.search(r"(relative_position_index|attn_mask|position_ids|cell_anchors.*)$", name)
-        or name in {"image_queue", "text_queue", "image_input_queue", "text_input_queue", "text_input_mask_queue"}
-        or name in {"queue_ptr", "queue_total"}
     )

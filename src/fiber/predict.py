@@ -1,0 +1,390 @@
+"""A trained model on one's own pictures: `fiber.load(folder)` gives a predictor with one method a task.
+
+A model at image level matches, retrieves, captions and answers, as far as its heads go; a model at region level
+grounds, refers and detects. Every method takes one picture or several (paths, PIL images, arrays) and returns a list
+with one entry a picture. Boxes are [x0, y0, x1, y1] in pixels of the upright original.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import filter as matching
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fiber.backbone.build import build_backbone
+from fiber.backbone.states import ImageState, TextState
+from fiber.coarse.generate import Caption, Marks, beam_search, greedy, nucleus
+from fiber.coarse.model import CoarseModel
+from fiber.data.text import encode
+from fiber.data.transforms import resize_pil, to_tensor
+from fiber.fine.model import FiberDetector
+from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
+from fiber.fine.prompts import Prompt, PromptBuilder
+from fiber.image_index import INDEX_FILE, ImageIndex, build_index, fingerprint
+from fiber.phrases import Span, find_phrases
+from fiber.pictures import Picture, Source, open_picture
+from fiber.weights.export import Export, read_export
+from fiber.weights.load import LoadReport, load_weights
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+# Parts that a file may lack as a whole (a released model fine-tuned for one task has only that task's heads).
+OPTIONAL = {
+    "cross_modal": "heads.cross_modal.*",
+    "contrastive": "heads.contrastive.*",
+    "temperature": "heads.temperature.*",
+    "itm": "heads.itm.*",
+    "mlm": "heads.mlm.*",
+    "caption_maps": "backbone.fusion.caption_maps.*",
+}
+NEEDS = {
+    "match": ("cross_modal", "itm"),
+    "retrieve": ("contrastive",),
+    "caption": ("cross_modal", "mlm", "caption_maps"),
+}
+TASKS = ("match", "retrieve", "caption", "answer", "ground", "refer", "detect")
+
+
+class TaskError(AttributeError):
+    """A task that this model cannot do; the message says which it can."""
+
+
+# ---------------------------------------------------------------------------------------------- loading
+
+
+def load(
+    path_or_hub_id: str | Path, device: str | torch.device | None = None, dtype: str = "fp32"
+) -> "CoarsePredictor | FinePredictor":
+    """A predictor from an export folder, a run directory or a hub id.
+
+    device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". Raises WeightsError where the folder is
+    not a whole export.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    export = read_export(path_or_hub_id)
+    model, _ = build(export)
+    model = model.to(device, DTYPES[dtype]).eval().requires_grad_(False)
+    kind = CoarsePredictor if export.config.stage == "coarse" else FinePredictor
+    return kind(model, export, device)
+
+
+def build(export: Export) -> tuple[CoarseModel | FiberDetector, LoadReport]:
+    """The model of an export with its weights, on the CPU. Heads that the file lacks as a whole stay new (their tasks
+    are not offered); a head that it has in part is a WeightsError."""
+    config = export.config
+    fine = config.stage == "fine"
+    backbone = build_backbone(config.model, config.vocab_size, config.pad_id, config.max_text, fine=fine)
+    if fine:
+        model: nn.Module = FiberDetector(backbone, **config.detector)
+    else:
+        model = CoarseModel(
+            backbone,
+            head_width=config.model.head_width,
+            vocab_size=config.vocab_size,
+            classifiers=config.classifiers,
+        )
+    absent = [pattern for pattern in OPTIONAL.values() if not matching(export.tensors, pattern)]
+    return model, load_weights(model, export.tensors, allow_new=absent)
+
+
+def tasks_of(export: Export, model: nn.Module) -> tuple[str, ...]:
+    """The tasks that a model has all parts for."""
+    if export.config.stage == "fine":
+        return "ground", "refer", "detect"
+    names = model.state_dict()
+    # A part that this architecture does not have at all (caption maps of a one-stage fusion) is not missing.
+    absent = {
+        p for p, pattern in OPTIONAL.items() if matching(names, pattern) and not matching(export.tensors, pattern)
+    }
+    tasks = [task for task, parts in NEEDS.items() if not absent & set(parts)]
+    return (*tasks, "answer") if "vqa" in export.config.classifiers else tuple(tasks)
+
+
+class Predictor:
+    """What both levels share: the model, its tokenizer, the tasks it can do."""
+
+    def __init__(self, model: nn.Module, export: Export, device: torch.device) -> None:
+        self.model, self.device, self.config = model, device, export.config
+        self.tokenizer, self.answers, self.categories = export.tokenizer, export.answers, export.categories
+        self.tasks = tasks_of(export, model)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in TASKS:
+            self.require(name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def require(self, task: str) -> None:
+        """Raises TaskError unless the model can do `task`."""
+        if task not in self.tasks:
+            level = "image" if self.config.stage == "coarse" else "region"
+            raise TaskError(f"this model (at {level} level) cannot {task}; it can: {', '.join(self.tasks)}")
+
+
+# ---------------------------------------------------------------------------------------------- image level
+
+
+@dataclass(frozen=True)
+class Match:
+    """How well a text fits a picture: `probability` of the matching head (0..1; None without one) and `similarity`
+    (cosine) of the contrastive features (None without them)."""
+
+    probability: float | None
+    similarity: float | None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A text (caption, answer) or path with its score: mean log-probability of a caption's tokens, probability of an
+    answer, similarity or matching probability of a retrieved picture."""
+
+    text: str
+    score: float
+
+
+class CoarsePredictor(Predictor):
+    """Use of a model at image level."""
+
+    model: CoarseModel
+
+    def match(self, pictures: Source | Sequence[Source], text: str, batch: int = 8) -> list[Match]:
+        """Whether `text` describes each picture."""
+        self.require("match")
+        words = self._text([text])
+        text_feature = self.model.text_embedding(words)[0] if "retrieve" in self.tasks else None
+        results = []
+        for image in self._prefixes(_many(pictures), batch):
+            logits = self._match_logits(image, words)
+            similarity: list[float | None] = [None] * len(image)
+            if text_feature is not None:
+                similarity = (self.model.image_embedding(image) @ text_feature).tolist()
+            results += [Match(p, s) for p, s in zip(logits.softmax(-1)[:, 1].tolist(), similarity, strict=True)]
+        return results
+
+    def caption(
+        self,
+        pictures: Source | Sequence[Source],
+        *,
+        method: Literal["beam", "greedy", "nucleus"] = "beam",
+        beams: int = 5,
+        top_p: float = 0.9,
+        temperature: float = 1.0,
+        seed: int = 0,
+        batch: int = 8,
+    ) -> list[list[Scored]]:
+        """Captions of each picture, best first: `beams` of them by beam search, one by the other methods."""
+        self.require("caption")
+        marks, length = Marks.of(self.tokenizer), self.config.max_text
+        generator = torch.Generator(self.device).manual_seed(seed)
+        results = []
+        for state in self._prefixes(_many(pictures), batch):
+            image = self.model.backbone.image_tail(state)
+            if method == "beam":
+                found = beam_search(self.model, image, marks, length, beams)
+            elif method == "greedy":
+                found = [[caption] for caption in greedy(self.model, image, marks, length)]
+            elif method == "nucleus":
+                options = {"top_p": top_p, "temperature": temperature, "generator": generator}
+                found = [[caption] for caption in nucleus(self.model, image, marks, length, **options)]
+            else:
+                raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
+            results += [[self._spell(caption) for caption in own] for own in found]
+        return results
+
+    def answer(
+        self, pictures: Source | Sequence[Source], question: str, top: int = 5, batch: int = 8
+    ) -> list[list[Scored]]:
+        """The `top` likeliest answers to a question about each picture."""
+        self.require("answer")
+        if not self.answers:
+            raise TaskError(
+                "this model has a question head but no answer vocabulary (answers.json): convert its weights again "
+                "with --answers FILE"
+            )
+        words, results = self._text([question]), []
+        for image in self._prefixes(_many(pictures), batch):
+            cls = self.model.fuse(image, words[[0] * len(image)]).cls
+            probability = self.model.heads.classifiers["vqa"](cls).float().sigmoid()
+            best = probability.topk(min(top, len(self.answers)), dim=-1)
+            for scores, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                results.append([Scored(self.answers[i], s) for i, s in zip(places, scores, strict=True)])
+        return results
+
+    def index(self, folder: str | Path, file: str | Path | None = None) -> ImageIndex:
+        """The contrastive features of a folder's pictures, kept in `file` (default: `.fiber-index.npz` in the folder)
+        and reused: only new and changed pictures are encoded."""
+        self.require("retrieve")
+        folder = Path(folder)
+        model = fingerprint(self.model, self.config.image_size)
+        return build_index(folder, Path(file or folder / INDEX_FILE), model, lambda path: self.embed_images(path)[0])
+
+    def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
+        """The `top` pictures of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
+        many are ordered anew by the probability of the matching head."""
+        self.require("retrieve")
+        similarity = index.features @ self.embed_texts([text])[0]
+        order = similarity.argsort(descending=True, stable=True)[: max(top, rerank)].tolist()
+        found = [Scored(str(index.folder / index.paths[i]), float(similarity[i])) for i in order]
+        if rerank:
+            self.require("match")
+            matched = self.match([scored.text for scored in found[:rerank]], text)
+            again = [Scored(f.text, m.probability) for f, m in zip(found[:rerank], matched, strict=True)]
+            found = sorted(again, key=lambda scored: -scored.score)
+        return found[:top]
+
+    def embed_images(self, pictures: Source | Sequence[Source], batch: int = 8) -> Tensor:
+        """Contrastive features (B,H) fp32 of unit length, on the CPU."""
+        self.require("retrieve")
+        return torch.cat(
+            [self.model.image_embedding(image).cpu() for image in self._prefixes(_many(pictures), batch)]
+        )
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Contrastive features (B,H) fp32 of unit length, on the CPU."""
+        self.require("retrieve")
+        return self.model.text_embedding(self._text(texts)).cpu()
+
+    def _text(self, texts: Sequence[str]) -> TextState:
+        if any(not text.strip() for text in texts):
+            raise ValueError("the text is empty")
+        pairs = [encode(self.tokenizer, text, self.config.max_text) for text in texts]
+        ids, mask = (torch.from_numpy(np.stack(column)).to(self.device) for column in zip(*pairs, strict=True))
+        length = int(mask.sum(1).max())  # padding beyond the longest text changes nothing
+        return self.model.text_prefix(ids[:, :length], mask[:, :length])
+
+    def _prefixes(self, pictures: Sequence[Source], batch: int) -> Iterator[ImageState]:
+        """Image states of the pictures, `batch` at a time."""
+        for start in range(0, len(pictures), batch):
+            squares = [
+                resize_pil(open_picture(source).image, self.config.image_size)
+                for source in pictures[start : start + batch]
+            ]
+            yield self.model.image_prefix(torch.stack(squares).to(self.device))
+
+    def _match_logits(self, image: ImageState, text: TextState) -> Tensor:
+        return self.model.match_logits(image, text[[0] * len(image)])
+
+    def _spell(self, caption: Caption) -> Scored:
+        return Scored(self.tokenizer.decode(caption.ids, skip_special_tokens=True).strip(), caption.score)
+
+
+# ---------------------------------------------------------------------------------------------- region level
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box [x0, y0, x1, y1] (px of the upright original), its score (0..1), what it shows, and, in a grounded
+    sentence, the characters [start, end) of that phrase."""
+
+    box: list[float]
+    score: float
+    label: str
+    span: Span | None = None
+
+
+class FinePredictor(Predictor):
+    """Use of a model at region level."""
+
+    model: FiberDetector
+
+    def __init__(self, model: FiberDetector, export: Export, device: torch.device) -> None:
+        super().__init__(model, export, device)
+        self.prompts = PromptBuilder(self.tokenizer, self.config.max_text)
+
+    def ground(
+        self,
+        pictures: Source | Sequence[Source],
+        sentence: str,
+        phrases: Sequence[str] | None = None,
+        top: int = 1,
+        threshold: float = 0.0,
+    ) -> list[list[Region]]:
+        """The `top` regions of each phrase of a sentence. Phrases: given, or marked in the sentence with [brackets],
+        or found by `noun_phrases`."""
+        self.require("ground")
+        sentence, spans = find_phrases(sentence, phrases)
+        prompt = self.prompts.sentence(sentence, [[span] for span in spans])
+        if not prompt.token_map.any(1).all():
+            raise ValueError(f"the sentence is longer than the {self.config.max_text} tokens that this model reads")
+        results = []
+        for found in self._detect(pictures, [prompt], GROUNDING):
+            own = []
+            for label, span in enumerate(spans):
+                own += self._regions(found, sentence[slice(*span)], span, found.labels == label)[:top]
+            results.append([region for region in own if region.score >= threshold])
+        return results
+
+    def refer(self, pictures: Source | Sequence[Source], expression: str, top: int = 1) -> list[list[Region]]:
+        """The `top` regions for an expression that refers to one object."""
+        self.require("refer")
+        prompt = self.prompts.sentence(expression, [[(0, len(expression))]])
+        if not prompt.token_map.any(1).all():
+            raise ValueError("the expression is empty")
+        return [self._regions(found, expression)[:top] for found in self._detect(pictures, [prompt], GROUNDING)]
+
+    def detect(
+        self,
+        pictures: Source | Sequence[Source],
+        classes: Sequence[str] | None = None,
+        threshold: float = 0.3,
+        keep: int = 100,
+    ) -> list[list[Region]]:
+        """Objects of `classes` (any names; default: those the model was trained on) with a score of at least
+        `threshold`, best first. Lists too long for one prompt are asked in several."""
+        self.require("detect")
+        names = list(classes or self.categories)
+        if not names:
+            raise ValueError("this export lists no categories: say which classes to look for")
+        results = []
+        for found in self._detect(pictures, self.prompts.chunks(names), DETECTION, keep):
+            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+            results.append([Region(box, score, names[label]) for box, score, label in rows if score >= threshold])
+        return results
+
+    def _detect(
+        self,
+        pictures: Source | Sequence[Source],
+        prompts: list[Prompt],
+        selection: Selection,
+        keep: int | None = None,
+    ) -> list[Detections]:
+        """Detections on the CPU in pixels of the originals, best first. One picture at a time: sizes differ, and
+        padding them to each other would cost more than it saves."""
+        results = []
+        for source in _many(pictures):
+            picture = open_picture(source)
+            image = self._resize(picture)
+            height, width = image.shape[1:]
+            size = torch.tensor([[height, width]], device=self.device)
+            batch = nn.functional.pad(image, (0, -width % 32, 0, -height % 32))[None].to(self.device)
+            (found,) = self.model.detect(batch, size, [prompts], selection, keep=keep)
+            scale = torch.tensor([picture.width / width, picture.height / height] * 2)
+            boxes = found.boxes.float().cpu() * scale
+            results.append(Detections(boxes, found.scores.float().cpu(), found.labels.cpu()))
+        return results
+
+    def _regions(
+        self, found: Detections, label: str, span: Span | None = None, rows: Tensor | slice = slice(None)
+    ) -> list[Region]:
+        pairs = zip(found.boxes[rows].tolist(), found.scores[rows].tolist(), strict=True)
+        return [Region(box, score, label, span) for box, score in pairs]
+
+    def _resize(self, picture: Picture) -> Tensor:
+        """uint8 (3,h,w): short side `image_size`, long side at most `max_image_size`."""
+        short, long = sorted(picture.image.size)
+        scale = self.config.image_size / short
+        if self.config.max_image_size:
+            scale = min(scale, self.config.max_image_size / long)
+        size = [max(round(side * scale), 1) for side in picture.image.size]
+        return to_tensor(picture.image.resize(size, Image.Resampling.BILINEAR))
+
+
+def _many(pictures: Source | Sequence[Source]) -> Sequence[Source]:
+    one = isinstance(pictures, str | Path | Image.Image | np.ndarray)
+    return [pictures] if one else pictures

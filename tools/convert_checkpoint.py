@@ -1,0 +1,161 @@
+"""Turn weights into an export folder that `fiber.load` and the `fiber` command read, or an export back into a file of
+the release's form.
+
+    python tools/convert_checkpoint.py SRC DST [--tokenizer FOLDER_OR_HUB_ID] [--answers FILE] [...]
+
+SRC                                          DST
+official stage-1 .ckpt, stage-2 .pth/.pt     export folder
+run directory of this project                export folder (of its newest checkpoint)
+export folder                                file ending in .ckpt, .pth or .pt: official names
+export folder                                file ending in .pt2: a torch.export program (see --size, --text-length)
+
+The configuration is derived from the shapes in the file; what shapes do not tell is listed with its origin. Every
+tensor is reported as used, unused or missing. Files are read without running code of theirs; a file that would is
+refused. Exit status: 0 done, 1 a clear error, 2 wrong usage.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from torch import Tensor
+
+from fiber.config import ConfigError, Stage1Config, load_config
+from fiber.data.text import load_tokenizer
+from fiber.predict import build
+from fiber.training.checkpoint import Checkpoints
+from fiber.weights.export import CONFIG, Card, Export, coarse_config, read_export, write_export
+from fiber.weights.load import WeightsError
+from fiber.weights.official_file import convert, derive, read_official, write_official
+
+OFFICIAL = (".ckpt", ".pth", ".pt")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("src", type=Path)
+    top.add_argument("dst", type=Path)
+    top.add_argument("--tokenizer", default="roberta-base", help="of an official file (default: %(default)s)")
+    top.add_argument("--answers", type=Path, help="JSON list of the question head's answers, in class order")
+    top.add_argument("--categories", type=Path, help="JSON list of class names a detector was trained on")
+    top.add_argument("--weights", choices=("model", "model_ema"), default="model", help="of a stage-2 file")
+    top.add_argument("--text-heads", type=int, help="attention heads of the text tower, which shapes do not tell")
+    top.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
+    top.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; -> exit status."""
+    arguments = parser().parse_args(argv)
+    try:
+        if (arguments.src / "config.yaml").is_file():
+            convert_run(arguments)
+        elif arguments.src.is_dir():
+            convert_back(arguments)
+        else:
+            convert_official(arguments)
+    except (WeightsError, ConfigError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def convert_official(arguments: argparse.Namespace) -> None:
+    """An official checkpoint to an export folder."""
+    file = read_official(arguments.src, arguments.weights)
+    tokenizer = load_tokenizer(arguments.tokenizer)
+    facts = derive(
+        file,
+        tokenizer.pad_token_id,
+        text_heads=arguments.text_heads,
+        max_text=arguments.max_text,
+        image_size=arguments.image_size,
+    )
+    tensors, rest = convert(file, facts.config)
+    print(f"stage: {facts.config.stage}\nnot told by shapes:")
+    print("\n".join(f"  {origin}" for origin in facts.origins))
+    answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
+    export = Export(facts.config, tensors, tokenizer, answers, categories, rest)
+    _report(export, rest, file.dropped)
+    card = Card(notes=[f"converted from the released form ({arguments.src.name})", *facts.origins])
+    write_export(
+        arguments.dst,
+        tensors,
+        facts.config,
+        tokenizer,
+        card=card,
+        answers=answers,
+        categories=categories,
+        extras=rest,
+    )
+    if "vqa" in facts.config.classifiers and not answers:
+        print("note: the file has a question head but no answer vocabulary; give --answers FILE to use it")
+    print(f"wrote {arguments.dst}")
+
+
+def convert_run(arguments: argparse.Namespace) -> None:
+    """The newest checkpoint of a run directory to an export folder."""
+    config = load_config(Stage1Config, arguments.src / "config.yaml")
+    checkpoint = Checkpoints(arguments.src, config.train.keep).latest()
+    if checkpoint is None:
+        raise WeightsError(f"{arguments.src} has no whole checkpoint")
+    task = Checkpoints.weights(checkpoint)
+    tensors = {name.removeprefix("model."): tensor for name, tensor in task.items() if name.startswith("model.")}
+    tokenizer = load_tokenizer(config.tokenizer)
+    answers = _json_list(arguments.answers)
+    exported = coarse_config(config, tokenizer, _classifiers(tensors))
+    export = Export(exported, tensors, tokenizer, answers, [], {})
+    _report(export, {}, sorted(name for name in task if not name.startswith("model.")))
+    steps = json.loads((checkpoint / "state.json").read_text())["step"]
+    data = [Path(source.path).name for source in config.data.train]
+    write_export(arguments.dst, tensors, exported, tokenizer, card=Card(data=data, steps=steps), answers=answers)
+    print(f"wrote {arguments.dst} from {checkpoint}")
+
+
+def convert_back(arguments: argparse.Namespace) -> None:
+    """An export folder to a file of the release's form."""
+    export = read_export(arguments.src)
+    if arguments.dst.suffix not in OFFICIAL:
+        raise WeightsError(
+            f"{arguments.src} is an export already ({CONFIG}); to turn it into an official file give a target ending "
+            f"in {', '.join(OFFICIAL)}"
+        )
+    names = write_official(arguments.dst, export)
+    print(f"wrote {arguments.dst}: {len(names)} tensors under official names")
+    if not export.extras:
+        print("note: this export does not come from the release, so tensors that only the release has are not there")
+
+
+def _report(export: Export, rest: dict[str, Tensor], dropped: list[str]) -> None:
+    """What becomes of every tensor, and a check that the model can be built of them."""
+    _, report = build(export)
+    report.unused = sorted(rest)
+    print(report.table(every=True))
+    print(f"{'dropped':8} {len(dropped):5} tensors (training state)" + "".join(f"\n{'':15}{n}" for n in dropped))
+
+
+def _classifiers(tensors: dict[str, Tensor]) -> dict[str, int]:
+    """Tasks whose heads are among the weights of a model at image level, and their numbers of classes."""
+    ends = [name for name in tensors if name.startswith("heads.classifiers.") and name.endswith(".3.bias")]
+    return {name.split(".")[2]: len(tensors[name]) for name in ends}
+
+
+def _json_list(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise WeightsError(f"{path}: {error}") from None
+    if isinstance(value, dict):  # dataset.json of shards holds both lists
+        value = value.get("answers") or [category["name"] for category in value.get("categories", [])]
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise WeightsError(f"{path} is not a JSON list of strings")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())
