@@ -118,6 +118,8 @@ class OptimConfig:
     cross_modal_multiplier: float = 5.0
     head_multiplier: float = 5.0
     gate_multiplier: float = 1.0  # on top of nothing else: gates take this one instead of cross_modal's
+    text_multiplier: float = 1.0  # on top of the others: the text tower and its cross-attention to the image
+    bias_multiplier: float = 1.0  # on top of the others
 
 
 @dataclass(frozen=True)
@@ -358,8 +360,14 @@ def validate_training(config: Any, world: int) -> None:
 def validate(config: Stage1Config, world: int) -> None:
     """Everything that can be known wrong about a stage-1 run before it costs anything. Raises ConfigError."""
     validate_training(config, world)
-    model, size = config.model, config.image_size
-    stages = len(model.image.depths)
+    _check_model(config)
+    size, stride = config.image_size, 4 * 2 ** (len(config.model.image.depths) - 1)
+    _require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")
+
+
+def _check_model(config: Stage1Config | Stage2Config) -> None:
+    """Sizes of the towers and of the fusion; the text limit; the starting point."""
+    model, stages = config.model, len(config.model.image.depths)
     _require(
         len(model.image.heads) == stages,
         f"model.image.heads: {stages} stages in depths need {stages} numbers, got {len(model.image.heads)}",
@@ -374,8 +382,6 @@ def validate(config: Stage1Config, world: int) -> None:
         model.text.width % model.text.heads == 0,
         f"model.text.width: {model.text.width} is not a multiple of model.text.heads {model.text.heads}",
     )
-    stride = 4 * 2 ** (stages - 1)
-    _require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")
     _require(
         config.max_text >= 3,
         f"max_text: must hold at least one token between the marks, got {config.max_text}",
@@ -436,3 +442,89 @@ def exit_with(error: Exception, code: int = 2) -> typing.NoReturn:
     where = "" if rank == 0 else f" (rank {rank} on {socket.gethostname()})"
     print(f"error: {error}{where}", file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+# ---------------------------------------------------------------------------------------------- stage 2
+
+
+@dataclass(frozen=True)
+class DetectorConfig:
+    """Pyramid and dynamic head on the fused backbone. `anchor_sizes` and `strides` (px): one pair a level."""
+
+    channels: int = 256
+    head_channels: int = 256
+    head_blocks: int = 6
+    groups: int = 16  # of the group normalisation
+    anchor_sizes: tuple[float, ...] = (64, 128, 256, 512, 1024)
+    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
+    drop_block: float = 0.3
+    log_scale: float = 0.0  # initial logarithm of the temperature of token logits; -2.5 learns words sooner
+
+
+@dataclass(frozen=True)
+class RegionConfig:
+    """Samples, losses and what trains."""
+
+    short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)  # px; one is drawn for each sample
+    test_side: int = 800
+    max_side: int = 1333
+    flip: float = 0.5  # probability of mirroring, where the caption has no left or right
+    max_negatives: int = 85  # absent classes in the caption of a detection sample
+    token_weight: float = 1.0
+    box_weight: float = 2.0
+    centerness_weight: float = 1.0
+    tuning: Literal["full", "prompt", "linear"] = "full"
+    frozen_stages: int = 1  # image stages, with patch embedding and merges, that keep their weights
+
+
+@dataclass(frozen=True)
+class Stage2Config:
+    """Everything at region level. Saved, resolved, as `config.yaml` of the run directory."""
+
+    output: str
+    tokenizer: str
+    seed: int = 0
+    max_text: int = 256
+    model: ModelConfig = field(default_factory=ModelConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    regions: RegionConfig = field(default_factory=RegionConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    init_from: str | None = None  # a run directory or export folder of either stage: weights only
+
+
+def validate_stage2(config: Stage2Config, world: int) -> None:
+    """Everything that can be known wrong about a stage-2 run before it costs anything. Raises ConfigError."""
+    validate_training(config, world)
+    _check_model(config)
+    detector, regions = config.detector, config.regions
+    levels, stages = len(detector.strides), len(config.model.image.depths)
+    _require(
+        detector.strides == tuple(8 * 2**i for i in range(levels)) and levels >= stages - 1,
+        f"detector.strides: must be 8, 16, 32, ... and at least {stages - 1} of them for an image tower of {stages} "
+        f"stages, got {list(detector.strides)}",
+    )
+    _require(
+        len(detector.anchor_sizes) == levels,
+        f"detector.anchor_sizes: {levels} strides need {levels} sizes, got {len(detector.anchor_sizes)}",
+    )
+    for name in ("channels", "head_channels"):
+        width = getattr(detector, name)
+        _require(width % detector.groups == 0, f"detector.{name}: {width} is no multiple of groups {detector.groups}")
+    _require(bool(regions.short_sides), "regions.short_sides: give at least one")
+    _require(min(*regions.short_sides, regions.test_side) >= 32, "regions: sides below 32 px leave nothing to detect")
+    _require(0 <= regions.flip <= 1, f"regions.flip: must lie in [0, 1], got {regions.flip}")
+    _require(
+        0 <= regions.frozen_stages <= stages,
+        f"regions.frozen_stages: the image tower has {stages} stages, got {regions.frozen_stages}",
+    )
+    for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
+        for i, source in enumerate(sources):
+            fields = ("captions", "expressions", "boxes")
+            _require(
+                source.field in fields,
+                f"{section}.{i}.field: stage 2 learns from {', '.join(fields)}, got {source.field!r}",
+            )

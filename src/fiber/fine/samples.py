@@ -4,7 +4,7 @@ answers to. Grounding captions, referring expressions and detection labels all t
 Nothing is dropped silently: each box that cannot be used leaves a `Fault` with its reason. Two exclusions are rules,
 not faults: crowd regions of detection sets, and captions' phrases without boxes.
 
-Shape letters: B pictures, (H,W) padded size, (h,w) a picture's own, L text length, n boxes of a picture, N of a batch.
+Shape letters: B pictures, (H,W) padded size, (h,w) a picture's own, L text length, n boxes of a picture, N of all.
 """
 
 from __future__ import annotations
@@ -152,9 +152,7 @@ class RegionSample:
             "dropped": [Fault(origin, sample.key, reason) for reason in reasons],
         }
 
-    def _phrases(
-        self, record: Record, field: str, annotation: int
-    ) -> tuple[Prompt, dict[int, Tensor], list[str]]:
+    def _phrases(self, record: Record, field: str, annotation: int) -> tuple[Prompt, dict[int, Tensor], list[str]]:
         """Prompt, tokens (L,) by index of the box, reasons of boxes left out: of a caption or an expression."""
         text, phrases = phrases_with_boxes(record, field, annotation)
         prompt = self.builder.sentence(text, [span for span, _ in phrases])
@@ -176,7 +174,7 @@ class RegionSample:
         facts: SetFacts = record["set"]
         labels: dict[int, int] = {}
         reasons = []
-        for place, box in enumerate(records.annotations_of_boxes(record)):
+        for place, box in enumerate(record.get("boxes", [])):
             if box.get("crowd"):
                 continue
             if box.get("category") in facts.index:
@@ -193,3 +191,52 @@ class RegionSample:
         rows = dict(zip(prompt.classes, prompt.token_map, strict=True))
         reasons += ["class_beyond_text_limit" for label in labels.values() if label in set(left_out)]
         return prompt, {place: rows[label] for place, label in labels.items() if label in rows}, reasons
+
+
+def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str, list[tuple[list, list[int]]]]:
+    """The text of a caption or an expression and its phrases, each (spans, indices of its boxes); an expression
+    without span means its whole text. Phrases without boxes are left out."""
+    text = records.annotation_text(record, field, annotation)
+    entry = records.annotation(record, field, annotation)
+    if field == "expressions":
+        return text, [(entry.get("span") or [[0, len(text)]], [entry["box"]])]
+    phrases = [(phrase["span"], phrase["boxes"]) for phrase in entry.get("phrases", ()) if phrase.get("boxes")]
+    return text, phrases
+
+
+def box_at(record: Record, index: int) -> Any:
+    """Box number `index` of a record. Raises SampleFault("bad_index")."""
+    boxes = record.get("boxes", [])
+    if not (isinstance(index, int) and 0 <= index < len(boxes)):
+        raise SampleFault("bad_index", f"box {index!r} is not among the record's {len(boxes)} boxes")
+    return boxes[index]["box"]
+
+
+def clipped(box: Sequence[float], width: int, height: int) -> tuple[list[float], str]:
+    """A box cut to its picture, and "" or why it cannot be used: "box_not_finite"; "box_without_area", which corners
+    in the wrong order and boxes outside the picture have too."""
+    if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
+        return [], "box_not_finite"
+    x0, x1 = (min(max(x, 0), width) for x in box[0::2])
+    y0, y1 = (min(max(y, 0), height) for y in box[1::2])
+    return [x0, y0, x1, y1], "" if x1 > x0 and y1 > y0 else "box_without_area"
+
+
+def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples -> the batch of GroundingTask: images (B,3,H,W) uint8, sizes (B,2), ids and mask (B,L) cut to the
+    longest caption, boxes (N,4), box_image (N,), box_tokens (N,L); and dropped, the Faults of all."""
+    images, sizes = pad_images([sample["image"] for sample in samples])
+    prompts = [sample["prompt"] for sample in samples]
+    length = int(max(prompt.mask.sum() for prompt in prompts))
+    counts = torch.tensor([len(sample["boxes"]) for sample in samples])
+    return {
+        "images": images,
+        "sizes": sizes,
+        "ids": torch.stack([prompt.ids[:length] for prompt in prompts]),
+        "mask": torch.stack([prompt.mask[:length] for prompt in prompts]),
+        "boxes": torch.cat([sample["boxes"] for sample in samples]),
+        "box_image": torch.repeat_interleave(torch.arange(len(samples)), counts),
+        "box_tokens": torch.cat([sample["box_tokens"][:, :length] for sample in samples]),
+        "texts": [prompt.text for prompt in prompts],
+        "dropped": [fault for sample in samples for fault in sample["dropped"]],
+    }

@@ -29,6 +29,24 @@ def role(name: str) -> str:
     return "head" if "heads" in parts else "base"
 
 
+def label(name: str, config: OptimConfig) -> tuple[str, float]:
+    """What the log calls a parameter's learning rate, and its multiplier of `lr`: that of its role, times those of
+    the text side and of biases, which the published recipe of stage 2 sets apart."""
+    kind = role(name)
+    multiplier = {
+        "base": 1.0,
+        "cross_modal": config.cross_modal_multiplier,
+        "head": config.head_multiplier,
+        "gate": config.gate_multiplier,
+    }[kind]
+    words = [kind]
+    if config.text_multiplier != 1 and ("backbone.text." in name or "text_to_image" in name):
+        words, multiplier = ["text", *words], multiplier * config.text_multiplier
+    if config.bias_multiplier != 1 and name.endswith("bias"):
+        words, multiplier = [*words, "bias"], multiplier * config.bias_multiplier
+    return "_".join(words), multiplier
+
+
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Weight decay holds for matrices and kernels: not for biases, norms, temperature and gates (all of them
     one-dimensional), nor for relative-position tables."""
@@ -36,31 +54,18 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters -> groups {"params", "names", "role", "multiplier", "weight_decay"} in a fixed order;
-    groups without parameters are left out. A frozen parameter is in none."""
-    multiplier = {
-        "base": 1.0,
-        "cross_modal": config.cross_modal_multiplier,
-        "head": config.head_multiplier,
-        "gate": config.gate_multiplier,
-    }
-    groups = {
-        (kind, decay): {
-            "params": [],
-            "names": [],
-            "role": kind,
-            "multiplier": multiplier[kind],
-            "weight_decay": config.weight_decay if decay else 0.0,
-        }
-        for kind in ROLES
-        for decay in (True, False)
-    }
-    for name, parameter in named:
+    """Trainable parameters -> groups {"params", "names", "role", "multiplier", "weight_decay"} in a fixed order
+    (roles, then the order of the parameters). A frozen parameter is in none."""
+    groups: dict[tuple[str, bool], dict[str, Any]] = {}
+    for name, parameter in sorted(named, key=lambda item: ROLES.index(role(item[0]))):
         if parameter.requires_grad:
-            group = groups[role(name), decays(name, parameter)]
+            kind, multiplier = label(name, config)
+            decay = decays(name, parameter)
+            new = {"params": [], "names": [], "role": kind, "multiplier": multiplier}
+            group = groups.setdefault((kind, decay), new | {"weight_decay": config.weight_decay if decay else 0.0})
             group["params"].append(parameter)
             group["names"].append(name)
-    return [group for group in groups.values() if group["params"]]
+    return list(groups.values())
 
 
 class AdamW(torch.optim.AdamW):

@@ -1,0 +1,79 @@
+"""From a configuration to a detector, its task and its export at region level."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from fiber.backbone.build import build_backbone
+from fiber.backbone.initialise import initialise
+from fiber.config import Stage2Config
+from fiber.fine.losses import LossWeights
+from fiber.fine.model import FiberDetector, GroundingTask
+from fiber.weights.export import Card, ExportConfig, read_export, write_export
+from fiber.weights.load import NEW_IN_FINE, LoadReport, load_weights
+
+
+def detector_options(config: Stage2Config) -> dict[str, Any]:
+    """Keyword arguments of FiberDetector but the backbone: what an export stores to build the model again."""
+    return asdict(config.detector) | {
+        "text_limit": config.max_text,
+        "prompt_tuning": config.regions.tuning == "prompt",
+    }
+
+
+def build_detector(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> FiberDetector:
+    """The region-level model of a run, with initial weights drawn from the run's seed (the same on all ranks) and the
+    parts frozen that the run freezes."""
+    backbone = build_backbone(config.model, len(tokenizer), tokenizer.pad_token_id, config.max_text, fine=True)
+    initialise(backbone, config.model.init, config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # pyramid and head start as detectors do, whatever `model.init` says
+        model = FiberDetector(backbone, **detector_options(config), checkpointing=config.model.checkpointing)
+    model.tune(config.regions.tuning, config.regions.frozen_stages)
+    backbone.fusion.caption_maps.requires_grad_(False)  # of captioning; no gradient would ever reach them here
+    return model
+
+
+def build_task(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> GroundingTask:
+    """What a training step of the run computes."""
+    regions = config.regions
+    weights = LossWeights(regions.token_weight, regions.box_weight, regions.centerness_weight)
+    return GroundingTask(build_detector(config, tokenizer), weights)
+
+
+def start_from(model: FiberDetector, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
+    """Put the weights of a run or export of either stage into `model`, in place. From an image-level model pyramid,
+    head and stage norms stay new; rows of the vocabulary follow their tokens. Raises WeightsError."""
+    export = read_export(path)
+    allowed = NEW_IN_FINE if export.config.stage == "coarse" else ("prompt",)
+    vocabulary = (export.tokenizer.get_vocab(), tokenizer.get_vocab())
+    same = vocabulary[0] == vocabulary[1]
+    return load_weights(model, export.tensors, allow_new=allowed, vocabulary=None if same else vocabulary)
+
+
+def export_detector(
+    config: Stage2Config,
+    tokenizer: PreTrainedTokenizerBase,
+    categories: Sequence[str],
+    weights: Mapping[str, Tensor],
+    figures: Mapping[str, float],
+) -> None:
+    """The export folder of a finished run. weights: of the task, by name; categories: class names trained on."""
+    about = ExportConfig(
+        stage="fine",
+        model=config.model,
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        image_size=config.regions.test_side,
+        max_text=config.max_text,
+        max_image_size=config.regions.max_side,
+        detector=detector_options(config),
+    )
+    tensors = {name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.")}
+    card = Card([Path(source.path).name for source in config.data.train], config.train.steps, figures)
+    write_export(Path(config.output) / "export", tensors, about, tokenizer, card=card, categories=categories)
