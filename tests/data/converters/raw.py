@@ -46,7 +46,7 @@ def picture(seed: int, kind: str = "JPEG", mode: str = "RGB", size: tuple[int, i
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
     out = io.BytesIO()
     image.save(out, "JPEG" if kind == TRUNCATED else kind)
-    return out.getvalue()[: len(out.getvalue()) // 2] if kind == TRUNCATED else out.getvalue()
+    return out.getvalue()[: len(out.getvalue()) * 4 // 5] if kind == TRUNCATED else out.getvalue()
 
 
 def put(path: Path, content: bytes | str | Any) -> Path:
