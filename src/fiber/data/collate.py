@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fiber.data.buffers import stack
 from fiber.data.records import Sample, annotation_text
 from fiber.data.text import encode, mask_tokens
 from fiber.data.transforms import load_image
+from fiber.data.workers import stack
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,10 +19,11 @@ import numpy as np
 
 from fiber.data.index import BLOCK, Index, IndexBuilder, Members, record_counts, scan_tar
 from fiber.data.records import EXTENSIONS, FIELDS, Record, RecordError, Sample, SampleFault, sniff, validate_record
+from fiber.data.remote import RemoteFolder
 
 log = logging.getLogger(__name__)
 
-OPEN_FILES = 128  # shards a process keeps open
+OPEN_FILES = 64  # shards of a set that a process keeps open, and that stay in the cache of a remote set
 REQUIRED = ("image_id", "width", "height", "source")
 
 
@@ -224,6 +225,15 @@ def build_index(folder: str | Path) -> Index:
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise ShardError(f"{folder}: no *.tar shards here (make them with tools/make_shards.py)")
+    return _index_of(paths, folder)
+
+
+def _stored_index(folder: Path) -> Index | None:
+    header, arrays = folder / "index.json", folder / "index.npz"
+    return Index.load(header.read_text(), arrays) if header.exists() and arrays.exists() else None
+
+
+def _index_of(paths: Iterable[Path], folder: Path) -> Index:
     builder = IndexBuilder()
     for path in paths:
         builder.add_shard(path.name, *_scan(path))
@@ -240,33 +250,28 @@ def build_index(folder: str | Path) -> Index:
 class ShardSet:
     """A data set of shards, read at random by sample number 0..len-1 (the order of the shards).
 
-    path: a folder. Safe to share with forked or spawned workers: reading uses os.pread and keeps no position.
+    path: a folder, or a remote location as fiber.data.remote has it. Safe to share with forked or spawned workers:
+    reading uses os.pread and keeps no position.
     Raises ShardError where the folder, a shard or the index does not fit.
     """
 
     def __init__(self, path: str | Path):
-        self.path = Path(path)
-        if not self.path.is_dir():
+        self.remote = RemoteFolder(str(path), keep=OPEN_FILES) if RemoteFolder.is_remote(str(path)) else None
+        self.path = str(path) if self.remote else Path(path)
+        self.folder = self.remote.folder if self.remote else Path(path)
+        if not self.folder.is_dir():
             raise ShardError(f"{self.path}: no such folder of shards")
         self._files: dict[int, int] = {}
-        self.index = self._load_index()
-        self._check_files()
+        self.index = self._load_remote_index(self.remote) if self.remote else self._load_index()
         self.fingerprint = self.index.fingerprint()
-        described = self.path / "dataset.json"
+        described = self.folder / "dataset.json"
         self.info: dict[str, Any] = json.loads(described.read_text()) if described.exists() else {}
-        self.name: str = self.info.get("name", self.path.name)
+        self.name: str = self.info.get("name", self.folder.name)
         self.starts = np.cumsum([0] + [s["samples"] for s in self.index.shards], dtype=np.int64)
 
     def _load_index(self) -> Index:
-        header, arrays = self.path / "index.json", self.path / "index.npz"
-        if header.exists() and arrays.exists():
-            index = Index.load(header.read_text(), arrays)
-            if index is not None:
-                return index
-        return build_index(self.path)
-
-    def _check_files(self) -> None:
-        listed = {s["name"]: s["bytes"] for s in self.index.shards}
+        index = _stored_index(self.folder) or build_index(self.folder)
+        listed = {s["name"]: s["bytes"] for s in index.shards}
         for name, size in listed.items():
             if not (self.path / name).exists():
                 raise ShardError(f"{self.path / name} is missing (the index lists it)")
@@ -275,6 +280,20 @@ class ShardSet:
         extra = sorted({p.name for p in self.path.glob("*.tar")} - set(listed))
         if extra:
             raise ShardError(f"{self.path / extra[0]} is not in the index: delete {self.path / 'index.json'}")
+        return index
+
+    def _load_remote_index(self, remote: RemoteFolder) -> Index:
+        try:
+            if remote.shards:
+                return _stored_index(self.folder) or _index_of(map(remote.fetch, remote.shards), self.folder)
+            for name in ("index.json", "index.npz", "dataset.json"):
+                remote.fetch(name, afresh=True)
+        except OSError as error:
+            raise ShardError(f"{self.path}: {error}") from None
+        index = _stored_index(self.folder)
+        if index is None:
+            raise ShardError(f"{self.path}: its index is of another version; build it again where the shards lie")
+        return index
 
     def __len__(self) -> int:
         return len(self.index)
@@ -321,7 +340,7 @@ class ShardSet:
         """Re-reads every shard; one line for each that no longer has the indexed bytes."""
         wrong = []
         for shard in self.index.shards:
-            with open(self.path / shard["name"], "rb") as file:
+            with open(self._local(shard["name"]), "rb") as file:
                 if _sha256(file) != shard["sha256"]:
                     wrong.append(f"{shard['name']}: bytes differ from the index")
         return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
@@ -343,7 +362,8 @@ class ShardSet:
     def read(self, i: int) -> Sample:
         """Sample i with its encoded pictures.
 
-        Raises SampleFault: "missing_json", "bad_json", "missing_field", "missing_image", "truncated_shard".
+        Raises SampleFault: "missing_json", "bad_json", "missing_field", "missing_image", "truncated_shard",
+        "unreadable_shard".
         """
         record = self.record(i)
         first, last = self.index.first_image[i], self.index.first_image[i + 1]
@@ -355,7 +375,10 @@ class ShardSet:
         return Sample(self.index.key(i), images, record)
 
     def _pread(self, i: int, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor(self.shard_of(i)), int(size), int(offset))
+        try:
+            data = os.pread(self._descriptor(self.shard_of(i)), int(size), int(offset))
+        except OSError as error:
+            raise SampleFault("unreadable_shard", str(error)) from None
         if len(data) != size:
             raise SampleFault("truncated_shard", f"the shard ends at byte {offset + len(data)}")
         return data
@@ -364,8 +387,11 @@ class ShardSet:
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.path / self.index.shards[shard]["name"], os.O_RDONLY | os.O_CLOEXEC)
+            self._files[shard] = os.open(self._local(self.index.shards[shard]["name"]), os.O_RDONLY | os.O_CLOEXEC)
         return self._files[shard]
+
+    def _local(self, name: str) -> Path:
+        return self.remote.fetch(name) if self.remote else self.folder / name
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():

@@ -16,27 +16,24 @@ would hold it twice), every rank computes it alone, and no rank ever has a batch
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import itertools
 import math
-import os
-import signal
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fiber.data import buffers
 from fiber.data.records import Sample, SampleFault, image_hash
-from fiber.data.shards import ShardError, ShardSet
+from fiber.data.shards import OPEN_FILES, ShardError, ShardSet
+from fiber.data.workers import copy_shared, next_batch, start_worker
 
 MakeSample = Callable[[Sample, str, int, np.random.Generator], dict[str, Any]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -163,6 +160,8 @@ class MixedStream:
 
     def __init__(self, sources: list[Source], *, seed: int, global_batch: int, window_shards: int = 8):
         self.sources, self.seed, self.global_batch, self.window_shards = sources, seed, global_batch, window_shards
+        if not 0 < window_shards <= OPEN_FILES // 2:
+            raise ShardError(f"window_shards {window_shards}: give 1 to {OPEN_FILES // 2}")
         for source in sources:
             if not source.shards.count(source.field):
                 raise ShardError(f"{source.shards.path} has no {source.field}")
@@ -290,7 +289,7 @@ class _Batch:
         return True
 
     def finish(self, collate: Collate) -> dict[str, Any]:
-        buffers.next_batch()
+        next_batch()
         batch = collate(self.samples) if self.samples else {}
         batch["keys"] = [row[0] for row in self.rows]
         batch["position"] = torch.tensor([row[1] for row in self.rows], dtype=torch.int64)
@@ -368,35 +367,22 @@ class _FaultBudget:
         )
 
 
-def _start_worker(_: int) -> None:
-    """Workers outlast the signals of a pre-emption, which the training process answers by saving; they end when it
-    tells them to and when it dies."""
-    buffers.start_worker(PREFETCH + 1)
-    torch.set_num_threads(1)
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    for name in (signal.SIGINT, signal.SIGUSR1):
-        signal.signal(name, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    threading.Thread(target=_await_termination, args=(parent,), daemon=True).start()
+def _damage(source: Source) -> list[tuple[Fault, str]]:
+    """A fault for each shard that was cut short when it was indexed: nobody knows what it has lost."""
+    shards = source.shards
+    return [(Fault(f"{shards.path}/{name}", "", "damaged_shard"), what) for name, what in shards.damaged()]
 
 
-def _await_termination(parent: int) -> None:
-    """Obeys SIGTERM from the training process alone: a scheduler sends it to every process of a job."""
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
-        pass
-    os._exit(0)
-
-
-def _batches(dataset: Dataset, numbers: Any, workers: int, share: float) -> Iterator[dict[str, Any]]:
+def _batches(
+    dataset: Dataset, numbers: Any, workers: int, share: float, found: list[tuple[Fault, str]]
+) -> Iterator[dict[str, Any]]:
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(start_worker, turns=PREFETCH + 1),
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: the global one belongs to the model
@@ -408,9 +394,11 @@ def _batches(dataset: Dataset, numbers: Any, workers: int, share: float) -> Iter
         batch = next(batches, None)
         if batch is None:
             return
-        batch = buffers.copy_shared(batch)
+        batch = copy_shared(batch)
+        batch["faults"] = found + batch["faults"]
         budget.spend(batch)
         batch["data_seconds"] = time.perf_counter() - start
+        found = []
         yield batch
 
 
@@ -452,7 +440,8 @@ def make_loader(
             f"is not the global batch of {stream.global_batch}"
         )
     dataset = _TrainBatches(stream, make_sample, collate, micro_batch, accumulation, rank, world)
-    return _batches(dataset, _Numbers(start_step * accumulation), workers, max_fault_share)
+    damage = [fault for source in stream.sources for fault in _damage(source)] if rank == 0 else []
+    return _batches(dataset, _Numbers(start_step * accumulation), workers, max_fault_share, damage)
 
 
 def eval_loader(
@@ -473,10 +462,10 @@ def eval_loader(
     Rank r takes items r, r + world, ...; `position` is the item's number in the whole set. Ranks may have different
     numbers of batches and the last may be short: nothing in here is collective. By default one unusable sample raises
     DataFaultError, since figures over fewer samples do not compare; where faults are tolerated they are left out and
-    listed in `faults`, and a batch of faults alone comes with empty `keys` and none of the task's fields.
+    listed in `faults`, and a batch that has lost all its samples comes with no field but the stream's own.
     """
     source = Source(shards, field, per=per)
     rows = _rows(shards.counts(field), per)
     positions = np.arange(rank, len(rows), world)
     dataset = _EvalBatches(source, rows[rank::world], positions, make_sample, collate, batch)
-    return _batches(dataset, range(-(-len(positions) // batch)), workers, max_fault_share)
+    return _batches(dataset, range(-(-len(positions) // batch)), workers, max_fault_share, _damage(source))

@@ -1,8 +1,13 @@
-"""Memory in which loader workers assemble batches, so that a batch costs neither fresh memory nor a second copy."""
+"""What a process that loads data is: the memory it assembles batches in, and how it answers signals."""
 
 from __future__ import annotations
 
+import ctypes
 import math
+import os
+import signal
+import sys
+import threading
 from typing import Any
 
 import torch
@@ -54,10 +59,28 @@ def stack(values: list[Tensor]) -> Tensor:
     return torch.stack(values, out=empty((len(values), *values[0].shape), values[0].dtype))
 
 
-def start_worker(turns: int) -> None:
-    """Makes this process a loader worker with `turns` sets of buffers."""
+def start_worker(number: int, turns: int) -> None:
+    """Makes this process a loader worker with `turns` sets of buffers (a DataLoader passes its `number`).
+
+    It outlasts the signals of a pre-emption, which the training process answers by saving, and ends when that process
+    tells it to or dies.
+    """
     global _buffers
     _buffers = SharedBuffers(turns)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_await_termination, args=(os.getppid(),), daemon=True).start()
+
+
+def _await_termination(parent: int) -> None:
+    """Obeys SIGTERM from the training process alone: a scheduler sends it to every process of a job."""
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != parent:
+        pass
+    os._exit(0)
 
 
 def next_batch() -> None:

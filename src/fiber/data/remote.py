@@ -1,0 +1,90 @@
+"""Shards that lie elsewhere: read whole and in sequence through webdataset, kept for a while in a local cache.
+
+A remote set is named by a template, `pipe:aws s3 cp s3://bucket/coco/{} -` or `https://host/coco/{}` (without braces,
+`/{}` is added), filled in with dataset.json, index.json, index.npz and the shards' names; or, where nobody made an
+index, by the shards themselves, `pipe:cat /mnt/coco/train-{000000..000123}.tar`, which are read once to build one.
+The processes of a machine share the cache ($FIBER_CACHE, by default ~/.cache/fiber): one fetches, the others wait.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import webdataset
+from webdataset.shardlists import expand_urls
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3  # at fetching a file
+
+
+class RemoteFolder:
+    """A folder of shards behind commands or URLs, mirrored file by file.
+
+    keep: shards that stay in the cache; the longest unused go first (a process that has one open goes on reading it).
+    """
+
+    def __init__(self, location: str, keep: int):
+        self.keep = keep
+        self.shards: dict[str, str] = {}  # name: URL, where the location lists the shards
+        if "{" in location.replace("{}", ""):
+            self.shards = {f"{i:06d}.tar": url for i, url in enumerate(expand_urls(location))}
+        self.template = location if "{" in location else location.rstrip("/") + "/{}"
+        root = Path(os.environ.get("FIBER_CACHE", Path.home() / ".cache" / "fiber"))
+        self.folder = root / "shards" / hashlib.sha256(location.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._failed: dict[str, str] = {}
+
+    @staticmethod
+    def is_remote(location: str) -> bool:
+        """Whether a data set's location is a pipe or a URL rather than a folder."""
+        return location.startswith("pipe:") or "://" in location
+
+    def fetch(self, name: str, afresh: bool = False) -> Path:
+        """The local copy of a file, fetched if it is not there or `afresh`. Raises OSError where it cannot be had;
+        this process does not try such a file again."""
+        path = self.folder / name
+        if name in self._failed:
+            raise OSError(self._failed[name])
+        if path.exists() and not afresh:
+            path.touch()
+            return path
+        with self._lock(name):
+            if afresh or not path.exists():
+                self._download(name, path)
+        return path
+
+    def _download(self, name: str, path: Path) -> None:
+        url = self.shards.get(name) or self.template.replace("{}", name)
+        aside = self.folder / f".{name}.{os.getpid()}"
+        for attempt in range(ATTEMPTS):
+            try:
+                with webdataset.gopen(url, "rb") as source, open(aside, "wb") as target:
+                    shutil.copyfileobj(source, target, 1 << 20)
+                break
+            except OSError as error:
+                aside.unlink(missing_ok=True)
+                if attempt == ATTEMPTS - 1:
+                    self._failed[name] = f"{url} cannot be read: {error}"
+                    raise OSError(self._failed[name]) from None
+                log.warning("%s: attempt %d failed: %s", url, attempt + 1, error)
+        os.replace(aside, path)
+        self._evict()
+
+    def _evict(self) -> None:
+        kept = sorted(self.folder.glob("*.tar"), key=lambda p: p.stat().st_mtime_ns)
+        for path in kept[: -self.keep]:
+            path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _lock(self, name: str) -> Iterator[None]:
+        with open(self.folder / f".{name}.lock", "w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
