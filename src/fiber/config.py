@@ -180,10 +180,12 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars (`1e-5` is a float, `off` is a word) and no duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key) for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: key {key!r} appears twice")
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node)
+            if key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: key {key!r} appears twice")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
 
@@ -386,8 +388,6 @@ def _check_model(config: Stage1Config | Stage2Config) -> None:
         config.max_text >= 3,
         f"max_text: must hold at least one token between the marks, got {config.max_text}",
     )
-    if config.init_from is not None:
-        _require(Path(config.init_from).exists(), f"init_from: {config.init_from} does not exist")
 
 
 def _require(condition: bool, message: str) -> None:

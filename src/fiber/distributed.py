@@ -23,6 +23,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+GRACE_S = 10.0
+"""How much later than the watchdog a collective fails by itself: the watchdog says more."""
+
 # ---------------------------------------------------------------------------------------------- ranks
 
 
@@ -55,7 +58,7 @@ def initialize(timeout_s: float) -> torch.device:
     """Start torch.distributed through DeepSpeed and return this rank's device.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT as every launcher sets them; without a launcher
-    it makes a world of one. `timeout_s` bounds every collective of the default group.
+    it makes a world of one. `timeout_s` is the watchdog's; the collectives of the default group fail GRACE_S later.
     """
     here = device()
     if here.type == "cuda":
@@ -72,16 +75,16 @@ def initialize(timeout_s: float) -> torch.device:
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
     backend = "nccl" if here.type == "cuda" else "gloo"
     deepspeed.init_distributed(
-        dist_backend=backend, timeout=timedelta(seconds=timeout_s), verbose=False, auto_mpi_discovery=False
+        dist_backend=backend, timeout=timedelta(seconds=timeout_s + GRACE_S), verbose=False, auto_mpi_discovery=False
     )
     return here
 
 
 def set_timeouts(timeout_s: float) -> None:
-    """Bound the collectives of every group that exists, DeepSpeed's own included (it ignores the default's)."""
+    """As in `initialize`, for every group that exists: DeepSpeed's own ignores the default's."""
     set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)  # public since torch 2.15
     for group in list(dist.distributed_c10d._world.pg_map):
-        set_timeout(timedelta(seconds=timeout_s), group)
+        set_timeout(timedelta(seconds=timeout_s + GRACE_S), group)
 
 
 def shutdown() -> None:
@@ -226,7 +229,7 @@ _LOST_PEER = (
 class Watchdog:
     """Ends this rank when it makes no progress for `timeout_s`, and says which rank the job was waiting for.
 
-    A thread of every rank writes a pulse (counter, step, phase, host, pid) to the launcher's key-value store every
+    A thread of every rank writes a pulse (counter, step, phase) to the launcher's key-value store every
     `period_s`. When the loop has not called `beat` for `timeout_s`, the thread compares two readings of all
     pulses: ranks without one are stopped or dead; if all have one, those furthest behind are named. It prints
     that, dumps the stacks, kills pulseless ranks of its own host (a stopped process ignores the launcher's
@@ -238,6 +241,7 @@ class Watchdog:
         self.timeout_s, self.period_s = timeout_s, period_s
         self._step, self._phase, self._count = 0, "starting", 0
         self._last = time.monotonic()
+        self._members = gather_objects((socket.gethostname(), os.getpid()))
         self._stop, self._suspicion = threading.Event(), threading.Event()
         self._store = _connect_store()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -247,7 +251,7 @@ class Watchdog:
     def beat(self, step: int, phase: str) -> None:
         """Progress: the loop enters `phase` ("data", "compute", "evaluation", ...) of `step`."""
         self._step, self._phase, self._last = step, phase, time.monotonic()
-        faulthandler.dump_traceback_later(self.timeout_s + 15.0, exit=True)
+        faulthandler.dump_traceback_later(self.timeout_s + 2 * GRACE_S, exit=True)
 
     def suspect(self) -> None:
         """Look at the other ranks' pulses now and report those without (on SIGTERM: a launcher sends it when a
@@ -261,20 +265,23 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self._thread.join(timeout=5.0)
 
-    def report(self, why: str) -> list[int]:
-        """Print `why` and what the pulses say; -> the pids on this host without a pulse. Takes a few seconds."""
-        lines, pids = self._diagnose()
-        me = f"rank {rank()} on {socket.gethostname()}, {self._phase} of step {self._step}"
-        print("\n".join([f"watchdog: {why} ({me})", *(f"watchdog: {line}" for line in lines)]), file=sys.stderr)
-        sys.stderr.flush()
-        return pids
+    def end(self, why: str, only_if_missing: bool = False) -> None:
+        """Print `why`, the state of the other ranks and all stacks, and end this process with status 1.
 
-    def report_missing(self, why: str) -> bool:
-        """As `report`, but silent, and False, if every rank has a pulse."""
-        missing = any("no pulse" in line for line in self._diagnose()[0])
-        if missing:
-            self.report(why)
-        return missing
+        Ranks of this host without a pulse are killed: a stopped process would keep the launcher waiting. With
+        `only_if_missing` nothing happens unless some rank has no pulse. Takes a few seconds.
+        """
+        lines, pids = self._diagnose()
+        if only_if_missing and not any("no pulse" in line for line in lines):
+            return
+        me = f"rank {rank()} on {socket.gethostname()}, in {self._phase} of step {self._step}"
+        print("\n".join([f"\nwatchdog: {why} ({me})", *(f"watchdog: {line}" for line in lines)]), file=sys.stderr)
+        sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        os._exit(1)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -285,64 +292,56 @@ class Watchdog:
             lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER)
             if not lost:
                 raise
-            self.report(f"a collective failed: {str(error).splitlines()[0][:200]}")
-            raise SystemExit(1) from None
+            self.end(f"a collective failed: {str(error).splitlines()[0][:200]}")
 
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):
             self._pulse()
             if self._suspicion.is_set():
                 self._suspicion.clear()
-                if self.report_missing("asked to end"):
-                    os._exit(1)  # no collective can end any more
+                self.end("asked to end", only_if_missing=True)
             if time.monotonic() - self._last > self.timeout_s:
-                pids = self.report(f"no progress for {self.timeout_s:g} s")
-                faulthandler.dump_traceback(all_threads=True)
-                for pid in pids:
-                    with suppress(OSError):
-                        os.kill(pid, signal.SIGKILL)
-                os._exit(1)
+                self.end(f"no progress for {self.timeout_s:g} s")
 
     def _pulse(self) -> None:
         self._count += 1
-        pulse = {"count": self._count, "step": self._step, "phase": self._phase}
-        pulse |= {"host": socket.gethostname(), "pid": os.getpid()}
         if self._store is not None:
             with suppress(RuntimeError):  # the store is gone with rank 0; the time-out still ends this rank
-                self._store.set(f"pulse/{rank()}", json.dumps(pulse))
+                self._store.set(f"pulse/{rank()}", json.dumps([self._count, self._step, self._phase]))
 
     def _diagnose(self) -> tuple[list[str], list[int]]:
-        """-> (one line a suspicious rank, pids on this host without a pulse)."""
+        """-> (one line a suspicious rank, pids of those on this host that have no pulse)."""
         if self._store is None:
             return [], []
         readings: list[list] = []
         reader = threading.Thread(target=self._read_twice, args=(readings,), daemon=True)
         reader.start()
-        reader.join(timeout=6 * self.period_s)
-        if len(readings) < 2:
-            return [f"rank 0 has no pulse: the store at {os.environ['MASTER_ADDR']} does not answer"], []
-        lines, pids = [], []
-        for r, (old, new) in enumerate(zip(*readings, strict=True)):
-            if new is None:
-                lines.append(f"rank {r} has no pulse: it never came to the loop")
-            elif old == new and r != rank() and new["phase"] != "finished":
-                where = f"{new['phase']} of step {new['step']}"
-                lines.append(f"rank {r} on {new['host']} (pid {new['pid']}) has no pulse since {where}")
-                pids += [new["pid"]] if new["host"] == socket.gethostname() else []
-        if not lines:
-            pulses = readings[1]
-            behind = min((p["step"], p["phase"] != "data") for p in pulses)
-            for r, p in enumerate(pulses):
-                if (p["step"], p["phase"] != "data") == behind:
-                    lines.append(f"rank {r} on {p['host']} is alive in {p['phase']} of step {p['step']}")
-        return lines, pids
+        for _ in range(8):
+            reader.join(timeout=self.period_s)
+            self._pulse()  # this may be the thread that does so otherwise
+        who = [f"rank {r} on {host} (pid {pid})" for r, (host, pid) in enumerate(self._members)]
+        if len(readings) == 2:
+            before, pulses = readings
+            changed = [old != new for old, new in zip(before, pulses, strict=True)]
+            silent = [r for r, p in enumerate(pulses) if p is None or not (changed[r] or p[2] == "finished")]
+        else:  # the store does not answer: it lives with rank 0
+            pulses, silent = [None] * len(who), [0]
+        if silent:
+            last = [f" since {p[2]} of step {p[1]}" if p else "" for p in pulses]
+            here = socket.gethostname()
+            pids = [pid for r, (host, pid) in enumerate(self._members) if r in silent and host == here]
+            return [f"{who[r]} has no pulse{last[r]}" for r in silent], pids
+        behind = min((step, phase != "data") for _, step, phase in pulses)
+        waiting = [r for r, (_, step, phase) in enumerate(pulses) if (step, phase != "data") == behind]
+        return [f"{who[r]} is alive in {pulses[r][2]} of step {pulses[r][1]}" for r in waiting], []
 
     def _read_twice(self, readings: list[list]) -> None:
+        keys = [f"pulse/{r}" for r in range(world_size())]
         with suppress(RuntimeError):
+            store = _connect_store()  # waiting for an answer, a connection is closed to everybody else
             for wait in (0.0, 3 * self.period_s):
                 time.sleep(wait)
-                keys = [f"pulse/{r}" for r in range(world_size())]
-                readings.append([json.loads(self._store.get(k)) if self._store.check([k]) else None for k in keys])
+                readings.append([json.loads(store.get(k)) if store.check([k]) else None for k in keys])
 
 
 def _connect_store() -> Any:

@@ -18,14 +18,13 @@ from fiber import distributed
 from fiber.coarse.build import build_task
 from fiber.config import Command, ConfigError, Stage1Config, validate
 from fiber.data.collate import PretrainSample, collate
-from fiber.data.stream import make_loader
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog
 from fiber.evaluation.gallery import Meter
 from fiber.evaluation.retrieval import evaluate_retrieval, retrieval_sets
 from fiber.training import run, zero
 from fiber.weights.export import Card, coarse_config, export_folder, read_config, read_export, write_export
-from fiber.weights.load import load_weights
+from fiber.weights.load import WeightsError, load_weights
 
 
 def stage1(command: Command, watchdog: Watchdog) -> None:
@@ -54,18 +53,7 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
         config,
         task,
         stream,
-        lambda start: make_loader(
-            stream,
-            sample,
-            collate,
-            micro_batch=config.train.micro_batch,
-            accumulation=config.train.accumulation,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            workers=config.data.workers,
-            start_step=start,
-            max_fault_share=config.data.max_fault_share,
-        ),
+        run.batches(config, stream, sample, collate),
         lambda engine, step: evaluate(zero.plain_module(engine, build), step),
         partial(export, config, tokenizer),
         watchdog,
@@ -73,13 +61,16 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
 
 
 def open_tokenizer(config: Stage1Config) -> PreTrainedTokenizerFast:
-    """The run's tokenizer. Raises ConfigError where there is none or `init_from` was trained with another."""
+    """The run's tokenizer. Raises ConfigError where there is none, or `init_from` is no export or has another."""
     try:
         tokenizer = load_tokenizer(config.tokenizer)
     except ValueError as error:
         raise ConfigError(f"tokenizer: {error}") from None
     if config.init_from is not None:
-        trained = read_config(export_folder(config.init_from)).vocab_size
+        try:
+            trained = read_config(export_folder(config.init_from)).vocab_size
+        except WeightsError as error:
+            raise ConfigError(f"init_from: {error}") from None
         if trained != len(tokenizer):
             raise ConfigError(
                 f"tokenizer: {config.tokenizer} has {len(tokenizer)} ids, the model of init_from {trained}; "

@@ -30,7 +30,7 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "TORCH_EXTENSIONS_DIR": str(folder / "extensions"),
         "PATH": f"{DEEPSPEED.parent}:{os.environ['PATH']}",
-        "PYTHONPATH": str(REPO / "tests" / "e2e"),
+        "PYTHONPATH": str(REPO / "src"),  # this checkout, whatever is installed
         "TOKENIZERS_PARALLELISM": "false",
     }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fiber import distributed
 from fiber.config import Command, ConfigError, exit_with, load_config, parse_command, save_config, to_dict
 from fiber.data.shards import ShardError, ShardSet
-from fiber.data.stream import DataFaultError, MixedStream, Source
+from fiber.data.stream import Collate, DataFaultError, MakeSample, MixedStream, Source, make_loader
 from fiber.distributed import Watchdog
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
@@ -67,6 +67,24 @@ def open_stream(config: Any) -> MixedStream:
     return stream
 
 
+def batches(
+    config: Any, stream: MixedStream, make_sample: MakeSample, collate: Collate
+) -> Callable[[int], Iterator[loop.Batch]]:
+    """step -> this rank's micro-batches from that step on, as `config.train` and `config.data` say."""
+    return lambda step: make_loader(
+        stream,
+        make_sample,
+        collate,
+        micro_batch=config.train.micro_batch,
+        accumulation=config.train.accumulation,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        workers=config.data.workers,
+        start_step=step,
+        max_fault_share=config.data.max_fault_share,
+    )
+
+
 def train(
     config: Any,
     task: nn.Module,
@@ -84,6 +102,7 @@ def train(
     """
     folder, settings = Path(config.output), config.train
     seed_all(config.seed)
+    watchdog.beat(0, "preparation")
     engine, optimizer = zero.build_engine(task, settings, config.optim)
     ema = Ema(settings.ema, engine, optimizer) if settings.ema else None
     checkpoints = Checkpoints(folder, settings.keep)

@@ -1,0 +1,108 @@
+"""Interrupted runs equal uninterrupted ones: killed at a random step, on fewer ranks, stopped by a signal."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launcher import STAGE1, Job, free_port, losses, metrics
+
+from fiber.weights.export import read_export
+
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two ranks that nothing interrupts, with ZeRO-1 and an average; checkpoints at 8, 16, 20."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    with Job(STAGE1, "--config", config, f"output={run}", "train.keep=3", "train.ema=0.9", folder=run.parent) as job:
+        output = job.succeed()
+    assert "Traceback" not in output
+    assert "Warning" not in output
+    return run
+
+
+def test_a_run_leaves_what_it_promises(whole: Path) -> None:
+    lines = metrics(whole)
+    training = [line for line in lines if "loss/total" in line]
+    assert [line["step"] for line in training] == list(range(STEPS))
+    weighted = [sum(v for k, v in line.items() if k.startswith("weighted/")) for line in training]
+    assert weighted == pytest.approx([line["loss/total"] for line in training], rel=1e-5)
+    assert training[0]["lr/base"] == 0.0  # the first update has learning rate 0
+    assert {"grad_norm", "pairs_per_second", "seconds/data", "seconds/compute", "memory/peak_gib"} <= set(training[3])
+    assert any(name.startswith("gate/") for name in training[3])
+    assert {"eval/t2i_r1", "eval/reranked_t2i_r1"} <= set(lines[-1])
+    assert {path.name for path in (whole / "checkpoints").glob("step_*")} == {
+        "step_000008",
+        "step_000016",
+        "step_000020",
+    }
+    assert (whole / "checkpoints" / "latest").read_text() == "step_000020"
+    assert json.loads((whole / "deepspeed.json").read_text())["gradient_clipping"] == 1.0
+    assert json.loads((whole / "summary.json").read_text())["eval"]["t2i_r1"] == lines[-1]["eval/t2i_r1"]
+    assert read_export(whole / "export").config.image_size == 64
+
+
+def test_killed_at_a_random_step_and_restarted(whole: Path, config: Path, tmp_path: Path) -> None:
+    """Loss for loss to the last bit, with another number of loader workers; a half-written save is ignored."""
+    run, victim = tmp_path / "run", random.Random().randint(9, 18)
+    command = (STAGE1, "--config", config, f"output={run}", "train.ema=0.9")
+    with Job(*command, folder=tmp_path) as job:
+        job.until(lambda: victim in losses(run))
+    assert not (run / "summary.json").exists()
+    before = losses(run)
+    shutil.copytree(run / "checkpoints" / "step_000008", run / "checkpoints" / "step_000019")
+    (run / "checkpoints" / "step_000019" / "optimizer.safetensors").write_bytes(b"cut short")
+    (run / "checkpoints" / "latest").write_text("step_000019")
+    with Job(*command, "data.workers=2", folder=tmp_path) as job:
+        output = job.succeed()
+    assert "step_000019: it is not whole" in output
+    assert "data.workers: was 1, is 2" in output
+    expected = losses(whole)
+    assert {step: expected[step] for step in before} == before
+    assert losses(run) == expected, f"killed after step {victim}"
+    for name in ("model", "optimizer", "ema"):
+        path = Path("checkpoints", "step_000020", f"{name}.safetensors")
+        assert (run / path).read_bytes() == (whole / path).read_bytes(), name
+
+
+def test_two_ranks_resumed_on_one(whole: Path, config: Path, tmp_path: Path) -> None:
+    """The same global batch on another number of ranks, and another ZeRO stage: the losses go on alike."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copytree(whole / "checkpoints" / "step_000008", run / "checkpoints" / "step_000008")
+    shutil.copy(whole / "config.yaml", run)
+    changed = ("train.micro_batch=8", "train.zero_stage=0", "train.ema=0.9")
+    with Job(STAGE1, "--config", config, f"output={run}", *changed, folder=tmp_path, ranks=1) as job:
+        output = job.succeed()
+    assert "going on from" in output
+    expected = losses(whole)
+    assert losses(run) == pytest.approx({step: expected[step] for step in range(8, STEPS)}, rel=1e-5)
+    drawn = {line["step"]: line["negatives/hardness"] for line in metrics(whole) if "negatives/hardness" in line}
+    again = {line["step"]: line["negatives/hardness"] for line in metrics(run) if "negatives/hardness" in line}
+    assert again == pytest.approx({step: drawn[step] for step in range(8, STEPS)}, rel=1e-4)
+
+
+def test_two_nodes_stop_at_a_signal_and_save(config: Path, tmp_path: Path) -> None:
+    """Two launchers, one a node, joined through a hostfile without ssh; SIGUSR1 to one rank stops and saves all."""
+    run, hosts = tmp_path / "run", tmp_path / "hostfile"
+    hosts.write_text("node-a slots=1\nnode-b slots=1\n")
+    shared = ("--hostfile", hosts, "--no_ssh", "--master_addr", "127.0.0.1", "--master_port", free_port())
+    command = (STAGE1, "--config", config, f"output={run}", "train.steps=10000")
+    with (
+        Job(*command, folder=tmp_path / "a", options=(*shared, "--node_rank", 0)) as first,
+        Job(*command, folder=tmp_path / "b", options=(*shared, "--node_rank", 1)) as second,
+    ):
+        first.until(lambda: 3 in losses(run))
+        os.kill(second.rank_pid(1), signal.SIGUSR1)
+        start = time.monotonic()
+        first.succeed(60)
+        second.succeed(60)
+    last = max(losses(run))
+    assert last < 5000, f"ran on for {time.monotonic() - start:.0f} s after the signal"
+    assert (run / "checkpoints" / "latest").read_text() == f"step_{last + 1:06d}"
