@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import deform_conv2d
 
-TAPS = 9  # of a 3x3 kernel
+from fiber.fine.deform import TAPS, deform_conv
+
 LOGIT_LIMIT = 50000.0
 PRIOR = 0.01  # probability that a token matches, before any training
 
@@ -141,12 +141,8 @@ class DeformableBranch(nn.Module):
         self.norm = nn.GroupNorm(groups, channels)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
-        """x (B,C,H,W), offset (B,18,h,w) as (dy, dx) per tap and mask (B,9,h,w) on the output grid -> (B,C',h,w).
-        The operator has no bf16 kernel: it runs in float32."""
-        operands = (t.float() for t in (x, offset, self.weight, self.bias))
-        with torch.autocast(x.device.type, enabled=False):
-            out = deform_conv2d(*operands, stride=self.stride, padding=1, mask=mask.float())
-        return self.norm(out.to(x.dtype))
+        """x (B,C,H,W), offset (B,18,h,w) as (dy, dx) per tap and mask (B,9,h,w) on the output grid -> (B,C',h,w)."""
+        return self.norm(deform_conv(x, offset, mask, self.weight, self.bias, self.stride).to(x.dtype))
 
 
 class DynamicReLU(nn.Module):

@@ -93,7 +93,7 @@ class FiberDetector(nn.Module):
     def forward(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> tuple[HeadOutput, list[Tensor]]:
         """images (B,3,H,W) (see `image_prefix`), sizes (B,2) un-padded (h, w), ids and mask (B,L) int64 -> head
         outputs and anchors of every level."""
-        return self.predict(self.fuse(self.image_prefix(images, sizes), self.text_prefix(ids, mask)))
+        return self.predict(self.features(images, sizes, ids, mask))
 
     def features(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> FineFeatures:
         """Pyramid and text features of aligned images and texts, arguments as `forward`."""

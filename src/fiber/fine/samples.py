@@ -20,11 +20,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.data import collate, records
+from fiber.data import records
 from fiber.data.records import Record, Sample, SampleFault
 from fiber.data.shards import ShardSet
 from fiber.data.stream import Fault
 from fiber.data.transforms import decode, mentions_sides
+from fiber.data.workers import empty
 from fiber.fine.prompts import MAX_NEGATIVES, Prompt, PromptBuilder
 
 MULTIPLE = 32  # padded sides are multiples of the coarsest backbone stride
@@ -89,7 +90,7 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     are the least multiples of 32 that hold them all."""
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = (-(-sizes // MULTIPLE) * MULTIPLE).amax(0).tolist()
-    padded = collate.empty((len(images), 3, height, width), torch.uint8).zero_()
+    padded = empty((len(images), 3, height, width), torch.uint8).zero_()
     for place, image in zip(padded, images, strict=True):
         place[:, : image.shape[1], : image.shape[2]] = image
     return padded, sizes
