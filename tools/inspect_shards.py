@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -136,8 +137,10 @@ def _tile(sample: Sample, names: dict[int, str], side: int) -> Image.Image:
         colour = COLOURS[i % len(COLOURS)]
         box = [x * scales[0] for x in entry["box"]]
         draw.rectangle(box, outline=colour, width=2)
-        label = names.get(entry.get("category"), str(i))
-        draw.text((box[0] + 3, max(box[1], 0) + 1), label, fill=colour)
+        label = f"{i} {names.get(entry.get('category'), '')}".strip()
+        place = (max(box[0], 0) + 3, max(box[1], 0) + 2)
+        draw.rectangle(draw.textbbox(place, label), fill="white")
+        draw.text(place, label, fill=colour)
     for k, (text, colour) in enumerate(lines):
         draw.text((0, top + 2 + 12 * k), text, fill=colour)
     return tile
@@ -168,7 +171,7 @@ def _lines(record: Record) -> list[tuple[str, str]]:
 def _wrap(text: str, colour: str, width: int) -> list[tuple[str, str]]:
     """Lines of at most ``width`` characters; the built-in font knows Latin-1 only."""
     shown = text.encode("latin-1", "replace").decode("latin-1")
-    return [(shown[i : i + width], colour) for i in range(0, len(shown), width)] or [("", colour)]
+    return [(line, colour) for line in textwrap.wrap(shown, width, subsequent_indent="  ", drop_whitespace=False)]
 
 
 def main(arguments: list[str] | None = None) -> int:
