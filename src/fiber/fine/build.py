@@ -14,6 +14,8 @@ from fiber.backbone.initialise import initialise
 from fiber.config import Stage2Config
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector, GroundingTask
+from fiber.fine.prompts import PromptBuilder
+from fiber.fine.samples import RegionSample
 from fiber.weights.export import Card, ExportConfig, read_export, write_export
 from fiber.weights.load import NEW_IN_FINE, LoadReport, load_weights
 
@@ -44,6 +46,18 @@ def build_task(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Grou
     regions = config.regions
     weights = LossWeights(regions.token_weight, regions.box_weight, regions.centerness_weight)
     return GroundingTask(build_detector(config, tokenizer), weights)
+
+
+def build_sample(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> RegionSample:
+    """How the run makes training samples."""
+    regions = config.regions
+    return RegionSample(
+        PromptBuilder(tokenizer, config.max_text),
+        short_sides=regions.short_sides,
+        max_side=regions.max_side,
+        flip=regions.flip,
+        max_negatives=regions.max_negatives,
+    )
 
 
 def start_from(model: FiberDetector, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:

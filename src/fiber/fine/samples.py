@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fiber.data import records
 from fiber.data.records import Record, Sample, SampleFault
-from fiber.data.shards import ShardSet
+from fiber.data.shards import ShardError, ShardSet
 from fiber.data.stream import Fault
 from fiber.data.transforms import decode, mentions_sides
 from fiber.data.workers import empty
@@ -50,6 +50,15 @@ class RegionShards(ShardSet):
         super().__init__(path)
         index = {category["id"]: place for place, category in enumerate(self.categories)}
         self.facts = SetFacts(str(self.path), [category["name"] for category in self.categories], index)
+
+    def check(self, field: str) -> None:
+        """Raises ShardError where `field` of these records cannot be made into region samples (judging captions by
+        the first hundred pictures)."""
+        if field == "boxes" and not self.facts.names:
+            raise ShardError(f"{self.path}: its dataset.json lists no categories, so its boxes have no names")
+        first = (self.record(i) for i in range(min(len(self), 100)))
+        if field == "captions" and not any("phrases" in c for record in first for c in record.get("captions", ())):
+            raise ShardError(f"{self.path}: its captions have no phrases with boxes, nothing to ground")
 
     def read(self, i: int) -> Sample:
         """See ShardSet.read."""

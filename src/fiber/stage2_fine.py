@@ -1,0 +1,116 @@
+"""Everything at region level: fine pre-training on grounding and detection data, and its evaluation.
+
+    deepspeed src/fiber/stage2_fine.py --config FILE [--mode train|eval] [key.path=value ...]
+
+Running the same command again goes on where the run stopped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from fiber import distributed
+from fiber.config import Command, ConfigError, Stage2Config, validate_stage2
+from fiber.data.stream import MixedStream, make_loader
+from fiber.data.text import load_tokenizer
+from fiber.distributed import Watchdog
+from fiber.evaluation.gallery import Meter
+from fiber.evaluation.regions import TestPicture, evaluate_regions
+from fiber.fine.build import build_sample, build_task, export_detector, start_from
+from fiber.fine.prompts import PromptBuilder
+from fiber.fine.samples import RegionShards, collate_regions
+from fiber.training import run, zero
+
+
+def stage2(command: Command, watchdog: Watchdog) -> None:
+    config: Stage2Config = command.config
+    try:
+        tokenizer = load_tokenizer(config.tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"tokenizer: {error}") from None
+    build = partial(build_task, config, tokenizer)
+    evaluate = partial(evaluation, config, tokenizer, watchdog)
+
+    if command.mode == "eval":
+        task = build()
+        step = run.restore(task, config.output)
+        figures = evaluate(task.to(distributed.device()), step)
+        if distributed.is_main():
+            print(json.dumps({"step": step} | figures))
+        return
+
+    stream, categories = open_stream(config)
+    task = build()
+    if config.init_from is not None:
+        report = start_from(task.model, config.init_from, tokenizer)
+        if distributed.is_main():
+            print(f"weights of {config.init_from}\n{report.table()}")
+    run.train(
+        config,
+        task,
+        stream,
+        partial(batches, config, stream, tokenizer),
+        lambda engine, step: evaluate(zero.plain_module(engine, build), step),
+        partial(export_detector, config, tokenizer, categories),
+        watchdog,
+    )
+
+
+def open_stream(config: Stage2Config) -> tuple[MixedStream, list[str]]:
+    """The training order, and the class names of the first detection set in it. Raises ShardError."""
+    stream, categories = run.open_stream(config), []
+    for source in stream.sources:
+        source.shards = RegionShards(source.shards.path)
+        source.shards.check(source.field)
+        if source.field == "boxes":
+            categories = categories or source.shards.facts.names
+    return stream, categories
+
+
+def batches(
+    config: Stage2Config, stream: MixedStream, tokenizer: PreTrainedTokenizerFast, start: int
+) -> Iterator[dict[str, Any]]:
+    """This rank's micro-batches from step `start` on. Boxes left out are counted as faults are, by reason."""
+    for batch in make_loader(
+        stream,
+        build_sample(config, tokenizer),
+        collate_regions,
+        micro_batch=config.train.micro_batch,
+        accumulation=config.train.accumulation,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
+        workers=config.data.workers,
+        start_step=start,
+        max_fault_share=config.data.max_fault_share,
+    ):
+        batch["faults"] += batch.pop("dropped")
+        yield batch
+
+
+def evaluation(
+    config: Stage2Config, tokenizer: PreTrainedTokenizerFast, watchdog: Watchdog, task: nn.Module, step: int
+) -> dict[str, float]:
+    """Figures on every set of `eval.data`, prefixed by the set's name where several are asked the same way."""
+    meter, figures = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation")), {}
+    builder = PromptBuilder(tokenizer, config.max_text)
+    picture = TestPicture(config.regions.test_side, config.regions.max_side)
+    fields = [source.field for source in config.eval.data]
+    for source in config.eval.data:
+        shards = run.open_shards(source.path)
+        place = {"folder": Path(config.output) / "predictions", "meter": meter}
+        size = {"batch": config.eval.batch, "workers": config.data.workers}
+        found = evaluate_regions(task.model, builder, shards, source.field, picture, **place, **size)
+        prefix = f"{shards.name}/" if fields.count(source.field) > 1 else ""
+        figures |= {prefix + name: value for name, value in found.items()}
+    return figures
+
+
+if __name__ == "__main__":
+    run.main(Stage2Config, validate_stage2, stage2)
