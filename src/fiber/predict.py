@@ -224,6 +224,11 @@ class CoarsePredictor(Predictor):
         model = fingerprint(self.model, self.config.image_size)
         return build_index(folder, Path(file or folder / INDEX_FILE), model, lambda path: self.embed_images(path)[0])
 
+    def index_of(self, paths: Sequence[Path], batch: int = 8) -> ImageIndex:
+        """Features of the given pictures, not kept. Raises PictureError for one that cannot be read."""
+        features = self.embed_images(paths, batch)
+        return ImageIndex(Path(), [str(path) for path in paths], features, len(paths), [])
+
     def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
         """The `top` pictures of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
         many are ordered anew by the probability of the matching head."""
