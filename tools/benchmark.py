@@ -1,0 +1,59 @@
+"""Measure the project on this machine.
+
+    python tools/benchmark.py {step,loader,rerank} --config FILE [--json OUT] [key=value ...]
+
+    step     a pre-training step with shared prefixes and the same step in five full passes
+    loader   the stage-1 loader, beside decoding and resizing alone on the same cores
+    rerank   matching of pairs with cached prefixes and with full forwards
+
+FILE is a stage-1 configuration; `bench.KEY=value` sets an option of the measurement (benchmark_common.BenchOptions).
+Every time is the median of `bench.repeats` after a warm-up. A table goes to stderr; the last line of stdout is a JSON
+summary, also written to OUT. Exit status: 0 done, 2 a bad configuration.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import benchmark_loader
+import benchmark_rerank
+import benchmark_step
+from benchmark_common import BenchConfig, machine
+from fiber.config import ConfigError, load_config
+
+COMMANDS = {"step": benchmark_step.run, "loader": benchmark_loader.run, "rerank": benchmark_rerank.run}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("--config", required=True, metavar="FILE")
+    parser.add_argument("--json", type=Path, metavar="OUT")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = load_config(BenchConfig, arguments.config, arguments.overrides)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    found = {"command": arguments.command, "config": arguments.config, "overrides": arguments.overrides}
+    found |= {"machine": machine(), "results": COMMANDS[arguments.command](config)}
+    for name, value in flat(found["results"]):
+        print(f"{name:<44} {value:>14,.4g}", file=sys.stderr)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+
+
+def flat(tree: dict, prefix: str = "") -> list[tuple[str, float]]:
+    """Numbers of nested dicts with their paths."""
+    rows = []
+    for name, value in tree.items():
+        rows += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return rows
+
+
+if __name__ == "__main__":
+    main()
