@@ -28,7 +28,7 @@ import fiber
 from fiber.draw import contact_sheet, draw_boxes, draw_text
 from fiber.phrases import find_phrases
 from fiber.pictures import PictureError, expand, open_picture
-from fiber.predict import CoarsePredictor, FinePredictor, TaskError
+from fiber.predict import CoarsePredictor, Predictor, TaskError
 from fiber.weights.load import WeightsError
 
 Result = dict[str, Any]  # of one picture: "image" and what the task found
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def run(predictor: CoarsePredictor | FinePredictor, arguments: argparse.Namespace) -> tuple[list[Result], list[str]]:
+def run(predictor: Predictor, arguments: argparse.Namespace) -> tuple[list[Result], list[str]]:
     """Results of every picture, and the pictures of folders and globs that could not be read."""
     if arguments.task == "retrieve":
         return retrieve(predictor, arguments)
@@ -111,7 +111,7 @@ def run(predictor: CoarsePredictor | FinePredictor, arguments: argparse.Namespac
     return results, faults
 
 
-def one_picture(predictor: CoarsePredictor | FinePredictor, path: Path, arguments: argparse.Namespace) -> Result:
+def one_picture(predictor: Predictor, path: Path, arguments: argparse.Namespace) -> Result:
     """What the task finds in one picture, as plain data."""
     match arguments.task:
         case "caption":

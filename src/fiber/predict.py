@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,15 +21,15 @@ from fiber.backbone.states import ImageState, TextState
 from fiber.coarse.generate import Caption, Marks, beam_search, greedy, nucleus
 from fiber.coarse.model import CoarseModel
 from fiber.data.text import encode
-from fiber.data.transforms import resize_pil, to_tensor
-from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
-from fiber.fine.prompts import Prompt, PromptBuilder
+from fiber.data.transforms import resize_pil
 from fiber.image_index import INDEX_FILE, ImageIndex, build_index, fingerprint
-from fiber.phrases import Span, find_phrases
-from fiber.pictures import Picture, Source, open_picture
+from fiber.pictures import Source, open_picture
 from fiber.weights.export import Export, read_export
 from fiber.weights.load import LoadReport, load_weights
+
+if TYPE_CHECKING:
+    from fiber.fine.model import FiberDetector
+    from fiber.predict_regions import FinePredictor
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -71,17 +71,22 @@ def load(
     export = read_export(path_or_hub_id)
     model, _ = build(export)
     model = model.to(device, DTYPES[dtype]).eval().requires_grad_(False)
-    kind = CoarsePredictor if export.config.stage == "coarse" else FinePredictor
-    return kind(model, export, device)
+    if export.config.stage == "coarse":
+        return CoarsePredictor(model, export, device)
+    from fiber.predict_regions import FinePredictor
+
+    return FinePredictor(model, export, device)
 
 
-def build(export: Export) -> tuple[CoarseModel | FiberDetector, LoadReport]:
+def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
     """The model of an export with its weights, on the CPU. Heads that the file lacks as a whole stay new (their tasks
     are not offered); a head that it has in part is a WeightsError."""
     config = export.config
     fine = config.stage == "fine"
     backbone = build_backbone(config.model, config.vocab_size, config.pad_id, config.max_text, fine=fine)
     if fine:
+        from fiber.fine.model import FiberDetector  # torchvision's operators take seconds to import
+
         model: nn.Module = FiberDetector(backbone, **config.detector)
     else:
         model = CoarseModel(
@@ -159,7 +164,7 @@ class CoarsePredictor(Predictor):
         words = self._text([text])
         text_feature = self.model.text_embedding(words)[0] if "retrieve" in self.tasks else None
         results = []
-        for image in self._prefixes(_many(pictures), batch):
+        for image in self._prefixes(many(pictures), batch):
             logits = self._match_logits(image, words)
             similarity: list[float | None] = [None] * len(image)
             if text_feature is not None:
@@ -183,7 +188,7 @@ class CoarsePredictor(Predictor):
         marks, length = Marks.of(self.tokenizer), self.config.max_text
         generator = torch.Generator(self.device).manual_seed(seed)
         results = []
-        for state in self._prefixes(_many(pictures), batch):
+        for state in self._prefixes(many(pictures), batch):
             image = self.model.backbone.image_tail(state)
             if method == "beam":
                 found = beam_search(self.model, image, marks, length, beams)
@@ -208,7 +213,7 @@ class CoarsePredictor(Predictor):
                 "with --answers FILE"
             )
         words, results = self._text([question]), []
-        for image in self._prefixes(_many(pictures), batch):
+        for image in self._prefixes(many(pictures), batch):
             cls = self.model.fuse(image, words[[0] * len(image)]).cls
             probability = self.model.heads.classifiers["vqa"](cls).float().sigmoid()
             best = probability.topk(min(top, len(self.answers)), dim=-1)
@@ -246,9 +251,7 @@ class CoarsePredictor(Predictor):
     def embed_images(self, pictures: Source | Sequence[Source], batch: int = 8) -> Tensor:
         """Contrastive features (B,H) fp32 of unit length, on the CPU."""
         self.require("retrieve")
-        return torch.cat(
-            [self.model.image_embedding(image).cpu() for image in self._prefixes(_many(pictures), batch)]
-        )
+        return torch.cat([self.model.image_embedding(image).cpu() for image in self._prefixes(many(pictures), batch)])
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Contrastive features (B,H) fp32 of unit length, on the CPU."""
@@ -279,117 +282,6 @@ class CoarsePredictor(Predictor):
         return Scored(self.tokenizer.decode(caption.ids, skip_special_tokens=True).strip(), caption.score)
 
 
-# ---------------------------------------------------------------------------------------------- region level
-
-
-@dataclass(frozen=True)
-class Region:
-    """A box [x0, y0, x1, y1] (px of the upright original), its score (0..1), what it shows, and, in a grounded
-    sentence, the characters [start, end) of that phrase."""
-
-    box: list[float]
-    score: float
-    label: str
-    span: Span | None = None
-
-
-class FinePredictor(Predictor):
-    """Use of a model at region level."""
-
-    model: FiberDetector
-
-    def __init__(self, model: FiberDetector, export: Export, device: torch.device) -> None:
-        super().__init__(model, export, device)
-        self.prompts = PromptBuilder(self.tokenizer, self.config.max_text)
-
-    def ground(
-        self,
-        pictures: Source | Sequence[Source],
-        sentence: str,
-        phrases: Sequence[str] | None = None,
-        top: int = 1,
-        threshold: float = 0.0,
-    ) -> list[list[Region]]:
-        """The `top` regions of each phrase of a sentence. Phrases: given, or marked in the sentence with [brackets],
-        or found by `noun_phrases`."""
-        self.require("ground")
-        sentence, spans = find_phrases(sentence, phrases)
-        prompt = self.prompts.sentence(sentence, [[span] for span in spans])
-        if not prompt.token_map.any(1).all():
-            raise ValueError(f"the sentence is longer than the {self.config.max_text} tokens that this model reads")
-        results = []
-        for found in self._detect(pictures, [prompt], GROUNDING):
-            own = []
-            for label, span in enumerate(spans):
-                own += self._regions(found, sentence[slice(*span)], span, found.labels == label)[:top]
-            results.append([region for region in own if region.score >= threshold])
-        return results
-
-    def refer(self, pictures: Source | Sequence[Source], expression: str, top: int = 1) -> list[list[Region]]:
-        """The `top` regions for an expression that refers to one object."""
-        self.require("refer")
-        prompt = self.prompts.sentence(expression, [[(0, len(expression))]])
-        if not prompt.token_map.any(1).all():
-            raise ValueError("the expression is empty")
-        return [self._regions(found, expression)[:top] for found in self._detect(pictures, [prompt], GROUNDING)]
-
-    def detect(
-        self,
-        pictures: Source | Sequence[Source],
-        classes: Sequence[str] | None = None,
-        threshold: float = 0.3,
-        keep: int = 100,
-    ) -> list[list[Region]]:
-        """Objects of `classes` (any names; default: those the model was trained on) with a score of at least
-        `threshold`, best first. Lists too long for one prompt are asked in several."""
-        self.require("detect")
-        names = list(classes or self.categories)
-        if not names:
-            raise ValueError("this export lists no categories: say which classes to look for")
-        results = []
-        for found in self._detect(pictures, self.prompts.chunks(names), DETECTION, keep):
-            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-            results.append([Region(box, score, names[label]) for box, score, label in rows if score >= threshold])
-        return results
-
-    def _detect(
-        self,
-        pictures: Source | Sequence[Source],
-        prompts: list[Prompt],
-        selection: Selection,
-        keep: int | None = None,
-    ) -> list[Detections]:
-        """Detections on the CPU in pixels of the originals, best first. One picture at a time: sizes differ, and
-        padding them to each other would cost more than it saves."""
-        results = []
-        for source in _many(pictures):
-            picture = open_picture(source)
-            image = self._resize(picture)
-            height, width = image.shape[1:]
-            size = torch.tensor([[height, width]], device=self.device)
-            batch = nn.functional.pad(image, (0, -width % 32, 0, -height % 32))[None].to(self.device)
-            (found,) = self.model.detect(batch, size, [prompts], selection, keep=keep)
-            scale = torch.tensor([picture.width / width, picture.height / height] * 2)
-            boxes = found.boxes.float().cpu() * scale
-            results.append(Detections(boxes, found.scores.float().cpu(), found.labels.cpu()))
-        return results
-
-    def _regions(
-        self, found: Detections, label: str, span: Span | None = None, rows: Tensor | slice = slice(None)
-    ) -> list[Region]:
-        pairs = zip(found.boxes[rows].tolist(), found.scores[rows].tolist(), strict=True)
-        return [Region(box, score, label, span) for box, score in pairs]
-
-    def _resize(self, picture: Picture) -> Tensor:
-        """uint8 (3,h,w): short side `image_size`, long side at most `max_image_size`."""
-        short, long = sorted(picture.image.size)
-        scale = self.config.image_size / short
-        if self.config.max_image_size:
-            scale = min(scale, self.config.max_image_size / long)
-        size = [max(round(side * scale), 1) for side in picture.image.size]
-        return to_tensor(picture.image.resize(size, Image.Resampling.BILINEAR))
-
-
-def _many(pictures: Source | Sequence[Source]) -> Sequence[Source]:
+def many(pictures: Source | Sequence[Source]) -> Sequence[Source]:
     one = isinstance(pictures, str | Path | Image.Image | np.ndarray)
     return [pictures] if one else pictures
