@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         source = module.read(request)
         summary = convert(source, job)
-    except (ConversionError, RecordError, ShardError) as error:
+    except (ConversionError, RecordError, ShardError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     _report(summary, source.notes)

@@ -109,7 +109,7 @@ def test_lines_name_the_broken_one(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ConversionError, match="line 2: broken JSON"):
-        list(bigjson.iter_lines(file))
+        bigjson.Grouped(file, None, lambda row: row["a"], lines=True)
 
 
 MEASURE = """

@@ -96,7 +96,9 @@ def test_texts(picture):
 
 def test_pictures_without_annotations_can_be_kept(picture):
     assert packed({}, picture)[0] is not None  # a captioning test set
-    assert packed({"boxes": []}, picture)[0].record["boxes"] == []  # looked at, nothing found
+    assert "boxes" not in packed({"captions": [{"text": "x"}], "boxes": []}, picture)[0].record
+    item = Item({"image_id": "x", "source": "t", "boxes": []}, (picture,))
+    assert pack(item, "key", Packing(), {1})[0].record["boxes"] == []  # looked at, nothing found: a detection set
 
 
 @pytest.mark.parametrize(
@@ -138,3 +140,10 @@ def test_places(tmp_path):
     assert packed(record, absent) == (None, [("missing image", False)])
     item = Item({"image_id": "x", "source": "t"}, (absent,), drops=(Drop("before", "x"),))
     assert [drop.detail for drop in pack(item, "k", Packing(), None)[1]] == ["", str(tmp_path / "no")]
+
+
+def test_huge_pictures_are_refused_by_their_header(tmp_path):
+    data = bytearray(raw.picture(0, "PNG"))
+    data[16:24] = (20_000).to_bytes(4, "big") * 2  # the header says 400 million pixels
+    picture = Picture((str(raw.put(tmp_path / "a.png", bytes(data))),))
+    assert packed({"captions": [{"text": "x"}]}, picture) == (None, [("picture too large", False)])

@@ -37,13 +37,8 @@ def load(path: Path) -> Any:
         raise ConversionError(f"{path}: broken JSON: {error}; the download is probably incomplete") from None
 
 
-def iter_lines(path: Path) -> Iterator[Any]:
-    """The values of a JSON-lines file; blank lines are skipped."""
-    for value, _, _ in _scan_lines(path):
-        yield value
-
-
 def _scan_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
+    """(value, byte offset, byte length) of the lines of a JSON-lines file; blank lines are skipped."""
     offset = 0
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed by the with below)

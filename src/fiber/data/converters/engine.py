@@ -62,7 +62,6 @@ class Job:
 
     workers: int = 1
     overwrite: bool = False
-    progress: bool = True
 
 
 @dataclass
@@ -149,7 +148,8 @@ def _plan(source: Source, job: Job) -> dict[str, Any]:
         "against": [path.name for path in job.against],
         "drop_leaks": job.drop_leaks,
     }
-    return {"name": source.name, "split": source.split, "provenance": source.provenance, "options": options}
+    plan = {"name": source.name, "split": source.split, "provenance": source.provenance, "options": options}
+    return json.loads(json.dumps(plan))  # as it will be read back
 
 
 def _finished(job: Job, plan: dict[str, Any]) -> dict[str, Any] | None:
@@ -180,8 +180,8 @@ def _partial_folder(job: Job, plan: dict[str, Any]) -> Path:
     stored = partial / "plan.json"
     if stored.exists():
         before = json.loads(stored.read_text())
-        if before != json.loads(json.dumps(plan)):
-            changed = [key for key in plan if before.get(key) != json.loads(json.dumps(plan[key]))]
+        if before != plan:
+            changed = [key for key in plan if before.get(key) != plan[key]]
             raise ConversionError(
                 f"{partial} belongs to an interrupted conversion with other {', '.join(changed)}; "
                 "repeat that command to finish it, or pass --overwrite to start afresh"
@@ -227,7 +227,7 @@ def _run(
 ) -> list[Path]:
     """Makes every piece that is not there yet; the folders of all pieces in order."""
     folders: list[Path] = []
-    bar = tqdm(total=total, unit="img", desc=piece.name, disable=not job.progress, file=sys.stderr, smoothing=0.05)
+    bar = tqdm(total=total, unit="img", desc=piece.name, file=sys.stderr, smoothing=0.05)
 
     def missing() -> Iterator[tuple[int, list[Any]]]:
         for number, items in pieces:

@@ -55,6 +55,8 @@ class Picture:
                     return file.read() if self.length is None else file.read(self.length)
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
+            except OSError as error:
+                raise PictureError("unreadable file", str(error)) from None
             except ValueError as error:  # base64
                 raise PictureError("broken picture", str(error)) from None
         raise PictureError("missing image", self.paths[0] if self.paths else "no path")

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from fiber.data.converters import coco_folder, coco_format
-from fiber.data.converters.bigjson import count_array
+from fiber.data.converters.bigjson import iter_array
 from fiber.data.converters.items import Picture, Request, Source, existing
 
 SPLITS = ("train", "val", "minival")
@@ -23,16 +23,20 @@ def read(request: Request) -> Source:
     places = [folder / name for name in names for folder in (request.raw, request.raw / "annotations")]
     path = existing([request.annotations] if request.annotations else places, names[0])
     classes = coco_format.categories(path)
+
+    def wanted(image: dict[str, Any]) -> bool:
+        return request.split != "minival" or _subset(image) == "val2017"
+
     items = coco_format.items(
         path,
         "lvis",
         {entry["id"] for entry in classes},
         lambda image: f"coco_{image['id']}",
         lambda image: _picture(request, image),
-        (lambda image: _subset(image) == "val2017") if request.split == "minival" else lambda image: True,
+        wanted,
     )
     provenance = {"converter": "lvis", "file": path.name, "bytes": path.stat().st_size}
-    total = None if request.split == "minival" else count_array(path, "images")
+    total = sum(map(wanted, iter_array(path, "images")))
     return Source("lvis", request.split, LICENCE, provenance, items, total, categories=classes)
 
 

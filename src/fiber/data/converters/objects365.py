@@ -70,7 +70,9 @@ def _read_tsv(request: Request) -> Source:
     classes = _tsv_classes(raw, labels)
     provenance = {"converter": "objects365", "variant": "tsv", "file": labels.name, "bytes": labels.stat().st_size}
     items = _tsv_items(labels, images, offsets, {entry["name"]: entry["id"] for entry in classes})
-    return Source("objects365", split, LICENCE, provenance, items, None, categories=classes)
+    with open_text(offsets) as lines:
+        total = sum(1 for _ in lines)
+    return Source("objects365", split, LICENCE, provenance, items, total, categories=classes)
 
 
 def _tsv_classes(raw: Path, labels: Path) -> list[dict[str, Any]]:

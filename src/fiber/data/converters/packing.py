@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fiber.data.converters.items import Drop, Item
-from fiber.data.converters.pictures import STORED, PictureError, check_decodes, shrink, size_of, sniff
+from fiber.data.converters.pictures import MAX_PIXELS, STORED, PictureError, check_decodes, shrink, size_of, sniff
 from fiber.data.records import FIELDS, Record, RecordError, Sample, clean_text, validate_record
 
 _SLACK = 1.0  # pixels a box may leave the picture by, as in the schema: rounding of annotators, not an error
@@ -36,6 +36,8 @@ def pack(item: Item, key: str, packing: Packing, categories: set[int] | None) ->
             originals.append(original)
             sizes.append(size)
         record = _fit(item, originals[0], sizes[0], drops)
+        if not record.get("boxes") and categories is None:
+            record.pop("boxes", None)  # only a detection set says "looked at, nothing found"
         if len(sizes) == 2:
             record["images"] = [{"width": width, "height": height} for width, height in sizes]
         if not any(field in record for field in FIELDS) and any(field in item.record for field in FIELDS):
@@ -52,6 +54,8 @@ def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
     if kind not in STORED and not packing.reencode:
         raise PictureError("unsupported format", f"{kind}; --reencode stores it as JPEG")
     size = size_of(data, kind)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise PictureError("picture too large", f"{size[0]} x {size[1]} pixels")
     if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
         return "jpg", shrink(data, packing.max_side, packing.quality), size
     if packing.decode_check:

@@ -19,6 +19,8 @@ STORED = ("jpg", "png", "webp")  # what a shard may hold
 
 _ORIENTATION = 0x0112  # EXIF tag
 
+MAX_PIXELS = 100_000_000  # more take gigabytes to decode; the loader refuses them too
+
 _MAGIC = (
     (b"\xff\xd8\xff", "jpg"),
     (b"\x89PNG\r\n\x1a\n", "png"),

@@ -35,10 +35,11 @@ def read(request: Request) -> Source:
         name = f"v2_mscoco_{subset}_annotations.json"
         annotations = request.annotations or _file(request, name)
     vocabulary = load_vocabulary(request.answers) if request.answers else build_vocabulary(_answer_files(request))
-    items = _items(questions, annotations, request, set(vocabulary))
+    by_image = Grouped(questions, "questions", lambda entry: entry["image_id"])
+    items = _items(by_image, annotations, request, set(vocabulary))
     files = [path for path in (questions, annotations) if path]
     provenance = {"converter": "vqav2", "files": {path.name: path.stat().st_size for path in files}}
-    return Source("vqav2", request.split, LICENCE, provenance, items, answers=vocabulary)
+    return Source("vqav2", request.split, LICENCE, provenance, items, len(by_image), answers=vocabulary)
 
 
 def build_vocabulary(annotations: Iterable[Path]) -> list[str]:
@@ -75,9 +76,8 @@ def _answer_files(request: Request) -> list[Path]:
 
 
 def _items(
-    questions: Path, annotations: Path | None, request: Request, vocabulary: set[str]
+    by_image: Grouped, annotations: Path | None, request: Request, vocabulary: set[str]
 ) -> Iterator[Item | Drop]:
-    by_image = Grouped(questions, "questions", lambda entry: entry["image_id"])
     answers = Grouped(annotations, "annotations", lambda entry: entry["question_id"]) if annotations else None
     subset = SUBSETS[request.split].replace("test-dev2015", "test2015")
     for image in by_image:
