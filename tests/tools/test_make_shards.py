@@ -299,6 +299,11 @@ def test_photographs(tmp_path, capsys):
     assert ShardSet(tmp_path / "out").answers
 
 
+def test_every_data_set_is_documented():
+    page = (Path(TOOL).parents[1] / "docs" / "data.md").read_text()
+    assert all(f"`{name}" in page or f"make_shards.py {name}" in page for name in make_shards.DATASETS)
+
+
 def test_throughput_without_decoding(tmp_path, capsys):
     """1,500 pictures of 500 x 375 a second of processor time (measured 2,900): checksums and all."""
     arguments = [*coco(tmp_path / "raw", 600, size=(500, 375)), "--no-decode-check"]
