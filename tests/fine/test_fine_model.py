@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from transformers import RobertaTokenizerFast
 
 from fiber import distributed
+from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
 from fiber.fine.losses import LossWeights
-from fiber.fine.model import IMAGENET_MEAN, IMAGENET_STD, FiberDetector, GroundingTask
+from fiber.fine.model import FiberDetector, GroundingTask
 from fiber.fine.postprocess import GROUNDING, Selection, detections
 from fiber.fine.prompts import PromptBuilder
 

@@ -141,6 +141,17 @@ class FusionBackbone(nn.Module):
         self.image, self.text, self.num_fused, self.last_text_norm = image, text, num_fused, last_text_norm
         self.fusion = Fusion(image, text, num_fused, query_norm)
 
+    def gates(self) -> dict[str, Tensor]:
+        """Every gate by fused pair, for reports: `gate/i2t/K` of image blocks, `gate/t2i/K` of text layers. Empty
+        where ZeRO-3 has partitioned the parameters."""
+        sides = {"i2t": self.fusion.image_to_text, "t2i": self.fusion.text_to_image}
+        return {
+            f"gate/{side}/{k}": part.gate.detach()[0]
+            for side, parts in sides.items()
+            for k, part in enumerate(parts)
+            if part.gate.numel()
+        }
+
     # ------------------------------------------------------------------------------------------------ prefixes
 
     def image_prefix(self, images: Tensor) -> ImageState:

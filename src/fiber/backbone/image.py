@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REGION_MASK = -100.0  # additive value between tokens of different shift regions
 
 Grid = tuple[int, int]
@@ -106,6 +107,19 @@ class SwinTower(nn.Module):
 
 
 PATCH = 4
+
+
+class PixelNorm(nn.Module):
+    """RGB bytes to the ImageNet-normalised values that every tower of ours takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """uint8 (B,3,H,W) -> float (B,3,H,W)."""
+        return (images.float() / 255 - self.mean) / self.std
 
 
 class PatchEmbed(nn.Module):

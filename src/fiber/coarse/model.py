@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber.backbone.fusion import DecoderCache, FusionBackbone
+from fiber.backbone.image import PixelNorm
 from fiber.backbone.states import ImageState, TextState
 from fiber.coarse.heads import CoarseHeads
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -45,15 +44,14 @@ class CoarseModel(nn.Module):
             vocab_size=vocab_size,
             classifiers=classifiers or {},
         )
-        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.pixels = PixelNorm()
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 RGB (B,3,S,S) -> ImageNet-normalised in the dtype of the weights; float input is taken as
         normalised already."""
         dtype = self.heads.itm.weight.dtype
         if images.dtype == torch.uint8:
-            images = (images.float() / 255 - self.pixel_mean) / self.pixel_std
+            images = self.pixels(images)
         return images.to(dtype)
 
     def image_prefix(self, images: Tensor) -> ImageState:

@@ -48,7 +48,7 @@ class PretrainTask(nn.Module):
             itm, itm_report = self._itm(image, text, contrast, batch)
             losses |= {"mlm": self.recipe.mlm_weight * mlm, "itm": self.recipe.itm_weight * itm}
             report |= {"loss/mlm": mlm, "loss/itm": itm} | mlm_report | itm_report
-        report |= gate_report(self.model)
+        report |= self.model.backbone.gates()
         return losses, {name: value.detach() for name, value in report.items()}
 
     def _text_prefixes(self, batch: dict) -> tuple[TextState, TextState]:
@@ -99,12 +99,3 @@ class PretrainTask(nn.Module):
         """Text->image retrieval in the global batch: share of texts whose best column shows their image."""
         best = contrast.text_to_image.argmax(-1, keepdim=True)
         return contrast.same_image.gather(1, best).float().mean()
-
-
-def gate_report(model: CoarseModel) -> dict[str, Tensor]:
-    """Every gate by fused pair: `gate/i2t/K` in the image blocks, `gate/t2i/K` in the text layers."""
-    fusion = model.backbone.fusion
-    gates = {}
-    for name, parts in (("i2t", fusion.image_to_text), ("t2i", fusion.text_to_image)):
-        gates |= {f"gate/{name}/{i}": part.gate[0] for i, part in enumerate(parts) if part.gate.numel()}
-    return gates

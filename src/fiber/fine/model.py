@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
+from fiber.backbone.image import PixelNorm
 from fiber.backbone.states import ImageState, TextState
 from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
@@ -20,7 +21,6 @@ from fiber.fine.losses import PUBLISHED_WEIGHTS, LossWeights, Targets, assign_ba
 from fiber.fine.postprocess import DETECTION, Detections, Selection, detections
 from fiber.fine.prompts import Prompt
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
 
 Tuning = Literal["full", "prompt", "linear"]
@@ -85,8 +85,7 @@ class FiberDetector(nn.Module):
         )
         self.prompt = nn.Parameter(torch.zeros(PROMPT_ROWS, backbone.text.width)) if prompt_tuning else None
         self.anchor_sizes, self.strides, self.text_limit = tuple(anchor_sizes), tuple(strides), text_limit
-        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.pixels = PixelNorm()
 
     # ------------------------------------------------------------------------------------------------ forward
 
@@ -103,7 +102,7 @@ class FiberDetector(nn.Module):
         """Image tower up to the first fused block. uint8 RGB images are normalised here and set to 0 beyond `sizes`;
         float images are taken as normalised and padded with 0 already."""
         if images.dtype == torch.uint8:
-            images = (images.float() / 255 - self.pixel_mean) / self.pixel_std
+            images = self.pixels(images)
             row = torch.arange(images.shape[2], device=images.device)
             column = torch.arange(images.shape[3], device=images.device)
             inside = (row < sizes[:, :1])[:, :, None] & (column < sizes[:, 1:])[:, None]
@@ -240,6 +239,7 @@ class GroundingTask(nn.Module):
         boxes, learned = len(targets.boxes), len(assignment.target.unique())
         report["assignment/positives_per_image"] = mean_totals.new_tensor(len(assignment.anchor) / len(batch["ids"]))
         report["assignment/boxes_without_anchor"] = mean_totals.new_tensor((boxes - learned) / max(boxes, 1))
+        report |= self.model.backbone.gates()
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
 
     def _targets(self, batch: dict) -> Targets:
