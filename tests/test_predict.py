@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import fiber
@@ -112,10 +113,9 @@ def test_regions_lie_in_pixels_of_the_original(fine, scenes, size):
     scene = Image.open(scenes["rgb"]).resize(size)
     regions = fine.refer(scene, "the left half", top=3)[0]
     width, height = (96, 64) if size != (30, 300) else (10, 96)  # short side 64, long side at most 96
-    shown = np.array(scene.resize((width, height), Image.Resampling.BILINEAR))
-    padded = np.zeros((-(-height // 32) * 32, -(-width // 32) * 32, 3), np.uint8)
-    padded[:height, :width] = shown
-    pixels = torch.from_numpy(padded).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None]
+    pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    pixels = F.pad(pixels, (0, -width % 32, 0, -height % 32))
     prompt = fine.prompts.sentence("the left half", [[(0, 13)]])
     (direct,) = fine.model.detect(pixels, torch.tensor([[height, width]]), [[prompt]], GROUNDING)
     expected = direct.boxes[:3] * torch.tensor([size[0] / width, size[1] / height] * 2)

@@ -20,12 +20,14 @@ import sys
 from pathlib import Path
 
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from fiber.config import ConfigError, Stage1Config, load_config
+from fiber.config import ConfigError, Stage1Config, Stage2Config, load_config
 from fiber.data.text import load_tokenizer
+from fiber.fine.build import detector_options
 from fiber.predict import build
 from fiber.training.checkpoint import Checkpoints
-from fiber.weights.export import CONFIG, Card, Export, coarse_config, read_export, write_export
+from fiber.weights.export import CONFIG, Card, Export, ExportConfig, coarse_config, read_export, write_export
 from fiber.weights.load import WeightsError
 from fiber.weights.official_file import convert, derive, read_official, write_official
 
@@ -97,21 +99,26 @@ def convert_official(arguments: argparse.Namespace) -> None:
 
 
 def convert_run(arguments: argparse.Namespace) -> None:
-    """The newest checkpoint of a run directory to an export folder."""
-    config = load_config(Stage1Config, arguments.src / "config.yaml")
+    """The newest checkpoint of a run directory, of either stage, to an export folder."""
+    file = arguments.src / "config.yaml"
+    fine = "detector:" in file.read_text().splitlines()
+    config = load_config(Stage2Config if fine else Stage1Config, file)
     checkpoint = Checkpoints(arguments.src, config.train.keep).latest()
     if checkpoint is None:
         raise WeightsError(f"{arguments.src} has no whole checkpoint")
     task = Checkpoints.weights(checkpoint)
     tensors = {name.removeprefix("model."): tensor for name, tensor in task.items() if name.startswith("model.")}
     tokenizer = load_tokenizer(config.tokenizer)
-    answers = _json_list(arguments.answers)
-    exported = coarse_config(config, tokenizer, _classifiers(tensors))
-    export = Export(exported, tensors, tokenizer, answers, [], {})
+    if fine:
+        exported = _detector_config(config, tokenizer)
+    else:
+        exported = coarse_config(config, tokenizer, _classifiers(tensors))
+    answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
+    export = Export(exported, tensors, tokenizer, answers, categories, {})
     _report(export, {}, sorted(name for name in task if not name.startswith("model.")))
     steps = json.loads((checkpoint / "state.json").read_text())["step"]
-    data = [Path(source.path).name for source in config.data.train]
-    write_export(arguments.dst, tensors, exported, tokenizer, card=Card(data=data, steps=steps), answers=answers)
+    card = Card([Path(source.path).name for source in config.data.train], steps)
+    write_export(arguments.dst, tensors, exported, tokenizer, card=card, answers=answers, categories=categories)
     print(f"wrote {arguments.dst} from {checkpoint}")
 
 
@@ -135,6 +142,20 @@ def _report(export: Export, rest: dict[str, Tensor], dropped: list[str]) -> None
     report.unused = sorted(rest)
     print(report.table(every=True))
     print(f"{'dropped':8} {len(dropped):5} tensors (training state)" + "".join(f"\n{'':15}{n}" for n in dropped))
+
+
+def _detector_config(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> ExportConfig:
+    """What a region-level run exports."""
+    return ExportConfig(
+        stage="fine",
+        model=config.model,
+        vocab_size=len(tokenizer),
+        pad_id=tokenizer.pad_token_id,
+        image_size=config.regions.test_side,
+        max_text=config.max_text,
+        max_image_size=config.regions.max_side,
+        detector=detector_options(config),
+    )
 
 
 def _classifiers(tensors: dict[str, Tensor]) -> dict[str, int]:

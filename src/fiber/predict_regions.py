@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from fiber.data.transforms import to_tensor
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
 from fiber.fine.prompts import Prompt, PromptBuilder
+from fiber.fine.samples import fitted, pad_images, resize
 from fiber.phrases import Span, find_phrases
-from fiber.pictures import Picture, Source, open_picture
+from fiber.pictures import Source, open_picture
 from fiber.predict import Predictor, many
 from fiber.weights.export import Export
 
@@ -99,11 +99,10 @@ class FinePredictor(Predictor):
         results = []
         for source in many(pictures):
             picture = open_picture(source)
-            image = self._resize(picture)
-            height, width = image.shape[1:]
-            size = torch.tensor([[height, width]], device=self.device)
-            batch = nn.functional.pad(image, (0, -width % 32, 0, -height % 32))[None].to(self.device)
-            (found,) = self.model.detect(batch, size, [prompts], selection, keep=keep)
+            width, height = fitted(*picture.image.size, self.config.image_size, self.config.max_image_size)
+            images, size = pad_images([resize(np.asarray(picture.image), width, height)])
+            images, size = images.to(self.device), size.to(self.device)
+            (found,) = self.model.detect(images, size, [prompts], selection, keep=keep)
             scale = torch.tensor([picture.width / width, picture.height / height] * 2)
             boxes = found.boxes.float().cpu() * scale
             results.append(Detections(boxes, found.scores.float().cpu(), found.labels.cpu()))
@@ -114,12 +113,3 @@ class FinePredictor(Predictor):
     ) -> list[Region]:
         pairs = zip(found.boxes[rows].tolist(), found.scores[rows].tolist(), strict=True)
         return [Region(box, score, label, span) for box, score in pairs]
-
-    def _resize(self, picture: Picture) -> Tensor:
-        """uint8 (3,h,w): short side `image_size`, long side at most `max_image_size`."""
-        short, long = sorted(picture.image.size)
-        scale = self.config.image_size / short
-        if self.config.max_image_size:
-            scale = min(scale, self.config.max_image_size / long)
-        size = [max(round(side * scale), 1) for side in picture.image.size]
-        return to_tensor(picture.image.resize(size, Image.Resampling.BILINEAR))

@@ -11,8 +11,18 @@ from safetensors.torch import load_file, save_file
 import fiber
 from fiber.coarse.build import build_model
 from fiber.coarse.caption import caption_logits
-from fiber.config import ImageTowerConfig, ModelConfig, Stage1Config, TextTowerConfig, save_config
+from fiber.config import (
+    DetectorConfig,
+    ImageTowerConfig,
+    ModelConfig,
+    RegionConfig,
+    Stage1Config,
+    Stage2Config,
+    TextTowerConfig,
+    save_config,
+)
 from fiber.data.text import train_bpe
+from fiber.fine.build import build_detector
 from fiber.weights.export import read_export
 from released import detection_file, lightning_file, word_tokenizer
 
@@ -83,36 +93,42 @@ def test_stage_2_converts_reproduces_and_converts_back(shared, tmp_path, tokeniz
     assert_same(torch.load(tmp_path / "back.pth", weights_only=True)["model"], weights)
 
 
-def test_the_newest_checkpoint_of_a_run_becomes_an_export(tmp_path):
+@pytest.mark.parametrize("stage", ["coarse", "fine"])
+def test_the_newest_checkpoint_of_a_run_becomes_an_export(tmp_path, stage):
     run = tmp_path / "run"
     words = train_bpe(["a red circle", "two dogs"], 270, tmp_path / "words")
-    config = Stage1Config(
-        output=str(run),
-        tokenizer=str(tmp_path / "words"),
-        image_size=32,
-        max_text=8,
-        model=ModelConfig(
-            image=ImageTowerConfig(embed_dim=8, depths=(1, 1), heads=(1, 2), window=2),
-            text=TextTowerConfig(width=16, layers=1, heads=2, intermediate=32),
-            num_fused=1,
-            head_width=16,
-        ),
+    model_config = ModelConfig(
+        image=ImageTowerConfig(embed_dim=8, depths=(1, 1), heads=(1, 2), window=2),
+        text=TextTowerConfig(width=16, layers=1, heads=2, intermediate=32),
+        num_fused=1,
+        head_width=16,
     )
-    model = build_model(config, words)
-    step = run / "checkpoints" / "step_000007"
-    step.mkdir(parents=True)
-    task = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | {"queue.image": torch.zeros(2)}
-    save_file(task, step / "model.safetensors")
-    (step / "state.json").write_text(json.dumps({"step": 7}))
-    sizes = {file.name: file.stat().st_size for file in step.iterdir()}
-    (step / "manifest.json").write_text(json.dumps(sizes))
+    about = {"output": str(run), "tokenizer": str(tmp_path / "words"), "model": model_config, "max_text": 8}
+    if stage == "coarse":
+        config = Stage1Config(**about, image_size=32)
+        model = build_model(config, words)
+    else:
+        detector = DetectorConfig(8, 8, 1, 4, anchor_sizes=(64, 128), strides=(8, 16))
+        config = Stage2Config(**about, detector=detector, regions=RegionConfig(test_side=64, max_side=96))
+        model = build_detector(config, words)
+    for number, shift in ((3, 1.0), (7, 0.0)):  # an older checkpoint has other weights
+        step = run / "checkpoints" / f"step_{number:06d}"
+        step.mkdir(parents=True)
+        task = {f"model.{name}": tensor + shift for name, tensor in model.state_dict().items()}
+        save_file(task | {"queue.image": torch.zeros(2)}, step / "model.safetensors")
+        (step / "state.json").write_text(json.dumps({"step": number}))
+        sizes = {file.name: file.stat().st_size for file in step.iterdir()}
+        (step / "manifest.json").write_text(json.dumps(sizes))
     save_config(config, run / "config.yaml")
+    (tmp_path / "names.json").write_text(json.dumps(["dog"]))
 
-    assert main([str(run), str(tmp_path / "export")]) == 0
+    assert main([str(run), str(tmp_path / "export"), "--categories", str(tmp_path / "names.json")]) == 0
     export = read_export(tmp_path / "export")
     assert_same(export.tensors, model.state_dict())
     assert "optimizer steps: 7" in (tmp_path / "export" / "README.md").read_text()
-    fiber.load(tmp_path / "export")
+    predictor = fiber.load(tmp_path / "export")
+    assert predictor.config.stage == stage
+    assert predictor.categories == ["dog"]
 
 
 def test_errors_are_one_line_and_status_1(tmp_path, tokenizer, capsys, shared):

@@ -11,7 +11,8 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
 from fiber.coarse.model import CoarseModel
-from fiber.weights.load import WeightsError, load_weights, resize_bias_table
+from fiber.fine.model import FiberDetector
+from fiber.weights.load import NEW_IN_FINE, WeightsError, load_weights, resize_bias_table
 
 IMAGE = {"embed_dim": 8, "depths": (1, 2), "heads": (1, 2)}
 TEXT = {"width": 16, "layers": 2, "heads": 2, "intermediate": 32}
@@ -93,3 +94,25 @@ def test_unused_tensors_are_reported_not_lost():
     report = load_weights(nn.Linear(2, 3), {"weight": torch.ones(3, 2), "bias": torch.ones(3), "old": torch.ones(1)})
     assert report.unused == ["old"]
     assert json.loads(json.dumps(report.resized)) == {}
+
+
+@pytest.mark.parametrize("query_norm", [False, True])
+def test_an_image_level_model_starts_a_detector(query_norm):
+    source = coarse(window=4, positions=20)
+    text = RobertaTower(vocab_size=11, max_positions=30, **TEXT)
+    image = SwinTower(window=6, padded=True, stage_norms=True, **IMAGE)
+    backbone = FusionBackbone(image, text, 1, query_norm=query_norm, last_text_norm=True)
+    levels = {"anchor_sizes": (64, 128), "strides": (8, 16)}
+    detector = FiberDetector(backbone, channels=8, head_channels=8, head_blocks=1, groups=2, **levels)
+    report = load_weights(detector, source.state_dict(), allow_new=NEW_IN_FINE)
+    assert {name.split(".")[0] for name in report.new if not name.startswith("backbone.")} == {"fpn", "head"}
+    assert [n for n in report.new if n.startswith("backbone.")] == [
+        "backbone.image.stage_norms.0.weight",
+        "backbone.image.stage_norms.0.bias",
+    ]
+    unused = {name for name in report.unused if not name.startswith("heads.")}
+    query = set() if query_norm else {f"backbone.fusion.image_to_text.0.norm.{end}" for end in ("weight", "bias")}
+    assert unused == {"backbone.image.norm.weight", "backbone.image.norm.bias"} | query
+    assert len(report.resized) == 4  # window tables and positions
+    with pytest.raises(WeightsError, match="would stay at their initial values"):
+        load_weights(detector, source.state_dict())
