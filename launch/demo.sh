@@ -28,6 +28,18 @@ shards() { python tools/make_shards.py shapes --world easy --captions full --wor
 shards --split train --limit "$scenes" --out "$out/shards/train"
 shards --split test --limit "$held_out" --out "$out/shards/test"
 python tools/train_tokenizer.py "$out/shards/train" --out "$out/tokenizer" >"$out/logs/tokenizer.json"
+python - "$out" <<'PY'
+import sys
+from pathlib import Path
+
+from fiber.data.shards import ShardSet
+
+out, shards = Path(sys.argv[1]), ShardSet(Path(sys.argv[1]) / "shards" / "test")
+(out / "pictures").mkdir()
+for number in range(8):
+    extension, data = shards.read(number).images[0]
+    (out / "pictures" / f"{number}.{extension}").write_bytes(data)
+PY
 
 say "2/5  stage 1, coarse: image-text pairs (contrastive, matching, masked words)"
 paths=(tokenizer="$out/tokenizer" data.train.0.path="$out/shards/train")
