@@ -22,7 +22,7 @@ from fiber.data.stream import MixedStream, make_loader
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog
 from fiber.evaluation.gallery import Meter
-from fiber.evaluation.regions import TestPicture, evaluate_regions
+from fiber.evaluation.regions import WholePicture, evaluate_regions
 from fiber.fine.build import build_sample, build_task, export_detector, start_from
 from fiber.fine.prompts import PromptBuilder
 from fiber.fine.samples import RegionShards, collate_regions
@@ -100,7 +100,7 @@ def evaluation(
     """Figures on every set of `eval.data`, prefixed by the set's name where several are asked the same way."""
     meter, figures = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation")), {}
     builder = PromptBuilder(tokenizer, config.max_text)
-    picture = TestPicture(config.regions.test_side, config.regions.max_side)
+    picture = WholePicture(config.regions.test_side, config.regions.max_side)
     fields = [source.field for source in config.eval.data]
     for source in config.eval.data:
         shards = run.open_shards(source.path)

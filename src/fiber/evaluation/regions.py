@@ -31,7 +31,7 @@ SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
 
 
 @dataclass(frozen=True)
-class TestPicture:
+class WholePicture:
     """make_sample of evaluation: the whole picture with its short side at `short`, its long side at most `longest`
     (px), uint8 (3,h,w), and its record."""
 
@@ -145,7 +145,7 @@ def evaluate_regions(
     builder: PromptBuilder,
     shards: ShardSet,
     field: str,
-    picture: TestPicture,
+    picture: WholePicture,
     *,
     folder: str | Path,
     batch: int = 8,

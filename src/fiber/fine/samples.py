@@ -88,7 +88,7 @@ def open_image(sample: Sample) -> np.ndarray:
 
 def resize(image: np.ndarray, width: int, height: int) -> Tensor:
     """uint8 (H, W, 3) -> uint8 (3, height, width), bilinear with antialiasing."""
-    pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+    pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
     if pixels.shape[2:] != (height, width):
         pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     return pixels[0]

@@ -1,0 +1,222 @@
+"""Evaluation over shards: an oracle scores full marks through every change of coordinates, and a real detector scores
+the same for any batch size and number of ranks."""
+
+import io
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from PIL import Image
+from torch import Tensor, nn
+
+from fiber.backbone.build import build_backbone
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.data.records import Sample
+from fiber.data.shapes import WORLDS, categories, generate, vocabulary_texts
+from fiber.data.shards import ShardSet, write_dataset
+from fiber.data.text import load_tokenizer, train_bpe
+from fiber.evaluation.regions import WholePicture, evaluate_regions
+from fiber.fine.model import FiberDetector
+from fiber.fine.postprocess import Detections
+from fiber.fine.prompts import PromptBuilder
+
+ABOUT = {"split": "test", "provenance": "painted", "licence": "none"}
+NAMES = ("cat", "dog", "traffic light")
+SIZES = [(100, 60), (60, 100), (64, 64), (200, 50), (90, 61)]
+
+
+# ---------------------------------------------------------------------------------------------- the oracle
+
+
+def painted(number: int, size: tuple[int, int]) -> Sample:
+    """One grey value a picture, by which the oracle knows it; a box for each name, places differing by picture."""
+    stream = io.BytesIO()
+    Image.new("RGB", size, (10 * number + 5,) * 3).save(stream, "PNG")
+    width, height = size
+    corners = [[1 + i * width / 4, 2 + 3 * number, 12 + i * width / 4, height - 3] for i in range(3)]
+    text = "a dog left of a cat. some traffic light"
+    phrases = [
+        {"span": [[2, 5]], "boxes": [1]},
+        {"span": [[16, 19]], "boxes": [0]},
+        {"span": [[21, 25]], "boxes": []},
+    ]
+    other = [{"span": [[0, 13]], "boxes": [2]}]
+    record = {
+        "image_id": f"p{number}",
+        "width": width,
+        "height": height,
+        "source": "test",
+        "boxes": [{"box": box, "category": 7 - i} for i, box in enumerate(corners)],
+        "captions": [{"text": text, "phrases": phrases}, {"text": "traffic light", "phrases": other}],
+        "expressions": [{"text": "the dog", "box": 1}, {"text": "on a cat", "box": 0, "span": [[3, 8]]}],
+    }
+    return Sample(f"p{number}", [("png", stream.getvalue())], record)
+
+
+class Oracle(nn.Module):
+    """Knows every picture by its grey value and finds what a prompt's phrase names, after a worse wrong box."""
+
+    def __init__(self, samples: list[Sample]) -> None:
+        super().__init__()
+        self.samples = samples
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def detect(self, images: Tensor, sizes: Tensor, prompts: list, selection: Any, **_: Any) -> list[Detections]:
+        results = []
+        for image, size, own in zip(images, sizes.tolist(), prompts, strict=True):
+            record = self.samples[int(image[0, 0, 0]) // 10].record
+            assert (image[:, : size[0], : size[1]] == image[0, 0, 0]).all()
+            assert image.shape[1] - size[0] < 32
+            assert image.shape[2] - size[1] < 32
+            scale = torch.tensor([size[1] / record["width"], size[0] / record["height"]] * 2)
+            boxes, scores, labels = [], [], []
+            for prompt in own:
+                for spans, label in zip(prompt.spans, prompt.classes, strict=True):
+                    word = prompt.text[slice(*spans[0])].removeprefix("the ").removeprefix("a ")
+                    boxes += [record["boxes"][NAMES.index(word)]["box"], [0.0, 0.0, 3.0, 3.0]]
+                    scores += [0.9 + 0.01 * label, 0.1 + 0.01 * label]
+                    labels += [label, label]
+            order = torch.tensor(scores).argsort(descending=True)
+            found = torch.tensor(boxes)[order] * scale
+            results.append(Detections(found, torch.tensor(scores)[order], torch.tensor(labels)[order]))
+        return results
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_bpe([*vocabulary_texts(WORLDS["easy"], 40), "a cat, a dog. some traffic light"], 420, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[Sample]]:
+    samples = [painted(number, size) for number, size in enumerate(SIZES)]
+    folder = tmp_path_factory.mktemp("painted")
+    write_dataset(
+        samples, folder, name="painted", categories=[{"id": 7 - i, "name": n} for i, n in enumerate(NAMES)], **ABOUT
+    )
+    return ShardSet(folder), samples
+
+
+@pytest.mark.parametrize(("short", "longest"), [(50, 400), (96, 128), (33, 70)])
+def test_an_oracle_scores_full_marks(
+    pictures: tuple, tokenizer: Path, tmp_path: Path, short: int, longest: int
+) -> None:
+    shards, samples = pictures
+    builder, oracle = PromptBuilder(load_tokenizer(tokenizer), 48), Oracle(samples)
+
+    def figures(field: str) -> dict[str, float]:
+        picture = WholePicture(short, longest)
+        return evaluate_regions(oracle, builder, shards, field, picture, folder=tmp_path, batch=4)
+
+    phrases = figures("captions")
+    assert [phrases[f"{p}_r{k}"] for p in ("grounding", "merged") for k in (1, 5, 10)] == [1.0] * 6
+    assert phrases["class_agnostic_r1"] == pytest.approx((0.5 + 0.5 + 1.0) / 3)  # two boxes to choose from, then one
+    referring = figures("expressions")
+    assert (referring["referring_p1"], referring["referring_giou_p1"]) == (1.0, 1.0)
+    assert figures("boxes")["ap"] == pytest.approx(1.0)
+    rows = [json.loads(line) for line in (tmp_path / "painted_captions.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 * len(SIZES)
+    box = next(row["boxes"][0] for row in rows if row["image_id"] == "p3" and row["phrase"] == row["caption"] == 0)
+    assert box == pytest.approx(samples[3].record["boxes"][1]["box"], abs=0.02)
+
+
+def test_phrases_beyond_the_text_limit_are_misses(pictures: tuple, tokenizer: Path, tmp_path: Path) -> None:
+    """Of the three phrases of a picture the last of the first caption is cut off; nothing crashes, nothing is left
+    out of the count."""
+    shards, samples = pictures
+    builder = PromptBuilder(load_tokenizer(tokenizer), 8)
+    assert not builder.sentence(samples[0].record["captions"][0]["text"], [[(16, 19)]]).token_map.any()
+    found = evaluate_regions(Oracle(samples), builder, shards, "captions", WholePicture(64, 128), folder=tmp_path)
+    assert found["grounding_r1"] == found["grounding_upper_bound"] == pytest.approx(2 / 3)
+
+
+# ---------------------------------------------------------------------------------------------- a real detector
+
+
+def detector(vocab: int) -> FiberDetector:
+    """Random weights, open gates, no dropout; biased to fire."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        image=ImageTowerConfig(embed_dim=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4), window=4, drop_path=0.0),
+        text=TextTowerConfig(width=16, layers=3, heads=2, intermediate=32, dropout=0.0),
+        num_fused=2,
+    )
+    small = {"channels": 16, "head_channels": 16, "head_blocks": 2, "groups": 4, "drop_block": 0.0}
+    levels = {"anchor_sizes": (24, 48, 96), "strides": (8, 16, 32), "text_limit": 48}
+    model = FiberDetector(build_backbone(config, vocab, 1, 48, fine=True), **small, **levels)
+    with torch.no_grad():
+        model.head.bias += 4
+        model.head.project_text.weight *= 20
+        for name, parameter in model.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shapes at four sizes, so that neighbours in a batch are padded differently."""
+    folder, samples = tmp_path_factory.mktemp("scenes"), []
+    for number, one in enumerate(generate(WORLDS["easy"], "test", 6, seed=0)):
+        width, height = [(64, 64), (96, 64), (64, 130), (40, 64)][number % 4]
+        image = Image.open(io.BytesIO(one.images[0][1])).resize((width, height))
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+        for box in one.record["boxes"]:
+            box["box"] = (np.array(box["box"]) * np.array([width, height, width, height]) / 64).tolist()
+        one.record |= {"width": width, "height": height}
+        samples.append(Sample(one.key, [("png", stream.getvalue())], one.record))
+    write_dataset(samples, folder, name="scenes", categories=categories(WORLDS["easy"]), **ABOUT)
+    return folder
+
+
+def everything(scenes: Path, tokenizer: Path, folder: Path, batch: int) -> dict[str, float]:
+    words = load_tokenizer(tokenizer)
+    model, builder, shards = detector(len(words)), PromptBuilder(words, 48), ShardSet(scenes)
+    found: dict[str, float] = {}
+    for field in ("captions", "expressions", "boxes"):
+        found |= evaluate_regions(model, builder, shards, field, WholePicture(64, 128), folder=folder, batch=batch)
+    assert model.training
+    return found
+
+
+def _rank(rank: int, port: int, scenes: Path, tokenizer: Path, folder: Path) -> None:
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    found = everything(scenes, tokenizer, folder, batch=2)
+    (folder / f"figures{rank}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()
+
+
+def test_figures_do_not_depend_on_ranks_and_batches(scenes: Path, tokenizer: Path, tmp_path: Path) -> None:
+    """Batches of 1, of 5, and of 2 on two gloo processes: the same boxes to a hundredth of a pixel and figures."""
+    alone = everything(scenes, tokenizer, tmp_path / "alone", batch=1)
+    assert alone["grounding_upper_bound"] > 0
+    assert alone["ar@100"] > 0
+    together = everything(scenes, tokenizer, tmp_path / "together", batch=5)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = tmp_path / "ranks"
+    ranks.mkdir()
+    mp.spawn(_rank, (port, scenes, tokenizer, ranks), nprocs=2)
+    for rank in range(2):
+        assert json.loads((ranks / f"figures{rank}.json").read_text()) == pytest.approx(alone, abs=1e-9)
+    assert together == pytest.approx(alone, abs=1e-9)
+    for name in ("scenes_captions", "scenes_expressions"):
+        expected = [json.loads(line) for line in (tmp_path / "alone" / f"{name}.jsonl").read_text().splitlines()]
+        for other in ("together", "ranks"):
+            found = [json.loads(line) for line in (tmp_path / other / f"{name}.jsonl").read_text().splitlines()]
+            assert len(found) == len(expected)
+            for row, wanted in zip(found, expected, strict=True):
+                assert np.allclose(row.pop("boxes"), wanted["boxes"], atol=0.011)
+                assert row.items() <= wanted.items()
