@@ -347,7 +347,7 @@ class ShardSet:
 
     def record(self, i: int) -> Record:
         """The record of sample i without its pictures. Raises SampleFault as `read` does."""
-        offset, size = self.index.record[i]
+        offset, size = self.index.record[i].tolist()
         if size == 0:
             raise SampleFault("missing_json", "the sample has no JSON member")
         try:
@@ -366,17 +366,16 @@ class ShardSet:
         "unreadable_shard".
         """
         record = self.record(i)
-        first, last = self.index.first_image[i], self.index.first_image[i + 1]
+        first, last = self.index.first_image[i : i + 2].tolist()
         if first == last:
             raise SampleFault("missing_image", "the sample has no image member")
-        images = [
-            (EXTENSIONS[self.index.extension[m]], self._pread(i, *self.index.images[m])) for m in range(first, last)
-        ]
+        places, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
+        images = [(EXTENSIONS[kind], self._pread(i, *place)) for kind, place in zip(kinds, places, strict=True)]
         return Sample(self.index.key(i), images, record)
 
     def _pread(self, i: int, offset: int, size: int) -> bytes:
         try:
-            data = os.pread(self._descriptor(self.shard_of(i)), int(size), int(offset))
+            data = os.pread(self._descriptor(self.shard_of(i)), size, offset)
         except OSError as error:
             raise SampleFault("unreadable_shard", str(error)) from None
         if len(data) != size:

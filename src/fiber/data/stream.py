@@ -46,7 +46,8 @@ PREFETCH = 2  # batches a worker is ahead of the training process
 UNIFORMS = 4  # per position, for draws outside the loader (hard negatives)
 
 # What a random generator is for: each purpose has its own stream of numbers.
-SHARDS, WINDOW, MIX, CHOICE, SAMPLE = range(5)
+PURPOSES = 8
+SHARDS, WINDOW, MIX, CHOICE, SAMPLE, DRAWS = range(6)
 
 
 class DataFaultError(RuntimeError):
@@ -253,48 +254,64 @@ def _quotas(weights: list[float]) -> np.ndarray:
     return quotas
 
 
-def _read(
-    source: Source, item: Item, make_sample: MakeSample, rng: np.random.Generator
-) -> tuple[int, dict[str, Any]]:
-    """(hash of the image_id, what make_sample made). Raises SampleFault."""
-    sample = source.shards.read(item.sample)
-    return image_hash(str(sample.record["image_id"])), make_sample(sample, source.field, item.annotation, rng)
-
-
 def _fault(source: Source, item: Item, fault: SampleFault) -> tuple[Fault, str]:
     shard, key = source.shards.place(item.sample)
     return Fault(f"{source.shards.path}/{shard}", key, fault.reason), str(fault)
 
 
+class _Draws:
+    """The counter-based generator of samples: any position's numbers without those of the positions before."""
+
+    def __init__(self, seed: int):
+        self.generator = np.random.Generator(np.random.Philox(key=0))
+        self.start = self.generator.bit_generator.state
+        self.seed = seed
+
+    def at(self, purpose: int, position: int) -> np.random.Generator:
+        """The generator, set to the first number of a position. There is one; it serves one position at a time."""
+        self.start["state"]["key"] = np.array([self.seed, position * PURPOSES + purpose], dtype=np.uint64)
+        self.generator.bit_generator.state = self.start
+        return self.generator
+
+
 class _Batch:
     """Collects the samples of a micro-batch and what the stream says about each."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, make_sample: MakeSample):
+        self.draws, self.make_sample = _Draws(seed), make_sample
         self.samples: list[dict[str, Any]] = []
-        self.rows: list[tuple[str, int, int, np.ndarray]] = []  # key, position, image hash, uniforms
+        self.rows: list[tuple[str, int, int]] = []  # key, position, hash of the image_id
         self.faults: list[tuple[Fault, str]] = []
 
-    def add(self, source: Source, item: Item, position: int, make_sample: MakeSample) -> bool:
-        """Reads one sample; notes the fault and returns False where it cannot be used."""
-        rng = _generator(self.seed, SAMPLE, position)
-        uniform = rng.random(UNIFORMS)
+    def read(self, source: Source, item: Item) -> Sample | None:
+        """The encoded sample, or None and a fault."""
         try:
-            image, sample = _read(source, item, make_sample, rng)
+            return source.shards.read(item.sample)
+        except SampleFault as fault:
+            self.faults.append(_fault(source, item, fault))
+            return None
+
+    def add(self, source: Source, item: Item, sample: Sample | None, position: int) -> bool:
+        """Makes a sample of what `read` gave; False, and a fault if there is not one yet, where it cannot be used."""
+        if sample is None:
+            return False
+        try:
+            made = self.make_sample(sample, source.field, item.annotation, self.draws.at(SAMPLE, position))
         except SampleFault as fault:
             self.faults.append(_fault(source, item, fault))
             return False
-        self.samples.append(sample)
-        self.rows.append((source.shards.index.key(item.sample), position, image, uniform))
+        self.samples.append(made)
+        self.rows.append((sample.key, position, image_hash(str(sample.record["image_id"]))))
         return True
 
     def finish(self, collate: Collate) -> dict[str, Any]:
         next_batch()
         batch = collate(self.samples) if self.samples else {}
+        uniform = [self.draws.at(DRAWS, position).random(UNIFORMS) for _, position, _ in self.rows]
         batch["keys"] = [row[0] for row in self.rows]
         batch["position"] = torch.tensor([row[1] for row in self.rows], dtype=torch.int64)
         batch["image_id"] = torch.tensor([row[2] for row in self.rows], dtype=torch.int64)
-        batch["uniform"] = torch.from_numpy(np.array([row[3] for row in self.rows]).reshape(-1, UNIFORMS))
+        batch["uniform"] = torch.from_numpy(np.array(uniform).reshape(-1, UNIFORMS))
         batch["faults"] = self.faults
         return batch
 
@@ -314,15 +331,22 @@ class _TrainBatches(Dataset):
     def __getitem__(self, number: int) -> dict[str, Any]:
         step, part = divmod(number, self.accumulation)
         first = step * self.stream.global_batch + (part * self.world + self.rank) * self.micro_batch
-        batch = _Batch(self.stream.seed)
-        for position in range(first, first + self.micro_batch):
-            if not any(self._add(batch, position, attempt) for attempt in range(ATTEMPTS)):
-                return {"faults": batch.faults, "failed": position}
+        batch = _Batch(self.stream.seed, self.make_sample)
+        # All are read before the first is decoded: in turns, each would push the other's code out of the cache.
+        drawn = [self._read(batch, position, 0) for position in range(first, first + self.micro_batch)]
+        for position, found in enumerate(drawn, first):
+            attempt = 0
+            while not batch.add(*found, position):
+                attempt += 1
+                if attempt == ATTEMPTS:
+                    return {"faults": batch.faults, "failed": position}
+                found = self._read(batch, position, attempt)
         return batch.finish(self.collate)
 
-    def _add(self, batch: _Batch, position: int, attempt: int) -> bool:
+    def _read(self, batch: _Batch, position: int, attempt: int) -> tuple[Source, Item, Sample | None]:
         item = self.stream.item(position, attempt)
-        return batch.add(self.stream.sources[item.source], item, position, self.make_sample)
+        source = self.stream.sources[item.source]
+        return source, item, batch.read(source, item)
 
 
 @dataclass
@@ -337,9 +361,10 @@ class _EvalBatches(Dataset):
     batch: int
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        batch = _Batch(0)
+        batch = _Batch(0, self.make_sample)
         for i in range(number * self.batch, min((number + 1) * self.batch, len(self.rows))):
-            batch.add(self.source, Item(*self.rows[i].tolist()), int(self.positions[i]), self.make_sample)
+            item = Item(*self.rows[i].tolist())
+            batch.add(self.source, item, batch.read(self.source, item), int(self.positions[i]))
         return batch.finish(self.collate)
 
 
@@ -428,10 +453,10 @@ def make_loader(
     """One rank's micro-batches from global step `start_step` on, without end.
 
     make_sample(sample, field, annotation, rng) decodes and transforms one sample, all chance taken from rng, which
-    depends on (seed, position) alone; it raises SampleFault on bad data. collate makes a dict of a list of its
-    results. To that the stream adds: keys list[str]; position, image_id int64 (B,); uniform float64 (B, 4), draws in
-    [0, 1) that depend on (seed, position) alone; faults list[Fault] met for this batch; data_seconds, the time this
-    process waited for it.
+    depends on (seed, position) alone and is good for this call only; it raises SampleFault on bad data. collate makes
+    a dict of a list of its results. To that the stream adds: keys list[str]; position, image_id int64 (B,); uniform
+    float64 (B, 4), draws in [0, 1) that depend on (seed, position) alone; faults list[Fault] met for this batch;
+    data_seconds, the time this process waited for it.
     Raises DataFaultError when more than max_fault_share of the samples read (of at least 1000) are faults.
     """
     if micro_batch * accumulation * world != stream.global_batch:

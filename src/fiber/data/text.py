@@ -87,17 +87,26 @@ def mask_tokens(
 
     special: int64 (K,) distinct ids that are neither chosen nor drawn. vocab: number of ids.
     """
-    ordinary = np.flatnonzero((ids[:, None] != special).all(axis=1))
+    # Python lists, not arrays: for a caption's few tokens a dozen array operations take several times as long.
+    barred, tokens = set(special.tolist()), ids.tolist()
+    place, action, draw = rng.random((3, len(tokens))).tolist()
+    ordinary = [i for i, token in enumerate(tokens) if token not in barred]
+    chosen = [i for i in ordinary if place[i] < probability]
+    if ordinary and not chosen:
+        chosen = [min(ordinary, key=place.__getitem__)]
     masked, labels = ids.copy(), np.full_like(ids, IGNORE)
-    if not len(ordinary):
-        return masked, labels
-    chosen = ordinary[rng.random(len(ordinary)) < probability]
-    spare = ordinary[rng.integers(len(ordinary))]  # always drawn: what follows must not depend on the outcome
-    chosen = chosen if len(chosen) else np.array([spare])
-    labels[chosen] = ids[chosen]
-    action = rng.random(len(chosen))
-    drawn = rng.integers(vocab - len(special), size=len(chosen))
-    for id_ in np.sort(special):  # step over the special ids
-        drawn += drawn >= id_
-    masked[chosen] = np.where(action < 0.8, mask_id, np.where(action < 0.9, drawn, ids[chosen]))
+    for i in chosen:
+        labels[i] = tokens[i]
+        if action[i] < 0.8:
+            masked[i] = mask_id
+        elif action[i] < 0.9:
+            masked[i] = _ordinary_id(draw[i], vocab, barred)
     return masked, labels
+
+
+def _ordinary_id(draw: float, vocab: int, barred: set[int]) -> int:
+    """The id that a number in [0, 1) stands for among those that are not barred."""
+    token = int(draw * (vocab - len(barred)))
+    for special in sorted(barred):
+        token += token >= special
+    return token
