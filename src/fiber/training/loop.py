@@ -126,6 +126,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         if done % settings.save_every == 0 or last or stopping:
             run.save(done)
         if stopping:
+            run.stop = True  # on the ranks that the signal did not reach, too
             break
     progress.close()
     return results

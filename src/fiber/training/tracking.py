@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,7 @@ def _start_wandb(run: Path, config: Mapping[str, Any], mode: str, project: str) 
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / "id"
     if not known.exists():
-        known.write_text(wandb.util.generate_id())
+        known.write_text(secrets.token_hex(4))
     settings = wandb.Settings(init_timeout=15, silent=True)
     if mode == "online" and not _reachable(wandb, settings.base_url):
         print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)

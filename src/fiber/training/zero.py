@@ -98,7 +98,9 @@ def read_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, _deepspeed_utils().safe_get_full_fp32_param(parameter)
         else:
             with _whole(engine, parameter):
-                yield name, parameter.detach().float()
+                value = parameter.detach().float()
+                value = value.clone() if engine.zero_optimization_stage() == 3 else value  # it is about to be cut
+            yield name, value
 
 
 def read_moments(engine: Any, optimizer: AdamW) -> Iterator[tuple[str, Tensor]]:
@@ -178,7 +180,8 @@ def refresh(engine: Any) -> None:
     """Copy the masters into the weights that the forward pass uses (after masters were changed in place)."""
     if engine.zero_optimization_stage() > 0:
         for (_, value), parameter in zip(read_weights(engine), engine.module.parameters(), strict=True):
-            _write_working_copy(engine, parameter, value)
+            if parameter.requires_grad:
+                _write_working_copy(engine, parameter, value)
 
 
 def _write_working_copy(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:

@@ -1,0 +1,107 @@
+"""Checkpoint folders: whole or ignored, pruned, strict about the model, and exact about random states."""
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_task import Regression, batch_of
+
+from fiber.config import ConfigError, OptimConfig, TrainConfig
+from fiber.training import zero
+from fiber.training.checkpoint import Checkpoints, is_whole, rng_state, seed_all, set_rng_state
+from fiber.training.optim import AdamW, set_learning_rate
+
+
+def engine_of(task: nn.Module, stage: int = 1) -> tuple[Any, AdamW]:
+    return zero.build_engine(task, TrainConfig(global_batch=4, micro_batch=4, zero_stage=stage), OptimConfig(lr=0.01))
+
+
+def advance(engine: Any, optimizer: AdamW, step: int) -> float:
+    set_learning_rate(optimizer, 0.01)
+    total = sum(engine(batch_of(step))[0].values())
+    engine.backward(total)
+    zero.update(engine)
+    return total.item()
+
+
+@pytest.mark.usefixtures("alone")
+def test_every_stage_goes_on_from_every_other(tmp_path: Path) -> None:
+    engine, optimizer = engine_of(Regression(), stage=2)
+    for step in range(3):
+        advance(engine, optimizer, step)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(3, engine, optimizer, None, {"stream": {"step": 3}})
+    expected = [advance(engine, optimizer, step) for step in (3, 4)]
+    for stage in (0, 1, 2, 3):
+        other, its_optimizer = engine_of(Regression(), stage)
+        start, state = checkpoints.load(checkpoints.latest(), other, its_optimizer, None)
+        assert (start, state) == (3, {"stream": {"step": 3}})
+        assert other.module.queue.tolist() == [3.0, 3.0, 3.0]
+        assert [advance(other, its_optimizer, step) for step in (3, 4)] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.usefixtures("alone")
+def test_half_written_checkpoints_are_ignored_and_old_ones_go(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    assert checkpoints.latest() is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, engine, optimizer, None, {})
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_000002", "step_000003"]
+    shutil.copytree(folder / "step_000003", folder / "step_000004")
+    (folder / "step_000004" / "manifest.json").unlink()  # killed before the manifest
+    (folder / ".step_000005.partial").mkdir()  # killed before the rename
+    assert checkpoints.latest() == folder / "step_000003"
+    (folder / "step_000003" / "model.safetensors").write_bytes(b"short")
+    assert not is_whole(folder / "step_000003")
+    capsys.readouterr()
+    assert checkpoints.latest() == folder / "step_000002"
+    said = capsys.readouterr().err
+    assert "step_000003: it is not whole" in said
+    assert ".step_000005.partial: a save was interrupted" in said
+    sizes = json.loads((folder / "step_000002" / "manifest.json").read_text())
+    assert set(sizes) == {"model.safetensors", "optimizer.safetensors", "rng.pt", "state.json"}
+    parameters = sum(p.numel() for p in Regression().parameters())
+    assert sum(sizes.values()) < 3 * 4 * parameters + 40_000  # weights and two moments in fp32, nothing twice
+
+
+class Wider(Regression):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = nn.Linear(7, 34)
+
+
+@pytest.mark.usefixtures("alone")
+def test_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = checkpoints.save(1, engine, optimizer, None, {})
+    for stage in (1, 3):
+        other, its_optimizer = engine_of(Wider(), stage)
+        with pytest.raises(ConfigError, match=r"tower.weight is \(33, 7\), this model's is \(34, 7\)"):
+            checkpoints.load(path, other, its_optimizer, None)
+    more = Regression()
+    more.extra = nn.Linear(2, 2)
+    other, its_optimizer = engine_of(more)
+    with pytest.raises(ConfigError, match=r"has no extra.weight: it is of another model"):
+        checkpoints.load(path, other, its_optimizer, None)
+
+
+def test_random_states_round_trip(tmp_path: Path) -> None:
+    seed_all(3)
+    torch.save(rng_state(), tmp_path / "rng.pt")
+
+    def draws() -> tuple:
+        return random.random(), float(np.random.rand()), torch.rand(3).tolist(), random.gauss(0, 1)  # noqa: NPY002
+
+    first = draws()
+    assert draws() != first
+    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
+    assert draws() == first
