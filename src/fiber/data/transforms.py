@@ -41,7 +41,7 @@ def decode(data: bytes) -> np.ndarray:
                 return simplejpeg.decode_jpeg(data)
         except ValueError:
             pass  # damaged in a way Pillow may tolerate; if not, it says what is wrong
-    return np.asarray(decode_pil(data))
+    return np.array(decode_pil(data))
 
 
 def _turned(data: bytes) -> bool:
