@@ -31,11 +31,12 @@ def detector_options(config: Stage2Config) -> dict[str, Any]:
 def build_detector(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> FiberDetector:
     """The region-level model of a run, with initial weights drawn from the run's seed (the same on all ranks) and the
     parts frozen that the run freezes."""
-    backbone = build_backbone(config.model, len(tokenizer), tokenizer.pad_token_id, config.max_text, fine=True)
-    initialise(backbone, config.model.init, config.seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)  # pyramid and head start as detectors do, whatever `model.init` says
+        torch.manual_seed(config.seed)
+        backbone = build_backbone(config.model, len(tokenizer), tokenizer.pad_token_id, config.max_text, fine=True)
+        # Pyramid and head draw their own weights, as detectors do, whatever `model.init` says of the towers.
         model = FiberDetector(backbone, **detector_options(config), checkpointing=config.model.checkpointing)
+    initialise(backbone, config.model.init, config.seed)
     model.tune(config.regions.tuning, config.regions.frozen_stages)
     backbone.fusion.caption_maps.requires_grad_(False)  # of captioning; no gradient would ever reach them here
     return model
