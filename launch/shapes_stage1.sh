@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# The longer stage 1 on the shapes world (docs/shapes.md): shards and tokenizer, training, figures and curves.
+#   launch/shapes_stage1.sh [key.path=value ...]      run again to go on; OUT: another folder than runs/shapes
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[[ -d .venv ]] && source .venv/bin/activate
+
+out=${OUT:-runs/shapes} run=${RUN:-runs/shapes_stage1}
+scenes=${SCENES:-20000} held_out=${HELD_OUT:-1000}
+shards() { python tools/make_shards.py shapes --world easy --captions full --workers 2 "$@" | tail -n 1; }
+shards --split train --limit "$scenes" --out "$out/train"
+shards --split val --limit $((held_out * 3 / 10)) --out "$out/val"
+shards --split test --limit "$held_out" --out "$out/test"
+shards --split compositional --limit $((held_out / 2)) --out "$out/compositional"
+[[ -f $out/tokenizer/tokenizer.json ]] || python tools/train_tokenizer.py "$out/train" --out "$out/tokenizer"
+
+launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" tokenizer="$out/tokenizer" \
+  data.train.0.path="$out/train" eval.data.0.path="$out/val" "$@"
+for split in test compositional; do
+  python tools/shapes_report.py "$run" --shards "$out/$split" --out "$run/figures/$split" | grep -v '^{'
+done

@@ -1,0 +1,78 @@
+"""The demo with a few steps, its summary, and every command of the README on what it leaves behind."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+from launcher import REPO, environment, free_port
+
+NOT_RUN_HERE = ("make demo", "make test")  # `launch/demo.sh` is what the first runs; the second would run this
+
+
+def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=REPO,
+        env=environment(folder) | {"MASTER_PORT": str(free_port())},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small demo."""
+    folder = tmp_path_factory.mktemp("demo")
+    run = shell(f"SMALL=1 OUT={folder}/out launch/demo.sh", folder)
+    assert run.returncode == 0, run.stdout + run.stderr
+    for word in ("Warning", "Traceback", "Error"):
+        assert word not in run.stderr, run.stderr
+    assert "baseline" in run.stdout
+    return folder / "out"
+
+
+def numbers(tree: dict) -> list[float]:
+    return [x for v in tree.values() for x in (numbers(v) if isinstance(v, dict) else [v] if v != "scratch" else [])]
+
+
+def test_summary_has_every_figure_of_the_contract(demo: Path) -> None:
+    summary = json.loads((demo / "summary.json").read_text())
+    stage1, stage2 = summary["stage1"], summary["stage2"]
+    assert set(stage1) == {"steps", "seconds", "pairs_per_second", "towers", "retrieval", "mlm_visual", "itm"}
+    assert set(stage1["retrieval"]) == {"i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "reranked_t2i_r1", "candidates"}
+    assert set(stage1["mlm_visual"]) == {"true_image", "wrong_image"}
+    assert set(stage1["itm"]) == {"loss", "prior"}
+    expected = {"steps", "seconds", "pairs_per_second", "grounding_r1", "grounding_r5", "class_agnostic_r1", "ap50"}
+    assert set(stage2) == expected
+    assert (stage1["steps"], stage2["steps"], stage1["retrieval"]["candidates"]) == (8, 6, 24)
+    assert all(isinstance(value, int | float) and value >= 0 for value in numbers(summary))
+    assert summary["total_seconds"] > stage1["seconds"] + stage2["seconds"]
+
+
+def test_pictures_are_there(demo: Path) -> None:
+    for name in ("retrieval.png", "stage1_curves.png", "grounding.png"):
+        assert (demo / "figures" / name).stat().st_size > 10_000, name
+
+
+def test_every_readme_command_runs(demo: Path, tmp_path: Path) -> None:
+    readme = (REPO / "README.md").read_text()
+    commands = [line for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()]
+    assert len(commands) >= 10
+    for command in commands:
+        if command in NOT_RUN_HERE:
+            continue
+        here = command.replace("runs/demo", str(demo)).replace("runs/try", str(tmp_path / "try"))
+        if "launch/" in here:  # the configurations name the demo's folders too
+            here += f" tokenizer={demo}/tokenizer data.train.0.path={demo}/shards/train"
+            here += f" eval.data.0.path={demo}/shards/test"
+        if "stage2" in here and "launch/" in here:
+            here += f" data.train.1.path={demo}/shards/train eval.data.1.path={demo}/shards/test"
+        run = shell(here, tmp_path)
+        assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
+        for out in re.findall(r"--out (\S+\.png)", here):
+            assert os.path.getsize(out) > 500, shlex.quote(out)
