@@ -67,7 +67,7 @@ def test_killed_conversion_ends_with_the_same_bytes(tmp_path, capsys):
     out = tmp_path / "killed"
     command = [sys.executable, TOOL, *arguments, "--out", str(out), "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (out / ".partial" / "000003").exists():
         assert process.poll() is None
         assert time.monotonic() < deadline
@@ -131,8 +131,6 @@ def test_last_line_is_the_summary_and_progress_shows_the_rate(tmp_path):
         *coco(tmp_path / "raw", 30),
         "--out",
         str(tmp_path / "out"),
-        "--workers",
-        "2",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
@@ -277,7 +275,7 @@ def test_leaks_are_reported_and_left_out_on_request(tmp_path, capsys):
 @pytest.mark.parametrize(("variant", "generate"), [("scenes", shapes.generate), ("pairs", shapes.generate_pairs)])
 def test_shapes_are_the_generators(variant, generate, tmp_path, capsys):
     arguments = ["shapes", "--variant", variant, "--split", "val", "--seed", "3", "--limit", "11"]
-    run([*arguments, "--out", str(tmp_path / "out"), "--workers", "2", "--shard-samples", "4"], capsys)
+    run([*arguments, "--out", str(tmp_path / "out"), "--shard-samples", "4"], capsys)
     shards = ShardSet(tmp_path / "out")
     for i, expected in enumerate(generate(shapes.WORLDS["easy"], "val", 11, 3)):
         sample = shards.read(i)

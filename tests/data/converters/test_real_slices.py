@@ -266,7 +266,7 @@ def test_conceptual_captions_slice(real, tmp_path, capsys):
     for row in range(1500):
         if row % 3:
             raw.put(tmp_path / f"raw/images_val/{row // 1000:04d}/{row:07d}", data[row])
-    arguments = ["cc3m", "--raw", tmp_path / "raw", "--split", "val", "--out", tmp_path / "out", "--workers", "2"]
+    arguments = ["cc3m", "--raw", tmp_path / "raw", "--split", "val", "--out", tmp_path / "out"]
     summary, shards = convert(arguments, capsys)
     assert summary["items"] == 1500
     assert summary["samples"] == 1000
@@ -320,7 +320,7 @@ def test_coco_slice_evaluates_as_officially(real, tmp_path, capsys):
     for image in content["images"]:
         raw.put(tmp_path / "raw/val2014" / image["file_name"], plain(image["width"], image["height"]))
     arguments = ["coco_detection", "--variant", "2014", "--split", "val", "--raw", tmp_path / "raw"]
-    summary, shards = convert([*arguments, "--out", tmp_path / "out", "--workers", "2"], capsys)
+    summary, shards = convert([*arguments, "--out", tmp_path / "out"], capsys)
     assert (summary["samples"], summary["dropped"], summary["noted"]) == (100, {}, {})
     boxes = [entry for record in records(shards).values() for entry in record["boxes"]]
     assert len(boxes) == 839
@@ -386,7 +386,7 @@ def test_odinw_configurations(real, tmp_path, capsys):
     config = real / "odinw" / "odinw_35" / "Aquarium_Aquarium_Combined.v2-raw-1024.coco.yaml"
     entry = odinw.registered(odinw.load_config(config), "val")
     names = ["a.rf.1.jpg", "b.rf.2.jpg", "c.rf.3.jpg"]
-    raw.put(tmp_path / entry["ann_file"], raw._instances(names, dict.fromkeys(range(1, 8), "creature")))
+    raw.put(tmp_path / entry["ann_file"], raw.instances(names, dict.fromkeys(range(1, 8), "creature")))
     for name in names:
         raw.put(tmp_path / entry["img_dir"] / name, raw.picture(1))
     arguments = ["odinw", "--split", "val", "--raw", tmp_path, "--config", config]
