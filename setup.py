@@ -22,18 +22,19 @@ setup(
         "pycocotools>=2.0.8",
         "simplejpeg>=1.9",  # decodes straight to arrays, ~1.15x PIL per core
         "safetensors>=0.4.5",
+        "huggingface_hub>=0.26",
         "pyyaml>=6",
         "wandb>=0.19",
         "pillow>=10",
         "numpy>=1.26",
         "tqdm>=4.66",
+        "psutil>=5.9",  # resident memory in benchmarks
         "matplotlib>=3.8",  # figures: curves, grounded phrases, contact sheets
     ],
     extras_require={
-        "test": ["pytest>=8", "scikit-image>=0.24", "pooch>=1.8", "scipy>=1.11"],
+        "test": ["pytest>=8", "scikit-image>=0.24", "scipy>=1.11"],
         "lint": ["ruff>=0.8"],
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
-        "lvis": ["lvis>=0.5.3"],
     },
     entry_points={"console_scripts": ["fiber=fiber.cli:main"]},
 )
