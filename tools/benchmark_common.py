@@ -77,17 +77,32 @@ def make_batch(config: BenchConfig, size: int) -> dict:
 
 
 def compare(functions: dict[str, Callable[[], object]], options: BenchOptions) -> dict[str, dict[str, float]]:
-    """Median seconds and peak memory (bytes) of each function, called in turn so that a busy machine slows all."""
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    """Median seconds, processor seconds (which a busy machine does not stretch) and peak memory (bytes) of each
+    function, called in turn so that what slows one slows all."""
+    wall: dict[str, list[float]] = {name: [] for name in functions}
+    cpu: dict[str, list[float]] = {name: [] for name in functions}
     peaks: dict[str, int] = {}
     for repeat in range(options.warmup + options.repeats):
         for name, function in functions.items():
             reset_peak()
+            start = time.process_time()
             elapsed = timed(function)
             peaks.setdefault(name, peak_memory())  # of the first call: the process's high-water mark never falls
             if repeat >= options.warmup:
-                seconds[name].append(elapsed)
-    return {name: {"seconds": median(seconds[name]), "peak_memory": peaks[name]} for name in functions}
+                wall[name].append(elapsed)
+                cpu[name].append(time.process_time() - start)
+    return {
+        name: {"seconds": median(wall[name]), "processor_seconds": median(cpu[name]), "peak_memory": peaks[name]}
+        for name in functions
+    }
+
+
+def ratios(slow: dict[str, float], fast: dict[str, float]) -> dict[str, float]:
+    """How many times faster one measurement of `compare` is, by the clock and by the processor's time."""
+    return {
+        "time_ratio": slow["seconds"] / fast["seconds"],
+        "processor_time_ratio": slow["processor_seconds"] / fast["processor_seconds"],
+    }
 
 
 def timed(function: Callable[[], object]) -> float:

@@ -2,7 +2,7 @@
 
 import torch
 
-from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch
+from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
 from fiber.evaluation.gallery import Cache, Meter, encode_images, encode_texts, match_logits
 from fiber.training.flops import matmul_ceiling, pair_cost, peak_flops
@@ -51,7 +51,7 @@ def run(config: BenchConfig) -> dict:
         timing[name] |= {"pairs_per_second": options.pairs / timing[name]["seconds"]}
         timing[name] |= {"flops_per_second": speed, "share_of_ceiling": speed / ceiling}
     return timing | {
-        "speed_ratio": timing["full"]["seconds"] / timing["cached"]["seconds"],
+        **ratios(timing["full"], timing["cached"]),
         "flop_ratio": cost.match / cost.fusion,
         "images_encoded_per_second": size / encoding["seconds"],
         "ceiling_flops_per_second": ceiling,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch
+from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
 from fiber.coarse.itc import draw_negatives, itc_loss, negative_weights
 from fiber.coarse.itm import itm_loss
@@ -42,7 +42,7 @@ def run(config: BenchConfig) -> dict:
         found |= {"flops_per_second": speed, "share_of_ceiling": speed / ceiling}
     return timing | {
         "batch": size,
-        "time_ratio": timing["five_passes"]["seconds"] / timing["shared"]["seconds"],
+        **ratios(timing["five_passes"], timing["shared"]),
         "flop_ratio": cost.five_passes / cost.shared,
         "ceiling_flops_per_second": ceiling,
         "largest_loss_difference": difference,

@@ -17,20 +17,24 @@ from fiber.config import ImageTowerConfig, ModelConfig, PretrainConfig, TextTowe
 L, SIZE, VOCABULARY, QUEUE = 6, 32, 40, 5
 
 
-def make_task(**recipe) -> PretrainTask:
-    """Merge between the fused pairs, open gates, no dropout, a queue that is partly filled."""
+def make_model(head_width: int = 12) -> CoarseModel:
+    """Merge between the fused pairs, open gates, no dropout."""
     config = ModelConfig(
         image=ImageTowerConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), window=4, drop_path=0.0),
         text=TextTowerConfig(width=16, layers=4, heads=2, intermediate=32, dropout=0.0),
         num_fused=3,
-        head_width=12,
     )
-    model = CoarseModel(build_backbone(config, VOCABULARY, 1, L), head_width=12, vocab_size=VOCABULARY)
+    model = CoarseModel(build_backbone(config, VOCABULARY, 1, L), head_width=head_width, vocab_size=VOCABULARY)
     initialise(model, "fan_in", 0)
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(0.6)
-    task = PretrainTask(model, PretrainConfig(**{"queue_size": QUEUE} | recipe))
+    return model
+
+
+def make_task(**recipe) -> PretrainTask:
+    """A task whose queue is partly filled."""
+    task = PretrainTask(make_model(), PretrainConfig(**{"queue_size": QUEUE} | recipe))
     features = F.normalize(torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(8)), dim=-1)
     task.queue.enqueue(*features, torch.tensor([100, 2, 101]))
     return task.train()
@@ -196,10 +200,9 @@ def test_features_are_queued_in_training_and_not_in_evaluation():
     torch.testing.assert_close(task.queue.image[[3, 4, 0, 1]], expected.detach())
 
 
-def test_a_published_task_stores_less_than_100_mb_beside_its_weights():
-    """FIBER-B at 384 px: features of the queue, and no pixels."""
-    model = CoarseModel(build_backbone(ModelConfig(), 50265, 1, 40), head_width=768, vocab_size=50265)
-    task = PretrainTask(model, PretrainConfig())
+def test_a_task_with_the_published_queue_stores_less_than_100_mb_beside_its_weights():
+    """Features at head width 768 and no pixels, so the image size does not matter."""
+    task = PretrainTask(make_model(head_width=768), PretrainConfig())
     stored = sum(x.numel() * x.element_size() for x in task.buffers())
     assert 2 * 4096 * 768 * 4 <= stored < 100e6
 

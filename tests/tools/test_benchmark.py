@@ -62,6 +62,7 @@ def test_step_compares_forms_of_equal_losses(config, tmp_path):
     )
     assert results["flop_ratio"] > 1.2
     assert results["time_ratio"] == pytest.approx(results["five_passes"]["seconds"] / results["shared"]["seconds"])
+    assert results["processor_time_ratio"] > 0
     for form in ("shared", "five_passes"):
         assert results[form]["pairs_per_second"] == pytest.approx(4 / results[form]["seconds"])
         assert results[form]["peak_memory"] > 1e7

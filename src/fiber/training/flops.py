@@ -9,7 +9,6 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Any, TypeVar
 
 import torch
@@ -99,12 +98,12 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak * 1e12 for word, peak in PEAK_TFLOPS.items() if word in name), None)
 
 
-def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> float:
-    """FLOP/s that one large square matrix product reaches here and now: the median of `repeats` after a warm-up."""
+def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
+    """FLOP/s that one large square matrix product reaches here and now: the best of `repeats` after a warm-up."""
     side = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     seconds = [_timed(lambda: a @ b, device) for _ in range(repeats + 1)]
-    return 2 * side**3 / median(seconds[1:])
+    return 2 * side**3 / min(seconds[1:])
 
 
 def _timed(function: Callable[[], Tensor], device: torch.device) -> float:
