@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from shard_sets import write_shards
+from shard_sets import CAPTIONS, write_shards
 
 from fiber.data.shards import ShardSet
 
@@ -17,6 +17,6 @@ def uneven(tmp_path: Path) -> ShardSet:
 
 @pytest.fixture
 def many(tmp_path: Path) -> ShardSet:
-    """Sixty pictures with one to three captions each (120 in all) in six shards."""
-    write_shards(tmp_path / "many", (10,) * 6, lambda i: 1 + i % 3)
+    """Sixty pictures with one to three captions each (120 in all, 20 a shard) in six shards."""
+    write_shards(tmp_path / "many", (10,) * 6, lambda i: CAPTIONS[i % 10])
     return ShardSet(tmp_path / "many")

@@ -9,6 +9,8 @@ import simplejpeg
 from fiber.data.records import Sample
 from fiber.data.shards import ShardWriter
 
+CAPTIONS = (1, 2, 3, 2, 1, 3, 2, 1, 3, 2)  # of the pictures of a shard of ten: twenty in all
+
 
 def jpeg(shade: int, width: int = 30, height: int = 20) -> bytes:
     """A plain picture whose grey level says which one it is."""
@@ -36,3 +38,4 @@ def write_shards(folder: Path, sizes: Iterable[int], captions: Callable[[int], i
                 number += 1
     for path in folder.glob("index.*"):
         path.unlink()
+    (folder / "dataset.json").write_text('{"name": "test"}')

@@ -99,6 +99,11 @@ def test_an_invalid_record_names_the_sample(tmp_path: Path) -> None:
         write_dataset([sample], tmp_path, name="t", **LABELS)
 
 
+def test_nothing_to_write_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="no samples came"):
+        write_dataset([], tmp_path, name="t", **LABELS)
+
+
 def test_a_folder_is_not_overwritten(tmp_path: Path) -> None:
     write_dataset(samples(), tmp_path, name="t", **LABELS)
     with pytest.raises(ShardError, match="already holds"):

@@ -68,6 +68,23 @@ class Index:
         os.replace(aside, folder / "index.json")
 
     @classmethod
+    def join(cls, pieces: list[Index]) -> Index:
+        """One index of several, in order."""
+        arrays = {}
+        for name in ("record", "images", "extension", "counts", "keys"):
+            arrays[name] = np.concatenate([getattr(piece, name) for piece in pieces])
+        images = np.cumsum([0] + [len(piece.images) for piece in pieces])
+        letters = np.cumsum([0] + [len(piece.keys) for piece in pieces])
+        firsts = [piece.first_image[:-1] + start for piece, start in zip(pieces, images, strict=False)]
+        ends = [piece.key_end + start for piece, start in zip(pieces, letters, strict=False)]
+        return cls(
+            shards=[shard for piece in pieces for shard in piece.shards],
+            first_image=np.concatenate([*firsts, images[-1:]]),
+            key_end=np.concatenate(ends),
+            **arrays,
+        )
+
+    @classmethod
     def load(cls, header: str, arrays: BinaryIO | Path) -> Index | None:
         """From the text of index.json and the file index.npz; None if written by another version of this code."""
         described = json.loads(header)
@@ -89,40 +106,47 @@ class Members:
 
 
 class IndexBuilder:
-    """Collects shards one by one and turns them into an Index."""
+    """Collects shards one by one, as arrays, and joins them."""
 
     def __init__(self) -> None:
-        self.shards: list[dict[str, Any]] = []
-        self.samples: list[Members] = []
+        self.pieces: list[Index] = []
 
     def add_shard(self, name: str, members: list[Members], size: int, sha256: str, damage: str | None = None) -> None:
         """Appends a finished shard."""
-        entry = {"name": name, "samples": len(members), "bytes": size, "sha256": sha256}
-        self.shards.append(entry | ({"damage": damage} if damage else {}))
-        self.samples += members
+        shard = {"name": name, "samples": len(members), "bytes": size, "sha256": sha256}
+        self.pieces.append(_rows([shard | ({"damage": damage} if damage else {})], members))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
 
     def totals(self) -> dict[str, int]:
         """Annotations by field over all samples, the fields without any left out."""
-        sums = np.array([m.counts for m in self.samples if m.counts], dtype=np.int64).reshape(-1, len(FIELDS)).sum(0)
+        sums = sum((piece.counts.clip(0).sum(0, dtype=np.int64) for piece in self.pieces), np.zeros(len(FIELDS), int))
         return {name: int(n) for name, n in zip(FIELDS, sums, strict=True) if n}
 
     def build(self) -> Index:
         """The index. A sample without a usable record counts once in every field the set has: drawing it is how the
         stream notices and counts the fault, leaving it out would lose it silently."""
+        index = Index.join([_rows([], []), *self.pieces])
         totals = self.totals()
-        unknown = [int(name in totals) for name in FIELDS]
-        images = [image for m in self.samples for image in m.images]
-        keys = [m.key.encode() for m in self.samples]
-        return Index(
-            shards=self.shards,
-            record=np.array([m.record for m in self.samples], dtype=np.int64).reshape(-1, 2),
-            first_image=np.cumsum([0] + [len(m.images) for m in self.samples], dtype=np.int64),
-            images=np.array([i[:2] for i in images], dtype=np.int64).reshape(-1, 2),
-            extension=np.array([i[2] for i in images], dtype=np.uint8),
-            counts=np.array([m.counts or unknown for m in self.samples], dtype=np.int32).reshape(-1, len(FIELDS)),
-            keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
-            key_end=np.cumsum([len(k) for k in keys], dtype=np.int64),
-        )
+        index.counts[index.counts[:, 0] < 0] = [int(name in totals) for name in FIELDS]
+        return index
+
+
+def _rows(shards: list[dict[str, Any]], members: list[Members]) -> Index:
+    """The index of these members, -1 for counts that are not known."""
+    images = [image for m in members for image in m.images]
+    keys = [m.key.encode() for m in members]
+    return Index(
+        shards=shards,
+        record=np.array([m.record for m in members], dtype=np.int64).reshape(-1, 2),
+        first_image=np.cumsum([0] + [len(m.images) for m in members], dtype=np.int64),
+        images=np.array([i[:2] for i in images], dtype=np.int64).reshape(-1, 2),
+        extension=np.array([i[2] for i in images], dtype=np.uint8),
+        counts=np.array([m.counts or [-1] * len(FIELDS) for m in members], np.int32).reshape(-1, len(FIELDS)),
+        keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
+        key_end=np.cumsum([len(k) for k in keys], dtype=np.int64),
+    )
 
 
 def record_counts(record: Record) -> list[int] | None:

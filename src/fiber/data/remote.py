@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from webdataset.shardlists import expand_urls
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at fetching a file
+WAIT_S = 2.0  # before another attempt
 
 
 class RemoteFolder:
@@ -72,9 +74,10 @@ class RemoteFolder:
             except OSError as error:
                 aside.unlink(missing_ok=True)
                 if attempt == ATTEMPTS - 1:
-                    self._failed[name] = f"{url} cannot be read: {error}"
+                    self._failed[name] = f"{url} cannot be read"
                     raise OSError(self._failed[name]) from None
                 log.warning("%s: attempt %d failed: %s", url, attempt + 1, error)
+                time.sleep(WAIT_S)
         os.replace(aside, path)
         self._evict()
 

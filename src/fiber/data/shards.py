@@ -85,8 +85,9 @@ class ShardWriter:
             raise ShardError(f"{self.folder} already holds shards of {name!r}: choose another folder, or resume")
         for path in whole:
             self.builder.add_shard(path.name, *_scan(path))
-        self.keys = {m.key for m in self.builder.samples}
-        self._resumed = frozenset(self.keys)
+        pieces = self.builder.pieces
+        self._resumed = frozenset(piece.key(i) for piece in pieces for i in range(len(piece)))
+        self.keys = set(self._resumed)
         self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -136,7 +137,7 @@ class ShardWriter:
             self._finish_shard()
 
     def _start_shard(self) -> None:
-        self._shard = f"{self.name}-{len(self.builder.shards):06d}.tar"
+        self._shard = f"{self.name}-{len(self.builder.pieces):06d}.tar"
         self._aside = self.folder / f".{self._shard}"
         self._file = _HashingFile(self._aside)
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
@@ -187,10 +188,12 @@ def write_dataset(
             except RecordError as error:
                 raise RecordError(error.reason, f"sample {sample.key!r}: {error}") from None
             writer.add(sample)
+    if not len(writer.builder):
+        raise ShardError(f"{out_dir}: no samples came, a data set needs at least one")
     info = {
         "name": name,
         "split": split,
-        "samples": len(writer.builder.samples),
+        "samples": len(writer.builder),
         "annotations": writer.builder.totals(),
         "categories": categories or [],
         "answers": answers or [],
@@ -208,7 +211,7 @@ def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
     with open(path, "rb") as file:
         members, damage = scan_tar(file)
         file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _sha256(file)
+        digest = _sha256(file)
         return members, file.tell(), digest, damage
 
 
@@ -237,8 +240,9 @@ def _index_of(paths: Iterable[Path], folder: Path) -> Index:
     builder = IndexBuilder()
     for path in paths:
         builder.add_shard(path.name, *_scan(path))
-        if damage := builder.shards[-1].get("damage"):
-            log.warning("%s is damaged after %d samples: %s", path, builder.shards[-1]["samples"], damage)
+        shard = builder.pieces[-1].shards[0]
+        if "damage" in shard:
+            log.warning("%s is damaged after %d samples: %s", path, shard["samples"], shard["damage"])
     index = builder.build()
     try:
         index.save(folder)
