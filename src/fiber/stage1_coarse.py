@@ -23,6 +23,7 @@ from fiber.distributed import Watchdog
 from fiber.evaluation.gallery import Meter
 from fiber.evaluation.retrieval import evaluate_retrieval, retrieval_sets
 from fiber.training import run, zero
+from fiber.training.flops import pair_cost
 from fiber.weights.export import Card, coarse_config, export_folder, read_config, read_export, write_export
 from fiber.weights.load import WeightsError, load_weights
 
@@ -44,6 +45,7 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
     stream = run.open_stream(config)
     exact = config.data.transform == "pil"
     sample = PretrainSample(tokenizer, config.image_size, config.max_text, config.pretrain.mask_probability, exact)
+    masked = round(config.pretrain.mask_probability * config.max_text)
     task = build()
     if config.init_from is not None:
         report = load_weights(task.model, read_export(config.init_from).tensors, allow_new=("heads.classifiers.*",))
@@ -57,6 +59,7 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
         lambda engine, step: evaluate(zero.plain_module(engine, build), step),
         partial(export, config, tokenizer),
         watchdog,
+        pair_cost(task.model, config.image_size, config.max_text, masked).shared,
     )
 
 

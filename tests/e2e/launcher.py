@@ -67,20 +67,20 @@ class Job:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait(self, timeout: float = 240.0) -> int:
+    def wait(self, timeout: float = 600.0) -> int:
         """Exit status of the launcher; the output is in the error if it takes too long."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"the job is still running after {timeout} s\n{self.output}") from None
 
-    def succeed(self, timeout: float = 240.0) -> str:
+    def succeed(self, timeout: float = 600.0) -> str:
         """Wait for exit status 0 -> the output."""
         status = self.wait(timeout)
         assert status == 0, f"exit status {status}\n{self.output}"
         return self.output
 
-    def until(self, condition: Callable[[], bool], timeout: float = 120.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 300.0) -> None:
         """Wait until `condition()` holds while the job runs."""
         deadline = time.monotonic() + timeout
         while not condition():

@@ -26,6 +26,7 @@ from fiber.distributed import Watchdog
 from fiber.training import zero
 from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
+from fiber.training.flops import peak_flops
 from fiber.training.optim import AdamW, learning_rate, set_learning_rate
 from fiber.training.tracking import Tracker
 
@@ -54,7 +55,7 @@ class Run:
     ema: Ema | None = None
     evaluate: Evaluate | None = None
     evaluate_every: int = 0
-    flops_per_sample: float | None = None
+    flops_per_sample: float | None = None  # useful forward FLOP of one sample (training/flops.py)
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
     stop: bool = False
@@ -138,13 +139,16 @@ def averaged(ema: Ema | None) -> AbstractContextManager:
 
 
 def evaluate(run: Run, step: int) -> dict[str, float]:
-    """Run the evaluation with the averaged weights if there are any, and log it as update `step` - 1."""
+    """Run the evaluation with the averaged weights if there are any, and log it as update `step` - 1, with the
+    pictures it has left in `figures/`."""
     run.watchdog.beat(step, "evaluation")
     run.engine.eval()
     with averaged(run.ema), torch.no_grad():
         results = run.evaluate(run.engine, step)
     run.engine.train()
     run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
+    if pictures := sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")):
+        run.tracker.table(step - 1, "eval/pictures", ["picture", "name"], [[path, path.stem] for path in pictures])
     return results
 
 
@@ -276,15 +280,20 @@ class Meter:
 
     def read(self) -> dict[str, float]:
         """Seconds a step (data, compute), pairs a second over all ranks, peak memory of this rank in GiB, counts of
-        faults and skipped steps over all ranks, achieved TFLOP/s of a rank where the cost of a sample is known.
-        Collective."""
+        faults and skipped steps over all ranks; where the cost of a sample is known, useful TFLOP/s of a rank, and
+        "mfu", their share of the card's peak. Collective."""
         data, compute = self._data / self._steps, self._compute / self._steps
         self._steps, self._data, self._compute = 0, 0.0, 0.0
         pairs = self._run.train.global_batch / (data + compute)
         metrics = {"seconds/step": data + compute, "seconds/data": data, "seconds/compute": compute}
         metrics |= {"pairs_per_second": pairs, "memory/peak_gib": peak_memory() / 2**30}
         if self._run.flops_per_sample is not None:
-            metrics["tflops"] = pairs * self._run.flops_per_sample / distributed.world_size() / 1e12
+            # A backward costs two forwards.
+            achieved = 3 * self._run.flops_per_sample * pairs / distributed.world_size()
+            metrics["tflops"] = achieved / 1e12
+            peak = peak_flops(distributed.device())
+            if peak is not None:
+                metrics["mfu"] = achieved / peak
         self._run.collect_faults()
         return metrics | dict(self._run.counters)
 
