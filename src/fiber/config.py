@@ -475,6 +475,7 @@ class RegionConfig:
     centerness_weight: float = 1.0
     tuning: Literal["full", "prompt", "linear"] = "full"
     frozen_stages: int = 1  # image stages, with patch embedding and merges, that keep their weights
+    pictures: int = 8  # drawn at each evaluation, a set
 
 
 @dataclass(frozen=True)

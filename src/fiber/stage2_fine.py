@@ -11,22 +11,23 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
 from fiber.config import Command, ConfigError, Stage2Config, validate_stage2
-from fiber.data.stream import MixedStream, make_loader
+from fiber.data.stream import MixedStream
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog
+from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.gallery import Meter
 from fiber.evaluation.regions import WholePicture, evaluate_regions
 from fiber.fine.build import build_sample, build_task, export_detector, start_from
 from fiber.fine.prompts import PromptBuilder
 from fiber.fine.samples import RegionShards, collate_regions
 from fiber.training import run, zero
+from fiber.training.loop import Batch
 
 
 def stage2(command: Command, watchdog: Watchdog) -> None:
@@ -52,11 +53,12 @@ def stage2(command: Command, watchdog: Watchdog) -> None:
         report = start_from(task.model, config.init_from, tokenizer)
         if distributed.is_main():
             print(f"weights of {config.init_from}\n{report.table()}")
+    batches = run.batches(config, stream, build_sample(config, tokenizer), collate_regions)
     run.train(
         config,
         task,
         stream,
-        partial(batches, config, stream, tokenizer),
+        lambda start: counted(batches(start)),
         lambda engine, step: evaluate(zero.plain_module(engine, build), step),
         partial(export_detector, config, tokenizer, categories),
         watchdog,
@@ -74,22 +76,9 @@ def open_stream(config: Stage2Config) -> tuple[MixedStream, list[str]]:
     return stream, categories
 
 
-def batches(
-    config: Stage2Config, stream: MixedStream, tokenizer: PreTrainedTokenizerFast, start: int
-) -> Iterator[dict[str, Any]]:
-    """This rank's micro-batches from step `start` on. Boxes left out are counted as faults are, by reason."""
-    for batch in make_loader(
-        stream,
-        build_sample(config, tokenizer),
-        collate_regions,
-        micro_batch=config.train.micro_batch,
-        accumulation=config.train.accumulation,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-        workers=config.data.workers,
-        start_step=start,
-        max_fault_share=config.data.max_fault_share,
-    ):
+def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The batches, boxes that were left out counted as faults are: by reason."""
+    for batch in batches:
         batch["faults"] += batch.pop("dropped")
         yield batch
 
@@ -97,7 +86,8 @@ def batches(
 def evaluation(
     config: Stage2Config, tokenizer: PreTrainedTokenizerFast, watchdog: Watchdog, task: nn.Module, step: int
 ) -> dict[str, float]:
-    """Figures on every set of `eval.data`, prefixed by the set's name where several are asked the same way."""
+    """Figures on every set of `eval.data`, prefixed by the set's name where several are asked the same way; leaves
+    drawn examples in the run's `figures/`."""
     meter, figures = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation")), {}
     builder = PromptBuilder(tokenizer, config.max_text)
     picture = WholePicture(config.regions.test_side, config.regions.max_side)
@@ -107,6 +97,12 @@ def evaluation(
         place = {"folder": Path(config.output) / "predictions", "meter": meter}
         size = {"batch": config.eval.batch, "workers": config.data.workers}
         found = evaluate_regions(task.model, builder, shards, source.field, picture, **place, **size)
+        if distributed.is_main():
+            name, folder = f"step_{step:06d}_{shards.name}_{source.field}", Path(config.output) / "figures"
+            count = config.regions.pictures
+            draw_predictions(
+                task.model, builder, shards, source.field, picture, folder=folder, name=name, count=count
+            )
         prefix = f"{shards.name}/" if fields.count(source.field) > 1 else ""
         figures |= {prefix + name: value for name, value in found.items()}
     return figures

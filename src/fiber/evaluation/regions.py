@@ -132,6 +132,16 @@ class Classes:
             yield {"image_id": record["image_id"], "category_id": self.ids[label], "bbox": box, "score": score}
 
 
+def questions(shards: ShardSet, field: str, builder: PromptBuilder) -> Phrases | Classes:
+    """What to ask a detector about the pictures of a set, by annotation field."""
+    if field == "boxes":
+        names = [category["name"] for category in shards.categories]
+        return Classes(builder.chunks(names), [category["id"] for category in shards.categories])
+    if field == "captions":
+        return Phrases(caption_phrases, builder, ("image_id", "caption", "phrase"))
+    return Phrases(expressions, builder, ("expression_id",))
+
+
 def rounded(values: torch.Tensor, digits: int) -> list:
     """A tensor as nested lists of numbers that print short."""
     return values.double().round(decimals=digits).tolist()
@@ -159,13 +169,7 @@ def evaluate_regions(
     class_agnostic_*, what a perfect localiser that ignores the words would get (ANY). "expressions": referring_p1,
     _p5, _p10 and referring_giou_*. "boxes": the COCO box metrics (ap, ap50, ...), all classes of the set asked for.
     """
-    if field == "boxes":
-        names = [category["name"] for category in shards.categories]
-        asked = Classes(builder.chunks(names), [category["id"] for category in shards.categories])
-    elif field == "captions":
-        asked = Phrases(caption_phrases, builder, ("image_id", "caption", "phrase"))
-    else:
-        asked = Phrases(expressions, builder, ("expression_id",))
+    asked = questions(shards, field, builder)
     name, rank, world = f"{shards.name}_{field}", distributed.rank(), distributed.world_size()
     loader = eval_loader(
         shards, field, picture, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
@@ -174,8 +178,9 @@ def evaluate_regions(
     model.eval()
     with PredictionWriter(folder, name, rank, world) as writer:
         for samples in (meter or Meter())(loader, f"{shards.name} {field}"):
-            for row in predict(model, samples["samples"], asked, batch):
-                writer.add(row)
+            for sample, found in predict(model, samples["samples"], asked, batch):
+                for row in asked.rows(sample["record"], found):
+                    writer.add(row)
     model.train(training)
     distributed.barrier()
     figures = None
@@ -187,21 +192,24 @@ def evaluate_regions(
 
 def predict(
     model: FiberDetector, samples: Iterable[dict[str, Any]], asked: Phrases | Classes, pairs: int
-) -> Iterator[Row]:
-    """Predictions for pictures of any sizes, boxes in pixels of the stored picture."""
+) -> Iterator[tuple[dict[str, Any], Detections]]:
+    """Samples of WholePicture, of any sizes, each with its detections in pixels of the stored picture, best first;
+    `pairs` (picture, prompt) pairs are computed at a time. In an order of its own."""
     device = next(model.parameters()).device
     for _, group in groupby(sorted(samples, key=padded_size), key=padded_size):
-        group = [sample | {"prompts": asked.prompts(sample["record"])} for sample in group]
-        askable = [sample for sample in group if sample["prompts"]]
-        results: dict[int, Detections] = {}
+        askable, prompts = [], []
+        for sample in group:
+            if own := asked.prompts(sample["record"]):
+                askable.append(sample)
+                prompts.append(own)
+            else:
+                yield sample, Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
         if askable:
             images, sizes = pad_images([sample["image"] for sample in askable])
-            prompts = [sample["prompts"] for sample in askable]
             where = images.to(device), sizes.to(device)
             found = model.detect(*where, prompts, asked.selection, keep=asked.keep, pairs=pairs)
-            results = {id(sample): one for sample, one in zip(askable, found, strict=True)}
-        for sample in group:
-            yield from asked.rows(sample["record"], in_stored_pixels(results.get(id(sample)), sample))
+            for sample, one in zip(askable, found, strict=True):
+                yield sample, in_stored_pixels(one, sample)
 
 
 def padded_size(sample: dict[str, Any]) -> tuple[int, int]:
@@ -210,10 +218,8 @@ def padded_size(sample: dict[str, Any]) -> tuple[int, int]:
     return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
 
 
-def in_stored_pixels(found: Detections | None, sample: dict[str, Any]) -> Detections:
-    """Detections of a resized picture, on the CPU, in pixels of the stored one; none where nothing was asked."""
-    if found is None:
-        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+def in_stored_pixels(found: Detections, sample: dict[str, Any]) -> Detections:
+    """Detections of a resized picture, on the CPU and in pixels of the stored one."""
     height, width = sample["image"].shape[1:]
     record = sample["record"]
     scale = torch.tensor([record["width"] / width, record["height"] / height] * 2)

@@ -1,0 +1,66 @@
+"""Draw what a region-level model finds in pictures of a shard folder, beside the truth.
+
+    python tools/visualize.py MODEL SHARDS --out DIR [--field captions|expressions|boxes] [--count N] [--threshold T]
+
+MODEL is an export folder, a run directory or a hub id. Found boxes are solid and carry their score, true ones are
+dashed; phrases of the caption have the colours of their boxes. DIR also gets a sheet.png of all pictures. The last
+line of stdout is a JSON summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from fiber.data.shards import ShardError, ShardSet
+from fiber.evaluation.figures import draw_predictions, tile
+from fiber.evaluation.regions import WholePicture
+from fiber.fine.prompts import PromptBuilder
+from fiber.fine.samples import FIELDS
+from fiber.predict import build
+from fiber.weights.export import read_export
+from fiber.weights.load import WeightsError
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--field", choices=FIELDS, default="captions")
+    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--threshold", type=float, default=0.3, help="least score of a detection (field boxes)")
+    arguments = parser.parse_args()
+    try:
+        export = read_export(arguments.model)
+        shards = ShardSet(arguments.shards)
+    except (WeightsError, ShardError) as error:
+        parser.exit(1, f"error: {error}\n")
+    if export.config.stage != "fine":
+        parser.exit(1, f"error: {arguments.model} is a model at image level; it finds no boxes\n")
+    if not shards.count(arguments.field):
+        parser.exit(1, f"error: {arguments.shards} has no {arguments.field}\n")
+    model, _ = build(export)
+    paths = draw_predictions(
+        model.to("cuda" if torch.cuda.is_available() else "cpu"),
+        PromptBuilder(export.tokenizer, export.config.max_text),
+        shards,
+        arguments.field,
+        WholePicture(export.config.image_size, export.config.max_image_size or sys.maxsize),
+        folder=arguments.out,
+        name=arguments.field,
+        count=arguments.count,
+        threshold=arguments.threshold,
+    )
+    tile([Image.open(path) for path in paths]).save(arguments.out / "sheet.png")
+    print(json.dumps({"out": str(arguments.out), "pictures": len(paths)}))
+
+
+if __name__ == "__main__":
+    main()
