@@ -1,6 +1,7 @@
 """Export folders of models small enough to run in milliseconds, with open gates, and pictures of every kind."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +37,12 @@ def coarse_export(folder: Path, seed: int = 0, **heads: int) -> Path:
     return write_export(folder, _drawn(model, seed), config, tokenizer, card=Card(["none"], 0), answers=answers)
 
 
-def fine_export(folder: Path, seed: int = 0) -> Path:
-    """A model at region level."""
+def fine_export(folder: Path, seed: int = 0, **options: Any) -> Path:
+    """A model at region level; `options` of FiberDetector."""
     tokenizer = _tokenizer(folder)
-    detector = {"channels": 16, "head_channels": 16, "head_blocks": 1, "groups": 4, "text_limit": 32}
-    options = {"image_size": 64, "max_image_size": 96, "max_text": 32, "detector": detector}
-    config = ExportConfig("fine", MODEL, len(tokenizer), 1, **options)
+    detector = {"channels": 16, "head_channels": 16, "head_blocks": 1, "groups": 4, "text_limit": 32} | options
+    sizes = {"image_size": 64, "max_image_size": 96, "max_text": 32, "detector": detector}
+    config = ExportConfig("fine", MODEL, len(tokenizer), 1, **sizes)
     model = FiberDetector(build_backbone(MODEL, len(tokenizer), 1, 32, fine=True), **detector)
     tensors = _drawn(model, seed)
     tensors["head.bias"] += 4  # a fresh head finds next to nothing

@@ -26,12 +26,13 @@ from fiber.config import ConfigError, Stage1Config, Stage2Config, load_config
 from fiber.data.text import load_tokenizer
 from fiber.fine.build import detector_options
 from fiber.predict import build
+from fiber.programs import write_program
 from fiber.training.checkpoint import Checkpoints
 from fiber.weights.export import CONFIG, Card, Export, ExportConfig, coarse_config, read_export, write_export
 from fiber.weights.load import WeightsError
 from fiber.weights.official_file import convert, derive, read_official, write_official
 
-OFFICIAL = (".ckpt", ".pth", ".pt")
+OFFICIAL, PROGRAM = (".ckpt", ".pth", ".pt"), ".pt2"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,6 +47,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--text-heads", type=int, help="attention heads of the text tower, which shapes do not tell")
     top.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
     top.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
+    top.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of a program's pictures, in pixels")
+    top.add_argument("--text-length", type=int, help="of a program's texts, in tokens")
     return top
 
 
@@ -123,15 +126,20 @@ def convert_run(arguments: argparse.Namespace) -> None:
 
 
 def convert_back(arguments: argparse.Namespace) -> None:
-    """An export folder to a file of the release's form."""
-    export = read_export(arguments.src)
-    if arguments.dst.suffix not in OFFICIAL:
+    """An export folder to a file of the release's form or to a program."""
+    export, target = read_export(arguments.src), arguments.dst
+    if target.suffix == PROGRAM:
+        size = tuple(arguments.size) if arguments.size else None
+        difference = write_program(export, target, size, arguments.text_length)
+        print(f"wrote {target}: largest difference from the model {difference:.1e}")
+        return
+    if target.suffix not in OFFICIAL:
         raise WeightsError(
-            f"{arguments.src} is an export already ({CONFIG}); to turn it into an official file give a target ending "
-            f"in {', '.join(OFFICIAL)}"
+            f"{arguments.src} is an export already ({CONFIG}); give a target ending in {', '.join(OFFICIAL)} for an "
+            f"official file or in {PROGRAM} for a program"
         )
-    names = write_official(arguments.dst, export)
-    print(f"wrote {arguments.dst}: {len(names)} tensors under official names")
+    names = write_official(target, export)
+    print(f"wrote {target}: {len(names)} tensors under official names")
     if not export.extras:
         print("note: this export does not come from the release, so tensors that only the release has are not there")
 
