@@ -1,10 +1,11 @@
 """Draw what a region-level model finds in pictures of a shard folder, beside the truth.
 
-    python tools/visualize.py MODEL SHARDS --out DIR [--field captions|expressions|boxes] [--count N] [--threshold T]
+    python tools/visualize.py MODEL --shards DIR --out PNG [--field captions|expressions|boxes] [--count N]
+        [--threshold T]
 
-MODEL is an export folder, a run directory or a hub id. Found boxes are solid and carry their score, true ones are
-dashed; phrases of the caption have the colours of their boxes. DIR also gets a sheet.png of all pictures. The last
-line of stdout is a JSON summary.
+MODEL is an export folder, a run directory or a hub id; all pictures go into one PNG. Found boxes are solid and carry
+their score, true ones are dashed; phrases of the caption have the colours of their boxes. The last line of stdout is
+a JSON summary.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import sys
 from pathlib import Path
 
 import torch
-from PIL import Image
 
 from fiber.data.shards import ShardError, ShardSet
 from fiber.evaluation.figures import draw_predictions, tile
@@ -31,10 +31,10 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("shards", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="the picture to write, .png")
     parser.add_argument("--field", choices=FIELDS, default="captions")
-    parser.add_argument("--count", type=int, default=12)
+    parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--threshold", type=float, default=0.3, help="least score of a detection (field boxes)")
     arguments = parser.parse_args()
     try:
@@ -47,19 +47,18 @@ def main() -> None:
     if not shards.count(arguments.field):
         parser.exit(1, f"error: {arguments.shards} has no {arguments.field}\n")
     model, _ = build(export)
-    paths = draw_predictions(
+    figures = draw_predictions(
         model.to("cuda" if torch.cuda.is_available() else "cpu"),
         PromptBuilder(export.tokenizer, export.config.max_text),
         shards,
         arguments.field,
         WholePicture(export.config.image_size, export.config.max_image_size or sys.maxsize),
-        folder=arguments.out,
-        name=arguments.field,
         count=arguments.count,
         threshold=arguments.threshold,
     )
-    tile([Image.open(path) for path in paths]).save(arguments.out / "sheet.png")
-    print(json.dumps({"out": str(arguments.out), "pictures": len(paths)}))
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    tile(figures).save(arguments.out)
+    print(json.dumps({"out": str(arguments.out), "pictures": len(figures)}))
 
 
 if __name__ == "__main__":

@@ -99,10 +99,10 @@ def evaluation(
         found = evaluate_regions(task.model, builder, shards, source.field, picture, **place, **size)
         if distributed.is_main():
             name, folder = f"step_{step:06d}_{shards.name}_{source.field}", Path(config.output) / "figures"
-            count = config.regions.pictures
-            draw_predictions(
-                task.model, builder, shards, source.field, picture, folder=folder, name=name, count=count
-            )
+            folder.mkdir(parents=True, exist_ok=True)
+            asked = (builder, shards, source.field, picture)
+            for number, image in enumerate(draw_predictions(task.model, *asked, count=config.regions.pictures)):
+                image.save(folder / f"{name}_{number:02d}.png")
         prefix = f"{shards.name}/" if fields.count(source.field) > 1 else ""
         figures |= {prefix + name: value for name, value in found.items()}
     return figures

@@ -54,7 +54,7 @@ def test_tiles_keep_every_pixel() -> None:
         assert (sheet == ImageColor.getrgb(COLOURS[i])).all(-1).sum() == (20 + 10 * i) * 30
 
 
-def test_the_command_draws_every_field_and_refuses_other_models(tmp_path: Path) -> None:
+def test_the_command_draws_one_sheet_and_refuses_other_models(tmp_path: Path) -> None:
     world = WORLDS["easy"]
     about = {"name": "scenes", "split": "test", "provenance": "drawn", "licence": "none"}
     write_dataset(generate(world, "test", 5, seed=0), tmp_path / "scenes", categories=categories(world), **about)
@@ -63,11 +63,11 @@ def test_the_command_draws_every_field_and_refuses_other_models(tmp_path: Path) 
     def run(*arguments: object) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, TOOL, *map(str, arguments)], capture_output=True, text=True)
 
-    done = run(fine, tmp_path / "scenes", "--out", tmp_path / "out", "--count", 3)
+    out = tmp_path / "out" / "sheet.png"
+    done = run(fine, "--shards", tmp_path / "scenes", "--out", out, "--count", 3)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"out": str(tmp_path / "out"), "pictures": 3}
-    names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"captions_0000.png", "captions_0001.png", "captions_0002.png", "sheet.png"}
-    refused = run(coarse, tmp_path / "scenes", "--out", tmp_path / "out")
+    assert json.loads(done.stdout.splitlines()[-1]) == {"out": str(out), "pictures": 3}
+    assert Image.open(out).width == 3 * 328
+    refused = run(coarse, "--shards", tmp_path / "scenes", "--out", out)
     assert refused.returncode == 1
     assert "is a model at image level" in refused.stderr

@@ -3,7 +3,6 @@ with its phrases in the colours of their boxes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -53,23 +52,19 @@ def draw_predictions(
     field: str,
     picture: WholePicture,
     *,
-    folder: str | Path,
-    name: str,
     count: int = 8,
     threshold: float = 0.3,
-) -> list[Path]:
-    """`count` pictures of a set, evenly spaced, each in a file `folder`/`name`_NNNN.png.
+) -> list[Image.Image]:
+    """Figures of `count` pictures of a set, evenly spaced.
 
     captions, expressions: the best box of each phrase of the picture's first text that has any. boxes: all detections
     with a score of at least `threshold`.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    asked, training, paths = questions(shards, field, builder), model.training, []
+    asked, training, drawn = questions(shards, field, builder), model.training, []
     usable = np.flatnonzero(shards.counts(field))
     chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)] if count else []
     model.eval()
-    for number, index in enumerate(map(int, chosen)):
+    for index in map(int, chosen):
         stored = shards.read(index)
         sample = picture(stored, field, 0, np.random.default_rng(0))
         ((_, found),) = predict(model, [sample], asked, pairs=8)
@@ -78,10 +73,9 @@ def draw_predictions(
             text, shown = _classes(stored.record, names, asked.ids, found, threshold)
         else:
             text, shown = _phrases(stored.record, field, asked.targets(stored.record), found)
-        paths.append(folder / f"{name}_{number:04d}.png")
-        draw_regions(decode_pil(stored.images[0][1]), text, shown).save(paths[-1])
+        drawn.append(draw_regions(decode_pil(stored.images[0][1]), text, shown))
     model.train(training)
-    return paths
+    return drawn
 
 
 def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
