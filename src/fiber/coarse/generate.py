@@ -6,6 +6,7 @@ score is its mean log-probability per generated token, the end mark included (le
 Shape letters: B images, K beams, R rows (B, or B*K), N image tokens, C image width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -125,7 +126,9 @@ def _next(model: CoarseModel, newest: Tensor, cache: DecoderCache, marks: Marks)
     return logits.log_softmax(-1)
 
 
-def _one_by_one(model: CoarseModel, image: Tensor, marks: Marks, max_length: int, choose) -> list[Caption]:
+def _one_by_one(
+    model: CoarseModel, image: Tensor, marks: Marks, max_length: int, choose: Callable[[Tensor], Tensor]
+) -> list[Caption]:
     """One caption an image, `choose` picking tokens (B,) from log-probabilities (B,V)."""
     cache = model.backbone.start_decoding(image)
     newest = torch.full((len(image),), marks.start, device=image.device)
