@@ -35,7 +35,14 @@ def test_an_export_reads_back_equal(tmp_path, model, config, tokenizer):
         assert read.extras.keys() == extras.keys()
         assert read.tokenizer("a red circle").input_ids == tokenizer("a red circle").input_ids
     text = (folder / "README.md").read_text()
-    for part in ("shapes (generated)", "optimizer steps: 7", "| t2i_r1 | 0.5 |", "vqa head: 3 classes", "a test"):
+    for part in (
+        "# run\n",
+        "shapes (generated)",
+        "optimizer steps: 7",
+        "| t2i_r1 | 0.5 |",
+        "vqa head: 3 classes",
+        "a test",
+    ):
         assert part in text
     assert not list(tmp_path.rglob("*.partial"))
 

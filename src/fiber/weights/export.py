@@ -125,7 +125,9 @@ def write_export(
         if entries:
             _write_json(partial / name, list(entries))
     tokenizer.save_pretrained(str(partial))
-    (partial / "README.md").write_text(model_card(folder.resolve().name, config, tensors, card or Card()))
+    path = folder.resolve()
+    name = path.parent.name if path.name == "export" else path.name  # of a run directory: the run's name
+    (partial / "README.md").write_text(model_card(name, config, tensors, card or Card()))
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)
