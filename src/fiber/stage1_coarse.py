@@ -47,6 +47,7 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
     sample = PretrainSample(tokenizer, config.image_size, config.max_text, config.pretrain.mask_probability, exact)
     masked = round(config.pretrain.mask_probability * config.max_text)
     task = build()
+    run.start_towers(config, task.model.backbone, tokenizer)
     if config.init_from is not None:
         report = load_weights(task.model, read_export(config.init_from).tensors, allow_new=("heads.classifiers.*",))
         if distributed.is_main():

@@ -49,6 +49,7 @@ def stage2(command: Command, watchdog: Watchdog) -> None:
 
     stream, categories = open_stream(config)
     task = build()
+    run.start_towers(config, task.model.backbone, tokenizer)
     if config.init_from is not None:
         report = start_from(task.model, config.init_from, tokenizer)
         if distributed.is_main():

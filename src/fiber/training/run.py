@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
+from fiber.backbone.fusion import FusionBackbone
 from fiber.config import Command, ConfigError, exit_with, load_config, parse_command, save_config, to_dict
 from fiber.data.shards import ShardError, ShardSet
 from fiber.data.stream import Collate, DataFaultError, MakeSample, MixedStream, Source, make_loader
@@ -21,6 +23,7 @@ from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_a
 from fiber.training.ema import Ema
 from fiber.training.tracking import Tracker
 from fiber.weights.load import WeightsError
+from fiber.weights.pretrained import load_pretrained_towers
 
 EXPECTED = (ConfigError, ShardError, WeightsError, DataFaultError, loop.NonFiniteError)
 """Errors whose message says all that a user needs: one line, no traceback."""
@@ -83,6 +86,19 @@ def batches(
         start_step=step,
         max_fault_share=config.data.max_fault_share,
     )
+
+
+def start_towers(config: Any, backbone: FusionBackbone, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put `model.image.pretrained` and `model.text.pretrained` into the towers of a run at its beginning, and say on
+    one rank what was loaded. A run that starts from `init_from`, or has a checkpoint, brings its own towers.
+    Raises WeightsError."""
+    if config.init_from is not None or (Path(config.output) / "checkpoints" / "latest").exists():
+        return
+    towers = config.model
+    reports = load_pretrained_towers(backbone, tokenizer, image=towers.image.pretrained, text=towers.text.pretrained)
+    if distributed.is_main():
+        for tower, report in reports.items():
+            print(f"{tower} tower from {getattr(towers, tower).pretrained}\n{report.table()}")
 
 
 def train(
