@@ -159,3 +159,17 @@ def test_images_must_be_whole_patches_unless_padded():
     x, grid = tower(padded=True).embed(torch.ones(1, 3, 30, 33))
     assert grid == (8, 9)
     assert x.shape == (1, 72, 8)
+
+
+def test_a_tower_used_for_inference_first_can_still_be_trained():
+    tower = SwinTower(embed_dim=4, depths=(2,), heads=(1,), window=5)  # a window that no other test caches
+    x = torch.randn(1, 100, 4)
+    with torch.inference_mode():
+        tower.run_block((0, 1), x, (10, 10))
+    tower.run_block((0, 1), x, (10, 10)).sum().backward()
+    assert tower.block((0, 1)).attn.relative_position_bias.grad is not None
+
+
+def test_a_tower_can_be_built_without_memory():
+    with torch.device("meta"):
+        assert SwinTower().patch_embed.proj.weight.is_meta

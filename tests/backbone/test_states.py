@@ -55,3 +55,9 @@ def test_to_casts_floats_and_leaves_masks_whole(arguments):
     moved = text_state(2).to("meta")
     assert moved.mask.device.type == moved.tokens.device.type == "meta"
     assert text_state(2).to(device="meta", dtype=torch.float16).mask.device.type == "meta"
+
+
+def test_different_grids_of_equal_token_counts_do_not_concatenate():
+    wide = ImageState(torch.zeros(1, 4, 3), (1, 4), (torch.zeros(1, 16, 3),), ((4, 4),))
+    with pytest.raises(ValueError, match="different grids"):
+        ImageState.cat([image_state(1), wide])

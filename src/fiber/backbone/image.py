@@ -53,7 +53,7 @@ class SwinTower(nn.Module):
             if width % h:
                 raise ValueError(f"width {width} of image stage {s + 1} is not a multiple of its {h} heads")
         self.patch_embed = PatchEmbed(embed_dim)
-        rates = torch.linspace(0, drop_path, sum(depths)).tolist()
+        rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         self.stages = nn.ModuleList()
         for s, depth in enumerate(depths):
             blocks = [
@@ -266,6 +266,7 @@ def unpartition(x: Tensor, window: Grid, size: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # what is cached must serve a later training pass too
 def _relative_index(window: Grid, side: int, device: torch.device) -> Tensor:
     """Rows of the (2*side-1)² bias table for every (query, key) of a window, flattened (w²*w²,) int64."""
     rows, cols = torch.meshgrid(torch.arange(window[0]), torch.arange(window[1]), indexing="ij")
@@ -275,6 +276,7 @@ def _relative_index(window: Grid, side: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)
 def _region_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor | None:
     """Additive mask (n,w²,w²) that keeps tokens brought together by the cyclic shift apart; None if unshifted."""
     if not any(shift):

@@ -19,6 +19,10 @@ class State:
         """A new state with `function` applied to every batched tensor."""
         raise NotImplementedError
 
+    def layout(self) -> tuple:
+        """What must agree between states for their rows to stand in one batch, beyond the shapes of tensors."""
+        return ()
+
     def tensors(self) -> list[Tensor]:
         """The batched tensors, in the order in which `map` visits them."""
         found: list[Tensor] = []
@@ -42,7 +46,10 @@ class State:
 
     @classmethod
     def cat(cls, states: Sequence[Self]) -> Self:
-        """Concatenate along the batch; grids, lengths and numbers of stage maps must agree."""
+        """Concatenate along the batch. Raises ValueError unless grids and numbers of stage maps agree."""
+        layouts = {state.layout() for state in states}
+        if len(layouts) > 1:
+            raise ValueError(f"cannot concatenate states of different grids: {sorted(layouts)}")
         columns = [iter(column) for column in zip(*(state.tensors() for state in states), strict=True)]
         parts = iter([torch.cat(list(column)) for column in columns])
         return states[0].map(lambda _: next(parts))
@@ -56,6 +63,10 @@ class ImageState(State):
     grid: tuple[int, int]
     stages: tuple[Tensor, ...] = ()
     stage_grids: tuple[tuple[int, int], ...] = ()
+
+    def layout(self) -> tuple:
+        """The grids of the tokens and of the stages."""
+        return (self.grid, *self.stage_grids)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """See `State.map`."""
