@@ -43,14 +43,14 @@ PY
 
 say "2/5  stage 1, coarse: image-text pairs (contrastive, matching, masked words)"
 paths=(tokenizer="$out/tokenizer" data.train.0.path="$out/shards/train")
-launch/stage1_coarse.sh configs/stage1/shapes_tiny.yaml output="$out/stage1" "${paths[@]}" "${stage1[@]}" 2> >(grep -vE '\[(INFO|WARNING)\]' >&2)
+launch/stage1_coarse.sh configs/stage1/shapes_tiny.yaml output="$out/stage1" "${paths[@]}" "${stage1[@]}"
 
 say "3/5  what stage 1 has learned"
 python tools/shapes_report.py "$out/stage1" --shards "$out/shards/test" --out "$out/figures" "${report[@]}" | grep -v '^{'
 
 say "4/5  stage 2, fine: phrases and boxes, starting from stage 1"
 paths+=(data.train.1.path="$out/shards/train" eval.data.0.path="$out/shards/test" eval.data.1.path="$out/shards/test")
-launch/stage2_fine.sh configs/stage2/shapes_tiny.yaml output="$out/stage2" init_from="$out/stage1" "${paths[@]}" "${stage2[@]}" 2> >(grep -vE '\[(INFO|WARNING)\]' >&2)
+launch/stage2_fine.sh configs/stage2/shapes_tiny.yaml output="$out/stage2" init_from="$out/stage1" "${paths[@]}" "${stage2[@]}"
 
 say "5/5  pictures and summary"
 python tools/visualize.py "$out/stage2" --shards "$out/shards/test" --out "$out/figures/grounding.png" >"$out/logs/visualize.json"

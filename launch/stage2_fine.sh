@@ -13,4 +13,4 @@ if ((gpus == 0)); then
   cores=$(($(nproc) / ranks))
   export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))} # more threads than cores cost a factor of four
 fi
-exec deepspeed --num_gpus "$ranks" --master_port "${MASTER_PORT:-29500}" src/fiber/stage2_fine.py --config "$@"
+exec deepspeed --quiet --num_gpus "$ranks" --master_port "${MASTER_PORT:-29500}" src/fiber/stage2_fine.py --config "$@"
