@@ -1,10 +1,11 @@
 """Measure the project on this machine.
 
-    python tools/benchmark.py {step,loader,rerank} --config FILE [--json OUT] [key=value ...]
+    python tools/benchmark.py {step,loader,rerank,caption} --config FILE [--json OUT] [key=value ...]
 
     step     a pre-training step with shared prefixes and the same step in five full passes
     loader   the stage-1 loader, beside decoding and resizing alone on the same cores
     rerank   matching of pairs with cached prefixes and with full forwards
+    caption  decoding with five beams, cached and with the whole prefix computed at every step
 
 FILE is a stage-1 configuration; `bench.KEY=value` sets an option of the measurement (benchmark_common.BenchOptions).
 Every time is the median of `bench.repeats` after a warm-up. A table goes to stderr; the last line of stdout is a JSON
@@ -17,13 +18,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import benchmark_caption
 import benchmark_loader
 import benchmark_rerank
 import benchmark_step
 from benchmark_common import BenchConfig, machine
 from fiber.config import ConfigError, load_config
 
-COMMANDS = {"step": benchmark_step.run, "loader": benchmark_loader.run, "rerank": benchmark_rerank.run}
+COMMANDS = {
+    "step": benchmark_step.run,
+    "loader": benchmark_loader.run,
+    "rerank": benchmark_rerank.run,
+    "caption": benchmark_caption.run,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

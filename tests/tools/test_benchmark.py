@@ -95,3 +95,9 @@ def test_a_bad_key_is_one_line(config, benchmark, capsys):
     assert exited.value.code == 2
     assert message.count("\n") == 1
     assert "bench.repeat" in message
+
+
+def test_caption_decodes_alike_with_and_without_the_cache(config, benchmark):
+    results = benchmark("caption", "--config", config, *OPTIONS)
+    assert results["largest_logit_difference"] < 1e-5
+    assert results["images_per_second"] > 0
