@@ -43,7 +43,7 @@ PY
 
 say "2/5  stage 1, coarse: image-text pairs (contrastive, matching, masked words)"
 paths=(tokenizer="$out/tokenizer" data.train.0.path="$out/shards/train")
-launch/stage1_coarse.sh configs/stage1/shapes_tiny.yaml output="$out/stage1" "${paths[@]}" "${stage1[@]}"
+launch/stage1_coarse.sh configs/stage1/shapes_tiny.yaml output="$out/stage1" eval.data=[] "${paths[@]}" "${stage1[@]}"
 
 say "3/5  what stage 1 has learned"
 python tools/shapes_report.py "$out/stage1" --shards "$out/shards/test" --out "$out/figures" "${report[@]}" | grep -v '^{'
