@@ -18,9 +18,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import webdataset
-from webdataset.shardlists import expand_urls
-
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at fetching a file
@@ -37,6 +34,8 @@ class RemoteFolder:
         self.keep = keep
         self.shards: dict[str, str] = {}  # name: URL, where the location lists the shards
         if "{" in location.replace("{}", ""):
+            from webdataset.shardlists import expand_urls  # brings torch along: only where shards lie elsewhere
+
             self.shards = {f"{i:06d}.tar": url for i, url in enumerate(expand_urls(location))}
         self.template = location if "{" in location else location.rstrip("/") + "/{}"
         root = Path(os.environ.get("FIBER_CACHE", Path.home() / ".cache" / "fiber"))
@@ -64,11 +63,13 @@ class RemoteFolder:
         return path
 
     def _download(self, name: str, path: Path) -> None:
+        from webdataset import gopen
+
         url = self.shards.get(name) or self.template.replace("{}", name)
         aside = self.folder / f".{name}.{os.getpid()}"
         for attempt in range(ATTEMPTS):
             try:
-                with webdataset.gopen(url, "rb") as source, open(aside, "wb") as target:
+                with gopen(url, "rb") as source, open(aside, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
                 break
             except OSError as error:
