@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from launcher import REPO, environment, free_port
 
+from fiber.cli import main as fiber
+from tiny_exports import pictures
+
 NOT_RUN_HERE = ("make demo", "make test")  # `launch/demo.sh` is what the first runs; the second would run this
 
 
@@ -76,3 +79,33 @@ def test_every_readme_command_runs(demo: Path, tmp_path: Path) -> None:
         assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
         for out in re.findall(r"--out (\S+\.png)", here):
             assert os.path.getsize(out) > 500, shlex.quote(out)
+
+
+@pytest.mark.parametrize(
+    ("task", "stage", "text"),
+    [
+        ("caption", "stage1", None),
+        ("match", "stage1", "a small red circle"),
+        ("retrieve", "stage1", "a large blue square"),
+        ("ground", "stage2", "a small red circle left of a large blue square"),
+        ("refer", "stage2", "the circle left of the square"),
+        ("detect", "stage2", "red circle, blue square"),
+    ],
+)
+def test_every_command_uses_what_the_demo_exported_on_odd_pictures(
+    demo: Path, tmp_path: Path, task: str, stage: str, text: str | None
+) -> None:
+    odd = pictures(tmp_path / "odd")
+    out = tmp_path / "found.json"
+    words = ["--text", text] if text else []
+    where = ["--model", str(demo / stage), "--image", str(tmp_path / "odd"), "--out", str(out)]
+    assert fiber([task, *where, *words]) == 0
+    found = json.loads(out.read_text())
+    assert found
+    assert task == "retrieve" or len(found) == len(odd)
+
+
+def test_a_task_without_its_head_says_which_tasks_there_are(demo: Path, capsys: pytest.CaptureFixture) -> None:
+    pictures = ["--image", str(demo / "pictures"), "--text", "what colour is the circle?"]
+    assert fiber(["answer", "--model", str(demo / "stage1"), *pictures]) == 1
+    assert "it can: match, retrieve, caption" in capsys.readouterr().err
