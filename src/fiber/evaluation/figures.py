@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torchvision.ops import nms
 
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
@@ -17,6 +18,7 @@ from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.fine.prompts import PromptBuilder
 
+OVERLAP = 0.6  # IoU above which two boxes stand on one place
 LEGEND = "solid: found, with its score; dashed: true"
 Box = Sequence[float]
 
@@ -57,8 +59,8 @@ def draw_predictions(
 ) -> list[Image.Image]:
     """Figures of `count` pictures of a set, evenly spaced.
 
-    captions, expressions: the best box of each phrase of the picture's first text that has any. boxes: all detections
-    with a score of at least `threshold`.
+    captions, expressions: the best box of each phrase of the picture's first text that has any. boxes: the best
+    detection of every place that has one with a score of at least `threshold`.
     """
     asked, training, drawn = questions(shards, field, builder), model.training, []
     usable = np.flatnonzero(shards.counts(field))
@@ -114,20 +116,20 @@ def _phrases(record: Record, field: str, targets: list, found: Detections) -> tu
 def _classes(
     record: Record, names: dict[int, str], ids: list[int], found: Detections, threshold: float
 ) -> tuple[str, list[Shown]]:
-    """Every class that is there or found, in the order of the set."""
-    sure = found.scores >= threshold
-    labels = [ids[label] for label in found.labels[sure].tolist()]
+    """Every class that is there or found, in the order of the set; of boxes on one place the best, whatever class."""
+    best = nms(found.boxes, found.scores, OVERLAP) if len(found.scores) else torch.zeros(0, dtype=torch.int64)
+    best = best[found.scores[best] >= threshold]
+    boxes, scores = found.boxes[best], found.scores[best]
+    labels = [ids[label] for label in found.labels[best].tolist()]
     present = [box["category"] for box in record["boxes"]]
     text, shown = "", []
     for category in sorted({*labels, *present}):
         start = len(text) + (2 if text else 0)
         text = f"{text}, {names[category]}" if text else names[category]
         own = torch.tensor([label == category for label in labels], dtype=torch.bool)
-        scores = found.scores[sure][own].tolist()
+        tags = [f"{names[category]} {score:.2f}" for score in scores[own].tolist()]
         true = [box["box"] for box in record["boxes"] if box["category"] == category]
-        shown.append(
-            Shown((start, len(text)), found.boxes[sure][own].tolist(), [f"{score:.2f}" for score in scores], true)
-        )
+        shown.append(Shown((start, len(text)), boxes[own].tolist(), tags, true))
     return text or "nothing", shown
 
 
