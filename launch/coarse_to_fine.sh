@@ -19,4 +19,4 @@ for seed in ${SEEDS:-0 1 2}; do
 done
 join() { local IFS=,; echo "$*"; }
 python tools/compare_runs.py --out "$out/coarse_to_fine.png" --metric grounding_r1:class_agnostic_r1 --metric ap50 \
-  "from stage 1=$(join "${coarse[@]}")" "from nothing=$(join "${scratch[@]}")" | tee "$out/table.md"
+  "from stage 1=$(join "${coarse[@]}")" "from nothing=$(join "${scratch[@]}")" | grep "^|" | tee "$out/table.md"
