@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fiber.config import ConfigError, Stage1Config, load_config, parse_command, save_config, validate
+from fiber.config import ConfigError, load_config, parse_command, save_config
+from fiber.config_stage1 import Stage1Config, validate
 
 MINIMAL = "output: run\ntokenizer: tok\n"
 

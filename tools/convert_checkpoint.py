@@ -22,7 +22,9 @@ from pathlib import Path
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fiber.config import ConfigError, Stage1Config, Stage2Config, load_config
+from fiber.config import ConfigError, load_config
+from fiber.config_stage1 import Stage1Config
+from fiber.config_stage2 import Stage2Config
 from fiber.data.text import load_tokenizer
 from fiber.fine.build import detector_options
 from fiber.predict import build

@@ -1,8 +1,8 @@
 """Typed, strict configuration: nested dataclasses filled from YAML and `a.b.c=value` overrides.
 
 Every key is a field of a dataclass below; an unknown key, a wrong type or arithmetic that does not add up raises
-`ConfigError` with one line that names the key. Stage 2 reuses the sections `data`, `optim`, `train`, `eval` and
-`tracking`; what only image-level training needs lives in the others and in `Stage1Config`.
+`ConfigError` with one line that names the key. Here are the sections that both stages have; `config_stage1.py` and
+`config_stage2.py` hold the others and the whole.
 """
 
 from __future__ import annotations
@@ -67,20 +67,6 @@ class ModelConfig:
     query_norm: bool = True  # LayerNorm on the image query of the cross-attention
     init: Literal["normal", "fan_in"] = "normal"
     checkpointing: bool = False  # recompute activations block by block in the backward pass
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """The three objectives of coarse pre-training."""
-
-    itc_weight: float = 1.0
-    itm_weight: float = 1.0
-    mlm_weight: float = 1.0
-    queue_size: int = 4096  # past features per modality in the contrastive softmax
-    gather_gradient: bool = False  # let contrastive gradients reach the other ranks' features too
-    itc_only_steps: int = 0  # warm-up during which only the contrastive loss has weight
-    random_negative_steps: int = 0  # steps during which ITM negatives are drawn uniformly
-    mask_probability: float = 0.15
 
 
 @dataclass(frozen=True)
@@ -151,26 +137,6 @@ class EvalConfig:
 class TrackingConfig:
     wandb: Literal["online", "offline", "off"] = "off"
     project: str = "fiber"
-
-
-@dataclass(frozen=True)
-class Stage1Config:
-    """Everything at image level. Saved, resolved, as `config.yaml` of the run directory."""
-
-    output: str
-    tokenizer: str
-    seed: int = 0
-    task: Literal["pretrain"] = "pretrain"
-    image_size: int = 384
-    max_text: int = 40
-    model: ModelConfig = field(default_factory=ModelConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    init_from: str | None = None  # a run directory or export folder: weights only
 
 
 # ---------------------------------------------------------------------------------------------- YAML
@@ -321,76 +287,69 @@ def validate_training(config: Any, world: int) -> None:
     touched and no shard is opened. `config` has the sections `train`, `data`, `optim`, `eval`."""
     train, optim = config.train, config.optim
     for name in ("steps", "global_batch", "micro_batch", "accumulation", "log_every", "save_every", "keep"):
-        _require(getattr(train, name) >= 1, f"train.{name}: must be at least 1, got {getattr(train, name)}")
+        require(getattr(train, name) >= 1, f"train.{name}: must be at least 1, got {getattr(train, name)}")
     product = train.micro_batch * train.accumulation * world
-    _require(
+    require(
         product == train.global_batch,
         f"train.global_batch: {train.global_batch} is not micro_batch {train.micro_batch} x accumulation "
         f"{train.accumulation} x {world} ranks = {product}",
     )
-    _require(train.hang_timeout_s > 0, "train.hang_timeout_s: must be positive")
-    _require(0 <= train.ema < 1, f"train.ema: must lie in [0, 1), got {train.ema}")
-    _require(
+    require(train.hang_timeout_s > 0, "train.hang_timeout_s: must be positive")
+    require(0 <= train.ema < 1, f"train.ema: must lie in [0, 1), got {train.ema}")
+    require(
         train.offload != "all" or train.zero_stage == 3,
         f"train.offload: all needs train.zero_stage 3, got {train.zero_stage}",
     )
-    _require(
+    require(
         train.offload == "none" or train.zero_stage >= 1,
         "train.offload: optimizer needs train.zero_stage 1 or more",
     )
-    _require(
+    require(
         train.precision == "fp32" or train.zero_stage >= 1,
         f"train.precision: {train.precision} needs train.zero_stage 1 or more (below it DeepSpeed cannot accumulate "
         "gradients in fp32); on one rank stage 1 shards nothing",
     )
-    _require(optim.lr > 0, f"optim.lr: must be positive, got {optim.lr}")
-    _require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {list(optim.betas)}")
-    _require(optim.warmup >= 0, "optim.warmup: must not be negative")
-    _require(
+    require(optim.lr > 0, f"optim.lr: must be positive, got {optim.lr}")
+    require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {list(optim.betas)}")
+    require(optim.warmup >= 0, "optim.warmup: must not be negative")
+    require(
         (optim.schedule == "step") == bool(optim.milestones),
         "optim.milestones: belongs to optim.schedule step, and that schedule needs it",
     )
-    _require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
+    require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
     weighted = [source.weight is not None for source in config.data.train]
-    _require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
-    _require(config.data.workers >= 0, "data.workers: must not be negative")
+    require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
+    require(config.data.workers >= 0, "data.workers: must not be negative")
     for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
         for i, source in enumerate(sources):
             _check_shards(f"{section}.{i}.path", source.path)
 
 
-def validate(config: Stage1Config, world: int) -> None:
-    """Everything that can be known wrong about a stage-1 run before it costs anything. Raises ConfigError."""
-    validate_training(config, world)
-    _check_model(config)
-    size, stride = config.image_size, 4 * 2 ** (len(config.model.image.depths) - 1)
-    _require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")
-
-
-def _check_model(config: Stage1Config | Stage2Config) -> None:
+def check_model(config: Any) -> None:
     """Sizes of the towers and of the fusion; the text limit; the starting point."""
     model, stages = config.model, len(config.model.image.depths)
-    _require(
+    require(
         len(model.image.heads) == stages,
         f"model.image.heads: {stages} stages in depths need {stages} numbers, got {len(model.image.heads)}",
     )
     blocks, layers = sum(model.image.depths), model.text.layers
-    _require(
+    require(
         1 <= model.num_fused <= min(blocks, layers),
         f"model.num_fused: must lie between 1 and {min(blocks, layers)} (the image tower has {blocks} blocks, "
         f"the text tower {layers} layers), got {model.num_fused}",
     )
-    _require(
+    require(
         model.text.width % model.text.heads == 0,
         f"model.text.width: {model.text.width} is not a multiple of model.text.heads {model.text.heads}",
     )
-    _require(
+    require(
         config.max_text >= 3,
         f"max_text: must hold at least one token between the marks, got {config.max_text}",
     )
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raise ConfigError(message) unless the condition holds."""
     if not condition:
         raise ConfigError(message)
 
@@ -399,8 +358,8 @@ def _check_shards(key: str, path: str) -> None:
     if path.startswith("pipe:") or "://" in path:
         return  # remote: known only when read
     folder = Path(path)
-    _require(folder.is_dir(), f"{key}: no folder {path}")
-    _require(any(folder.glob("*.tar")), f"{key}: no .tar shards in {path}")
+    require(folder.is_dir(), f"{key}: no folder {path}")
+    require(any(folder.glob("*.tar")), f"{key}: no .tar shards in {path}")
 
 
 # ---------------------------------------------------------------------------------------------- the command line
@@ -442,90 +401,3 @@ def exit_with(error: Exception, code: int = 2) -> typing.NoReturn:
     where = "" if rank == 0 else f" (rank {rank} on {socket.gethostname()})"
     print(f"error: {error}{where}", file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-# ---------------------------------------------------------------------------------------------- stage 2
-
-
-@dataclass(frozen=True)
-class DetectorConfig:
-    """Pyramid and dynamic head on the fused backbone. `anchor_sizes` and `strides` (px): one pair a level."""
-
-    channels: int = 256
-    head_channels: int = 256
-    head_blocks: int = 6
-    groups: int = 16  # of the group normalisation
-    anchor_sizes: tuple[float, ...] = (64, 128, 256, 512, 1024)
-    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    drop_block: float = 0.3
-    log_scale: float = 0.0  # initial logarithm of the temperature of token logits; -2.5 learns words sooner
-
-
-@dataclass(frozen=True)
-class RegionConfig:
-    """Samples, losses and what trains."""
-
-    short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)  # px; one is drawn for each sample
-    test_side: int = 800
-    max_side: int = 1333
-    flip: float = 0.5  # probability of mirroring, where the caption has no left or right
-    max_negatives: int = 85  # absent classes in the caption of a detection sample
-    token_weight: float = 1.0
-    box_weight: float = 2.0
-    centerness_weight: float = 1.0
-    tuning: Literal["full", "prompt", "linear"] = "full"
-    frozen_stages: int = 1  # image stages, with patch embedding and merges, that keep their weights
-    pictures: int = 8  # drawn at each evaluation, a set
-
-
-@dataclass(frozen=True)
-class Stage2Config:
-    """Everything at region level. Saved, resolved, as `config.yaml` of the run directory."""
-
-    output: str
-    tokenizer: str
-    seed: int = 0
-    max_text: int = 256
-    model: ModelConfig = field(default_factory=ModelConfig)
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
-    regions: RegionConfig = field(default_factory=RegionConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    init_from: str | None = None  # a run directory or export folder of either stage: weights only
-
-
-def validate_stage2(config: Stage2Config, world: int) -> None:
-    """Everything that can be known wrong about a stage-2 run before it costs anything. Raises ConfigError."""
-    validate_training(config, world)
-    _check_model(config)
-    detector, regions = config.detector, config.regions
-    levels, stages = len(detector.strides), len(config.model.image.depths)
-    _require(
-        detector.strides == tuple(8 * 2**i for i in range(levels)) and levels >= stages - 1,
-        f"detector.strides: must be 8, 16, 32, ... and at least {stages - 1} of them for an image tower of {stages} "
-        f"stages, got {list(detector.strides)}",
-    )
-    _require(
-        len(detector.anchor_sizes) == levels,
-        f"detector.anchor_sizes: {levels} strides need {levels} sizes, got {len(detector.anchor_sizes)}",
-    )
-    for name in ("channels", "head_channels"):
-        width = getattr(detector, name)
-        _require(width % detector.groups == 0, f"detector.{name}: {width} is no multiple of groups {detector.groups}")
-    _require(bool(regions.short_sides), "regions.short_sides: give at least one")
-    _require(min(*regions.short_sides, regions.test_side) >= 32, "regions: sides below 32 px leave nothing to detect")
-    _require(0 <= regions.flip <= 1, f"regions.flip: must lie in [0, 1], got {regions.flip}")
-    _require(
-        0 <= regions.frozen_stages <= stages,
-        f"regions.frozen_stages: the image tower has {stages} stages, got {regions.frozen_stages}",
-    )
-    for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
-        for i, source in enumerate(sources):
-            fields = ("captions", "expressions", "boxes")
-            _require(
-                source.field in fields,
-                f"{section}.{i}.field: stage 2 learns from {', '.join(fields)}, got {source.field!r}",
-            )

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
 from fiber.coarse.build import build_task
-from fiber.config import Command, ConfigError, Stage1Config, validate
+from fiber.config import Command, ConfigError
+from fiber.config_stage1 import Stage1Config, validate
 from fiber.data.collate import PretrainSample, collate
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog

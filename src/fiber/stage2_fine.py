@@ -16,7 +16,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config import Command, ConfigError, Stage2Config, validate_stage2
+from fiber.config import Command, ConfigError
+from fiber.config_stage2 import Stage2Config, validate_stage2
 from fiber.data.stream import MixedStream
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog

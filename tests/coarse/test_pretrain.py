@@ -12,7 +12,8 @@ from fiber.coarse.itc import draw_negatives
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
 from fiber.coarse.pretrain import PretrainTask
-from fiber.config import ImageTowerConfig, ModelConfig, PretrainConfig, TextTowerConfig
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config_stage1 import PretrainConfig
 
 L, SIZE, VOCABULARY, QUEUE = 6, 32, 40, 5
 

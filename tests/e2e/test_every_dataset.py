@@ -14,7 +14,8 @@ import make_shards
 from fiber.backbone.build import build_backbone
 from fiber.coarse.model import CoarseModel
 from fiber.coarse.pretrain import PretrainTask
-from fiber.config import ImageTowerConfig, ModelConfig, PretrainConfig, TextTowerConfig
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config_stage1 import PretrainConfig
 from fiber.data import records
 from fiber.data.collate import PretrainSample, collate
 from fiber.data.shards import ShardError, ShardSet

@@ -10,7 +10,8 @@ from launcher import REPO, Job, losses, metrics
 from fiber.backbone.build import build_backbone
 from fiber.backbone.initialise import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config import Stage2Config, load_config
+from fiber.config import load_config
+from fiber.config_stage2 import Stage2Config
 from fiber.data.records import Sample
 from fiber.data.shapes import WORLDS, categories, generate
 from fiber.data.shards import ShardWriter, write_dataset

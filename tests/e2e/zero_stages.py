@@ -11,7 +11,8 @@ from pathlib import Path
 
 from fiber import distributed
 from fiber.coarse.build import build_task
-from fiber.config import Stage1Config, load_config, validate
+from fiber.config import load_config
+from fiber.config_stage1 import Stage1Config, validate
 from fiber.data.collate import PretrainSample, collate
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fiber.config import ConfigError, DetectorConfig, RegionConfig, Stage2Config, load_config, validate_stage2
+from fiber.config import ConfigError, load_config
+from fiber.config_stage2 import DetectorConfig, RegionConfig, Stage2Config, validate_stage2
 from fiber.data.records import Sample
 from fiber.data.text import load_tokenizer
 from fiber.fine.build import build_sample, build_task, export_detector, start_from

@@ -11,16 +11,9 @@ from safetensors.torch import load_file, save_file
 import fiber
 from fiber.coarse.build import build_model
 from fiber.coarse.caption import caption_logits
-from fiber.config import (
-    DetectorConfig,
-    ImageTowerConfig,
-    ModelConfig,
-    RegionConfig,
-    Stage1Config,
-    Stage2Config,
-    TextTowerConfig,
-    save_config,
-)
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig, save_config
+from fiber.config_stage1 import Stage1Config
+from fiber.config_stage2 import DetectorConfig, RegionConfig, Stage2Config
 from fiber.data.text import train_bpe
 from fiber.fine.build import build_detector
 from fiber.weights.export import read_export

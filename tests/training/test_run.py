@@ -8,7 +8,8 @@ import torch
 from transformers import RobertaConfig, RobertaModel
 
 from fiber.coarse.build import build_task
-from fiber.config import ImageTowerConfig, ModelConfig, Stage1Config, TextTowerConfig
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config_stage1 import Stage1Config
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.training import run
 

@@ -6,7 +6,8 @@ from transformers import PreTrainedTokenizerFast
 
 from fiber.coarse.build import build_model
 from fiber.coarse.model import CoarseModel
-from fiber.config import ImageTowerConfig, ModelConfig, Stage1Config, TextTowerConfig
+from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config_stage1 import Stage1Config
 from fiber.data.text import train_bpe
 
 

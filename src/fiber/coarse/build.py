@@ -6,7 +6,7 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.initialise import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.coarse.pretrain import PretrainTask
-from fiber.config import Stage1Config
+from fiber.config_stage1 import Stage1Config
 
 
 def build_model(config: Stage1Config, tokenizer: PreTrainedTokenizerBase) -> CoarseModel:

@@ -10,7 +10,7 @@ from fiber.coarse.itc import Contrast, FeatureQueue, draw_negatives, itc_loss, n
 from fiber.coarse.itm import exchange, itm_loss
 from fiber.coarse.mlm import masked_tokens, mlm_loss
 from fiber.coarse.model import CoarseModel
-from fiber.config import PretrainConfig
+from fiber.config_stage1 import PretrainConfig
 
 
 class PretrainTask(nn.Module):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber.backbone.build import build_backbone
 from fiber.backbone.initialise import initialise
-from fiber.config import Stage2Config
+from fiber.config_stage2 import Stage2Config
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector, GroundingTask
 from fiber.fine.prompts import PromptBuilder

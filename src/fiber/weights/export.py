@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fiber.config import ConfigError, ModelConfig, Stage1Config, load_config, to_dict
+from fiber.config import ConfigError, ModelConfig, load_config, to_dict
+from fiber.config_stage1 import Stage1Config
 from fiber.data.text import load_tokenizer
 from fiber.weights.load import WeightsError
 
