@@ -33,6 +33,30 @@ class PretrainConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """What the tasks fine-tuned from stage 1 share."""
+
+    augment: bool = True  # random resized crop, mirroring and RandAugment; else a plain resize
+    flip_sides: bool = False  # mirror pictures whose text speaks of left or right, too
+    label_smoothing: float = 0.0  # share of the target that goes to all classes alike; classification only
+    negatives: Literal["random", "hard"] = "random"  # task retrieval_itm: drawn uniformly, or by similarity
+
+
+@dataclass(frozen=True)
+class CaptionConfig:
+    """Captioning: cross-entropy first ("mle"), off-policy weights ("gold"), then the reward itself ("cider")."""
+
+    objective: Literal["mle", "gold", "cider"] = "mle"
+    gold_refresh: int = 1000  # updates after which the weighting model is copied anew
+    samples: int = 5  # captions drawn from each picture ("cider")
+    mle_weight: float = 0.3  # share of cross-entropy in the loss of "cider"
+    baseline: Literal["mean", "none"] = "mean"  # reward less that of the other samples, or the release's form
+    document_frequency: str | None = None  # n-gram counts of the training captions ("cider")
+    beam: int = 5
+    max_new_tokens: int = 50
+
+
+@dataclass(frozen=True)
 class Stage1Config:
     """Everything at image level. Saved, resolved, as `config.yaml` of the run directory."""
 
@@ -44,6 +68,8 @@ class Stage1Config:
     max_text: int = 40
     model: ModelConfig = field(default_factory=ModelConfig)
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    caption: CaptionConfig = field(default_factory=CaptionConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
