@@ -40,7 +40,8 @@ class RegionConfig:
     test_side: int = 800
     max_side: int = 1333
     flip: float = 0.5  # probability of mirroring, where the caption has no left or right
-    max_negatives: int = 85  # absent classes in the caption of a detection sample
+    classes: Literal["sampled", "all"] = "sampled"  # in the caption of a detection sample; "all" must fit max_text
+    max_negatives: int = 85  # absent classes in a caption of sampled ones, at most
     token_weight: float = 1.0
     box_weight: float = 2.0
     centerness_weight: float = 1.0

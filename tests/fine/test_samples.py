@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,21 @@ def test_negatives_are_those_the_record_lists(region: RegionSample) -> None:
     assert asked == {"thing2", "thing3", "thing7"}
 
 
+def test_all_classes_in_order(tokenizer: RobertaTokenizerFast) -> None:
+    """What evaluation asks for, whatever is in the picture; every set of a mix has its own names."""
+    region = RegionSample(PromptBuilder(tokenizer, 64), short_sides=(48,), max_side=120, classes="all")
+    names = ("dog", "traffic_light (red)", "cat")
+    pair = boxes([5, 5, 20, 30], category=12) + boxes([30, 5, 60, 30], category=11)
+    first = region(sample(names=names, boxes=pair), "boxes", 0, np.random.default_rng(0))
+    (asked,) = region.builder.chunks(names)
+    assert first["prompt"].text == asked.text == "dog. traffic light. cat"
+    assert torch.equal(first["box_tokens"], asked.token_map[[2, 1]])
+    second = sample(names=("cat", "owl"), boxes=[], negative_categories=[10])
+    second.record["set"] = replace(second.record["set"], path="shards/there")
+    assert region(second, "boxes", 0, np.random.default_rng(1))["prompt"].text == "cat. owl"
+    assert region(sample(names=names, boxes=[]), "boxes", 0, np.random.default_rng(2))["prompt"].text == asked.text
+
+
 def test_thirteen_hundred_classes(region: RegionSample, tokenizer: RobertaTokenizerFast) -> None:
     """The caption holds what fits; every box kept spells its class, every other one is counted."""
     names = tuple(f"thing{i}" for i in range(1300))
@@ -290,9 +306,14 @@ def test_sets_mix_by_weight_each_with_its_own_names(sets: list[Path], region: Re
     assert texts.count("cat") / len(texts) == pytest.approx(0.75, abs=0.08)
 
 
-def test_sets_with_nothing_to_learn_are_refused(sets: list[Path]) -> None:
+def test_sets_with_nothing_to_learn_are_refused(sets: list[Path], region: RegionSample) -> None:
     with pytest.raises(ShardError, match="lists no categories"):
         RegionShards(sets[2]).check("boxes")
     with pytest.raises(ShardError, match="no phrases with boxes"):
         RegionShards(sets[2]).check("captions")
     RegionShards(sets[0]).check("boxes")
+    many = RegionShards(sets[0])
+    many.facts = replace(many.facts, names=[f"thing{i}" for i in range(30)])
+    many.check("boxes")
+    with pytest.raises(ShardError, match=r"regions.classes: all of .*30 classes has .* tokens, the text limit is 64"):
+        many.check("boxes", region.builder)

@@ -57,6 +57,7 @@ def build_sample(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Re
         short_sides=regions.short_sides,
         max_side=regions.max_side,
         flip=regions.flip,
+        classes=regions.classes,
         max_negatives=regions.max_negatives,
     )
 

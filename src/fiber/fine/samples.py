@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,11 +51,16 @@ class RegionShards(ShardSet):
         index = {category["id"]: place for place, category in enumerate(self.categories)}
         self.facts = SetFacts(str(self.path), [category["name"] for category in self.categories], index)
 
-    def check(self, field: str) -> None:
+    def check(self, field: str, whole: PromptBuilder | None = None) -> None:
         """Raises ShardError where `field` of these records cannot be made into region samples (judging captions by
-        the first hundred pictures)."""
+        the first hundred pictures), or where `whole` cannot put all classes into one caption."""
         if field == "boxes" and not self.facts.names:
             raise ShardError(f"{self.path}: its dataset.json lists no categories, so its boxes have no names")
+        if field == "boxes" and whole is not None:
+            try:
+                whole.classes(self.facts.names)
+            except ValueError as error:
+                raise ShardError(f"regions.classes: all of {self.path}: {error}; or choose sampled") from None
         first = (self.record(i) for i in range(min(len(self), 100)))
         if field == "captions" and not any("phrases" in c for record in first for c in record.get("captions", ())):
             raise ShardError(f"{self.path}: its captions have no phrases with boxes, nothing to ground")
@@ -110,7 +115,9 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 class RegionSample:
     """make_sample of stage 2, see `__call__`. short_sides: one is drawn for each sample; max_side caps the other side
-    (px). flip: probability of mirroring a picture whose caption has no left or right."""
+    (px). flip: probability of mirroring a picture whose caption has no left or right. classes: what the caption of a
+    picture with labels names: "sampled", the classes in it and absent ones drawn at random, shuffled; "all", every
+    class of the set in order, as evaluation asks for them."""
 
     def __init__(
         self,
@@ -119,10 +126,12 @@ class RegionSample:
         short_sides: Sequence[int],
         max_side: int,
         flip: float = 0.5,
+        classes: Literal["sampled", "all"] = "sampled",
         max_negatives: int = MAX_NEGATIVES,
     ) -> None:
         self.builder, self.short_sides, self.max_side = builder, tuple(short_sides), max_side
-        self.flip, self.max_negatives = flip, max_negatives
+        self.flip, self.classes, self.max_negatives = flip, classes, max_negatives
+        self._whole: dict[str, Prompt] = {}  # prompts of all classes, by set
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """image uint8 (3,h,w); prompt; boxes (n,4) float32 xyxy px of that image, clipped to it; box_tokens (n,L)
@@ -179,8 +188,8 @@ class RegionSample:
         return prompt, tokens, reasons
 
     def _labels(self, record: Record, rng: np.random.Generator) -> tuple[Prompt, dict[int, Tensor], list[str]]:
-        """The same of a picture with class labels. Absent classes come from the record's list where it has one (a set
-        that is not annotated exhaustively), else from all others."""
+        """The same of a picture with class labels. Absent classes are sampled from the record's list where it has one
+        (a set that is not annotated exhaustively), else from all others."""
         facts: SetFacts = record["set"]
         labels: dict[int, int] = {}
         reasons = []
@@ -191,16 +200,24 @@ class RegionSample:
                 labels[place] = facts.index[box["category"]]
             else:
                 reasons.append("unknown_category")
-        listed = record.get("negative_categories")
-        negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]
-        positives = sorted(set(labels.values()))
-        try:
-            prompt, left_out = self.builder.detection(facts.names, positives, rng, negatives, self.max_negatives)
-        except ValueError as error:
-            raise SampleFault("empty_prompt", str(error)) from None
+        if self.classes == "all":
+            prompt, left_out = self._all_classes(facts), []
+        else:
+            listed = record.get("negative_categories")
+            negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]
+            positives = sorted(set(labels.values()))
+            try:
+                prompt, left_out = self.builder.detection(facts.names, positives, rng, negatives, self.max_negatives)
+            except ValueError as error:
+                raise SampleFault("empty_prompt", str(error)) from None
         rows = dict(zip(prompt.classes, prompt.token_map, strict=True))
         reasons += ["class_beyond_text_limit" for label in labels.values() if label in set(left_out)]
         return prompt, {place: rows[label] for place, label in labels.items() if label in rows}, reasons
+
+    def _all_classes(self, facts: SetFacts) -> Prompt:
+        if facts.path not in self._whole:
+            self._whole[facts.path] = self.builder.classes(facts.names)
+        return self._whole[facts.path]
 
 
 def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str, list[tuple[list, list[int]]]]:
