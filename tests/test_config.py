@@ -113,6 +113,9 @@ def valid(tmp_path: Path) -> list[str]:
 
 def test_valid_configuration_passes(tmp_path: Path, valid: list[str]) -> None:
     validate(load(tmp_path, MINIMAL, *valid), world=2)
+    evaluated = [f"eval.data=[{{path: {tmp_path / 'shards'}}}]", "eval.every=5", "train.best=accuracy"]
+    plateau = ["optim.schedule=plateau", "train.stop_after=8", "tuning.mode=lora", "optim.layer_decay=0.9"]
+    validate(load(tmp_path, MINIMAL, *valid, *evaluated, *plateau), world=2)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,19 @@ def test_valid_configuration_passes(tmp_path: Path, valid: list[str]) -> None:
         (["optim.betas=[0.9]"], "optim.betas: expected two numbers"),
         (["optim.milestones=[0.5]"], "optim.milestones: belongs to optim.schedule step"),
         (["optim.schedule=step"], "optim.milestones: belongs to optim.schedule step"),
+        (["optim.layer_decay=0"], r"optim.layer_decay: must lie in \(0, 1\], got 0.0"),
+        (["optim.layer_decay=1.5"], r"optim.layer_decay: must lie in \(0, 1\]"),
+        (["optim.decay_drop=0.667"], "optim.decay_drop: belongs to optim.schedule step"),
+        (["optim.decay_drop=2"], r"optim.decay_drop: must lie in \[0, 1\]"),
+        (["optim.patience=0"], "optim.patience: must be at least 1"),
+        (["optim.schedule=plateau"], "train.best: optim.schedule plateau and train.stop_after need it"),
+        (["train.stop_after=2"], "train.best: optim.schedule plateau and train.stop_after need it"),
+        (["train.stop_after=-1"], "train.stop_after: must not be negative"),
+        (["train.best=accuracy"], "train.best: needs eval.every and eval.data"),
+        (["train.best=accuracy", "eval.every=5"], "train.best: needs eval.every and eval.data"),
+        (["tuning.lora_rank=0"], "tuning.lora_rank: must be at least 1"),
+        (["tuning.lora_alpha=0"], "tuning.lora_alpha: must be positive"),
+        (["tuning.mode=prompt"], "tuning.mode: prompt is of region level; at image level choose full, frozen_towers"),
         (["data.train=[]"], "data.train: no training data"),
         (["data.train=[{path: nowhere}]"], r"data.train.0.path: no folder nowhere"),
         (["data.train=[{path: .}]"], r"data.train.0.path: no .tar shards in ."),

@@ -97,15 +97,18 @@ class OptimConfig:
     weight_decay: float = 0.01
     warmup: float = 0.1  # below 1: a share of the steps; else a number of steps
     warmup_start: float = 0.0  # factor on lr at step 0
-    schedule: Literal["linear", "step"] = "linear"
+    schedule: Literal["linear", "step", "plateau"] = "linear"
     milestones: tuple[float, ...] = ()  # schedule "step": shares of the steps at which lr is multiplied by decay
     decay: float = 0.1
+    patience: int = 3  # schedule "plateau": evaluations without gain in train.best before lr is multiplied by decay
+    decay_drop: float = 0.0  # share of each milestone at which weight_decay is multiplied by decay; 0 never
     clip: float = 0.0  # global gradient norm; 0 does not clip
     cross_modal_multiplier: float = 5.0
     head_multiplier: float = 5.0
     gate_multiplier: float = 1.0  # on top of nothing else: gates take this one instead of cross_modal's
     text_multiplier: float = 1.0  # on top of the others: the text tower and its cross-attention to the image
     bias_multiplier: float = 1.0  # on top of the others
+    layer_decay: float = 1.0  # on top of the others, once for each layer of a tower from its end; 1 is off
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,19 @@ class TrainConfig:
     hang_timeout_s: float = 1800.0  # a step (or evaluation batch) longer than this ends the job
     max_nonfinite: int = 0  # steps with a non-finite loss to skip before stopping
     ema: float = 0.0  # decay of the averaged weights; 0 keeps none
+    best: str | None = None  # evaluation figure whose highest value chooses the weights that a run keeps and exports
+    stop_after: int = 0  # evaluations without gain in `best` after which training ends; 0 never
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What trains. "full": everything. "frozen_towers": all but both towers. "lora": low-rank additions to the
+    attention projections, and what lies outside the backbone. Region level only: "linear", the detector's last maps;
+    "prompt", an offset on the text embeddings."""
+
+    mode: Literal["full", "frozen_towers", "linear", "prompt", "lora"] = "full"
+    lora_rank: int = 8
+    lora_alpha: float = 16.0  # the additions are scaled by lora_alpha / lora_rank
 
 
 @dataclass(frozen=True)
@@ -284,8 +300,23 @@ def save_config(config: Any, path: str | Path) -> None:
 
 def validate_training(config: Any, world: int) -> None:
     """Checks shared by both stages: positive sizes, batch arithmetic, training and evaluation shards. No device is
-    touched and no shard is opened. `config` has the sections `train`, `data`, `optim`, `eval`."""
-    train, optim = config.train, config.optim
+    touched and no shard is opened. `config` has the sections `train`, `data`, `optim`, `eval`, `tuning`."""
+    _check_train(config.train, world)
+    _check_optim(config.optim)
+    _check_selection(config)
+    tuning = config.tuning
+    require(tuning.lora_rank >= 1, f"tuning.lora_rank: must be at least 1, got {tuning.lora_rank}")
+    require(tuning.lora_alpha > 0, f"tuning.lora_alpha: must be positive, got {tuning.lora_alpha}")
+    require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
+    weighted = [source.weight is not None for source in config.data.train]
+    require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
+    require(config.data.workers >= 0, "data.workers: must not be negative")
+    for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
+        for i, source in enumerate(sources):
+            _check_shards(f"{section}.{i}.path", source.path)
+
+
+def _check_train(train: TrainConfig, world: int) -> None:
     for name in ("steps", "global_batch", "micro_batch", "accumulation", "log_every", "save_every", "keep"):
         require(getattr(train, name) >= 1, f"train.{name}: must be at least 1, got {getattr(train, name)}")
     product = train.micro_batch * train.accumulation * world
@@ -309,6 +340,9 @@ def validate_training(config: Any, world: int) -> None:
         f"train.precision: {train.precision} needs train.zero_stage 1 or more (below it DeepSpeed cannot accumulate "
         "gradients in fp32); on one rank stage 1 shards nothing",
     )
+
+
+def _check_optim(optim: OptimConfig) -> None:
     require(optim.lr > 0, f"optim.lr: must be positive, got {optim.lr}")
     require(len(optim.betas) == 2, f"optim.betas: expected two numbers, got {list(optim.betas)}")
     require(optim.warmup >= 0, "optim.warmup: must not be negative")
@@ -316,13 +350,27 @@ def validate_training(config: Any, world: int) -> None:
         (optim.schedule == "step") == bool(optim.milestones),
         "optim.milestones: belongs to optim.schedule step, and that schedule needs it",
     )
-    require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
-    weighted = [source.weight is not None for source in config.data.train]
-    require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
-    require(config.data.workers >= 0, "data.workers: must not be negative")
-    for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
-        for i, source in enumerate(sources):
-            _check_shards(f"{section}.{i}.path", source.path)
+    require(0 < optim.layer_decay <= 1, f"optim.layer_decay: must lie in (0, 1], got {optim.layer_decay}")
+    require(0 <= optim.decay_drop <= 1, f"optim.decay_drop: must lie in [0, 1], got {optim.decay_drop}")
+    require(
+        optim.decay_drop == 0 or optim.schedule == "step",
+        "optim.decay_drop: belongs to optim.schedule step, whose milestones it precedes",
+    )
+    require(optim.patience >= 1, f"optim.patience: must be at least 1, got {optim.patience}")
+
+
+def _check_selection(config: Any) -> None:
+    """What chooses by a figure of the evaluation needs its name, and evaluations."""
+    train, evaluation = config.train, config.eval
+    require(train.stop_after >= 0, f"train.stop_after: must not be negative, got {train.stop_after}")
+    require(
+        train.best is not None or (config.optim.schedule != "plateau" and train.stop_after == 0),
+        "train.best: optim.schedule plateau and train.stop_after need it: the evaluation figure that tells a gain",
+    )
+    require(
+        train.best is None or (evaluation.every >= 1 and bool(evaluation.data)),
+        "train.best: needs eval.every and eval.data, evaluations to choose from",
+    )
 
 
 def check_model(config: Any) -> None:

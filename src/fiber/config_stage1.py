@@ -12,6 +12,7 @@ from fiber.config import (
     OptimConfig,
     TrackingConfig,
     TrainConfig,
+    TuningConfig,
     check_model,
     require,
     validate_training,
@@ -71,6 +72,7 @@ class Stage1Config:
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
@@ -82,5 +84,10 @@ def validate(config: Stage1Config, world: int) -> None:
     """Everything that can be known wrong about a stage-1 run before it costs anything. Raises ConfigError."""
     validate_training(config, world)
     check_model(config)
+    modes = ("full", "frozen_towers", "lora")
+    require(
+        config.tuning.mode in modes,
+        f"tuning.mode: {config.tuning.mode} is of region level; at image level choose {', '.join(modes)}",
+    )
     size, stride = config.image_size, 4 * 2 ** (len(config.model.image.depths) - 1)
     require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")

@@ -12,6 +12,7 @@ from fiber.config import (
     OptimConfig,
     TrackingConfig,
     TrainConfig,
+    TuningConfig,
     check_model,
     require,
     validate_training,
@@ -62,6 +63,7 @@ class Stage2Config:
     detector: DetectorConfig = field(default_factory=DetectorConfig)
     regions: RegionConfig = field(default_factory=RegionConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    tuning: TuningConfig = field(default_factory=TuningConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
