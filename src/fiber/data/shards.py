@@ -165,7 +165,7 @@ def write_dataset(
     *,
     name: str,
     split: str,
-    provenance: str,
+    provenance: str | dict[str, Any],
     licence: str,
     categories: list[dict[str, Any]] | None = None,
     answers: list[str] | None = None,

@@ -35,8 +35,8 @@ FIELDS = ("captions", "expressions", "boxes")
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What a picture's record does not say about its set: the folder, class names in order, and the place of each
-    category id among them."""
+    """What a picture's record does not say about its set: the folder, class names in the order of their ids, and the
+    place of each id among them."""
 
     path: str
     names: list[str]
@@ -48,8 +48,9 @@ class RegionShards(ShardSet):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        index = {category["id"]: place for place, category in enumerate(self.categories)}
-        self.facts = SetFacts(str(self.path), [category["name"] for category in self.categories], index)
+        ordered = sorted(self.categories, key=lambda category: category["id"])  # as evaluation asks for them
+        index = {category["id"]: place for place, category in enumerate(ordered)}
+        self.facts = SetFacts(str(self.path), [category["name"] for category in ordered], index)
 
     def check(self, field: str, whole: PromptBuilder | None = None) -> None:
         """Raises ShardError where `field` of these records cannot be made into region samples (judging captions by
