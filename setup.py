@@ -32,7 +32,7 @@ setup(
         "matplotlib>=3.8",  # figures: curves, grounded phrases, contact sheets
     ],
     extras_require={
-        "test": ["pytest>=8", "scikit-image>=0.24", "scipy>=1.11"],
+        "test": ["pytest>=8", "scikit-image>=0.24", "scipy>=1.11", "peft>=0.17"],
         "lint": ["ruff>=0.8"],
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
     },

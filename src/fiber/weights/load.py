@@ -16,6 +16,9 @@ from torch import Tensor, nn
 NEW_IN_FINE = ("backbone.image.stage_norms.*", "fpn.*", "head.*", "prompt")
 """What a detector has that a model at image level does not: `allow_new` of the transfer from stage 1 to stage 2."""
 
+ADAPTERS = ("*.lora_down", "*.lora_up")
+"""What adapted layers have beside their weights (backbone/lora.py); no file brings it."""
+
 BIAS_TABLE = ".relative_position_bias"
 POSITIONS = "text.embeddings.position.weight"
 VOCABULARY = ("text.embeddings.word.weight", "heads.mlm.decoder.weight", "heads.mlm.decoder.bias")
@@ -67,7 +70,8 @@ def load_weights(
 ) -> LoadReport:
     """Copy `tensors` (names of ours) into `model`, resizing where sizes may differ.
 
-    allow_new: patterns (`head.*`) of tensors that may stay at their initial values, missing or of another shape.
+    allow_new: patterns (`head.*`) of tensors that may stay at their initial values, missing or of another shape;
+    low-rank adapters always may.
     vocabulary: (token -> id of the file, token -> id of the model); rows follow their tokens, rows of tokens that the
     file does not know stay new. Without it both must have the same number of ids.
     max_untouched: share (0..1) of the model's numbers that may stay new although no pattern allows them.
@@ -78,7 +82,7 @@ def load_weights(
     wanted = model.state_dict()
     report.unused = sorted(set(tensors) - set(wanted))
     for name, target in wanted.items():
-        expected = any(fnmatchcase(name, pattern) for pattern in allow_new)
+        expected = any(fnmatchcase(name, pattern) for pattern in (*allow_new, *ADAPTERS))
         source = tensors.get(name)
         fitted, note = (None, "") if source is None else _fit(name, source, target, vocabulary)
         if fitted is not None:
