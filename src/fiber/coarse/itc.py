@@ -40,6 +40,10 @@ class FeatureQueue(nn.Module):
         self.image_id[place] = image_id
         self.enqueued += len(image)
 
+    def enqueue_gathered(self, image: Tensor, text: Tensor, image_id: Tensor) -> None:
+        """`enqueue` the local batches of all ranks: features (B,H), ids (B,). Collective."""
+        self.enqueue(*(distributed.all_gather(x) for x in (image.detach(), text.detach(), image_id)))
+
 
 @dataclass(frozen=True)
 class Contrast:
@@ -49,6 +53,11 @@ class Contrast:
     image_to_text: Tensor
     text_to_image: Tensor
     same_image: Tensor
+
+    def accuracy(self) -> Tensor:
+        """Text->image retrieval in the global batch: share (0..1) of texts whose best column shows their image."""
+        best = self.text_to_image.argmax(-1, keepdim=True)
+        return self.same_image.gather(1, best).float().mean()
 
 
 def itc_loss(

@@ -4,7 +4,6 @@
 import torch
 from torch import Tensor, nn
 
-from fiber import distributed
 from fiber.backbone.states import ImageState, TextState
 from fiber.coarse.itc import Contrast, FeatureQueue, draw_negatives, itc_loss, negative_weights
 from fiber.coarse.itm import exchange, itm_loss
@@ -16,6 +15,8 @@ from fiber.config_stage1 import PretrainConfig
 class PretrainTask(nn.Module):
     """Stage-1 batch -> weighted losses. Warm-ups of `recipe` are for runs from nothing: contrastive loss alone
     first, uniformly drawn before hard negatives (0 steps of either = the published recipe)."""
+
+    idle = ()  # see `coarse.tasks.freeze`
 
     def __init__(self, model: CoarseModel, recipe: PretrainConfig) -> None:
         super().__init__()
@@ -36,9 +37,9 @@ class PretrainTask(nn.Module):
         temperature = self.model.heads.temperature()
         itc, contrast = itc_loss(*features, batch["image_id"], temperature, self.queue, self.recipe.gather_gradient)
         if self.training:
-            self._enqueue(*features, batch["image_id"])
+            self.queue.enqueue_gathered(*features, batch["image_id"])
 
-        report = {"loss/itc": itc, "temperature": temperature[0], "accuracy/itc_t2i": self._itc_accuracy(contrast)}
+        report = {"loss/itc": itc, "temperature": temperature[0], "accuracy/itc_t2i": contrast.accuracy()}
         losses = {"itc": self.recipe.itc_weight * itc}
         if self.training and batch["step"] < self.recipe.itc_only_steps:
             # One pair with weight 0 in place of all: every parameter takes part in every step (ZeRO-3).
@@ -90,12 +91,3 @@ class PretrainTask(nn.Module):
     def _touch(self, image: ImageState, text: TextState) -> Tensor:
         fused = self.model.fuse(image, text)
         return self.model.heads.mlm(fused.text).float().mean() + self.model.heads.itm(fused.cls).float().mean()
-
-    @torch.no_grad()
-    def _enqueue(self, image: Tensor, text: Tensor, image_id: Tensor) -> None:
-        self.queue.enqueue(*(distributed.all_gather(x) for x in (image.detach(), text.detach(), image_id)))
-
-    def _itc_accuracy(self, contrast: Contrast) -> Tensor:
-        """Text->image retrieval in the global batch: share of texts whose best column shows their image."""
-        best = contrast.text_to_image.argmax(-1, keepdim=True)
-        return contrast.same_image.gather(1, best).float().mean()

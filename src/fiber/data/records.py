@@ -41,6 +41,9 @@ LABELS = ("contradiction", "neutral", "entailment")
 
 EXTENSIONS = ("jpg", "png", "webp")
 
+BY_RULE = frozenset({"no_known_answer"})
+"""Reasons of `SampleFault` that a task's rule has, not damage: counted and replaced alike, but never too many."""
+
 
 class SampleFault(Exception):
     """One sample is unusable. `reason` is a short countable word ("undecodable_image"), the message says the rest."""

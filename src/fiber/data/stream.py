@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from fiber.data.records import Sample, SampleFault, image_hash
+from fiber.data.records import BY_RULE, Sample, SampleFault, image_hash
 from fiber.data.shards import OPEN_FILES, ShardError, ShardSet
 from fiber.data.workers import copy_shared, next_batch, start_worker
 
@@ -381,7 +381,8 @@ class _FaultBudget:
         self.seen += len(batch.get("keys", ())) + len(found)
         self.reasons.update(fault.reason for fault, _ in found)
         total = sum(self.reasons.values())
-        if "failed" not in batch and (not found or total <= self.share * max(self.seen, GRACE)):
+        damage = sum(n for reason, n in self.reasons.items() if reason not in BY_RULE)
+        if "failed" not in batch and (not found or damage <= self.share * max(self.seen, GRACE)):
             return
         (shard, key, reason), detail = found[-1]
         why = f"{ATTEMPTS} in a row" if "failed" in batch else f"more than the tolerated {self.share:.2%}"
@@ -457,7 +458,8 @@ def make_loader(
     a dict of a list of its results. To that the stream adds: keys list[str]; position, image_id int64 (B,); uniform
     float64 (B, 4), draws in [0, 1) that depend on (seed, position) alone; faults list[Fault] met for this batch;
     data_seconds, the time this process waited for it.
-    Raises DataFaultError when more than max_fault_share of the samples read (of at least 1000) are faults.
+    Raises DataFaultError when more than max_fault_share of the samples read (of at least 1000) are faults, those of
+    records.BY_RULE left aside, or where no substitute is any better.
     """
     if micro_batch * accumulation * world != stream.global_batch:
         raise ShardError(
