@@ -9,7 +9,15 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.states import ImageState, TextState
 from fiber.backbone.text import RobertaTower
-from fiber.coarse.caption import caption_labels, caption_logits, gold_loss, gold_weights, mle_loss, token_losses
+from fiber.coarse.caption import (
+    caption_labels,
+    caption_logits,
+    gold_loss,
+    gold_weights,
+    mle_loss,
+    start_captions,
+    token_losses,
+)
 from fiber.coarse.generate import Marks, greedy
 from fiber.coarse.itc import Contrast, FeatureQueue, itc_loss, negative_weights
 from fiber.coarse.itm import itm_loss
@@ -254,7 +262,7 @@ def _check_caption(report: Report, fixture: Fixture, model: CoarseModel) -> None
     report.close("caption.text_feats", tokens, io["caption.text_feats"], FEATURE)
     pooled = model.heads.cross_modal.text_pooler(tokens[:, 0]).tanh()
     report.close("caption.cls_feats", pooled, io["caption.cls_feats"], FEATURE)
-    logits = caption_logits(model, images, ids, mask)
+    logits = caption_logits(model, start_captions(model, images), ids, mask)
     report.close("caption.logits", logits, io["caption.logits"], FEATURE)
     labels = caption_labels(ids, PAD)
     report.equal("caption_mle.labels", labels, io["caption_mle.labels"])
@@ -330,7 +338,8 @@ class _Losses(torch.nn.Module):
         io = self.fixture.io
         if not self.gold:
             return _pretraining_losses(self.fixture, self.model)["total"]
-        logits = caption_logits(self.model, io["in.image"], io["in.text_ids"], io["in.text_masks"])
+        pictures = start_captions(self.model, io["in.image"])
+        logits = caption_logits(self.model, pictures, io["in.text_ids"], io["in.text_masks"])
         labels = caption_labels(io["in.text_ids"], PAD)
         return _released_gold_loss(logits, labels, gold_weights(logits, labels))
 

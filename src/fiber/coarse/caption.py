@@ -1,12 +1,16 @@
-"""Captioning objectives: causal cross-entropy (MLE) and its off-policy weighting (GOLD; Pang & He 2021).
+"""Captioning objectives: causal cross-entropy (MLE), its off-policy weighting (GOLD; Pang & He 2021), and REINFORCE
+on a reward of whole captions (Rennie et al. 2017).
 
-Shape letters: B batch, L text length, H head width, V vocabulary.
+Shape letters: B batch, S samples a picture, R captions, L text length, V vocabulary.
 """
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fiber.backbone.fusion import DecoderCache
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
 
@@ -19,21 +23,31 @@ def caption_labels(ids: Tensor, pad_id: int) -> Tensor:
     return labels.masked_fill(labels == pad_id, IGNORED)
 
 
-def caption_logits(model: CoarseModel, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Teacher-forced logits (B,L,V) fp32: position t predicts token t+1 of its caption."""
-    image = model.backbone.image_tail(model.image_prefix(images))
-    tokens = model.caption_tokens(ids, mask, model.backbone.start_decoding(image))
-    return model.heads.mlm(tokens).float()
+def start_captions(model: CoarseModel, images: Tensor) -> DecoderCache:
+    """What captions of images (B,3,S,S) attend to; rows of it serve any number of captions."""
+    return model.backbone.start_decoding(model.backbone.image_tail(model.image_prefix(images)))
 
 
-def token_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of every position (B,L); 0 where ignored."""
-    return F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
+def caption_logits(model: CoarseModel, pictures: DecoderCache, ids: Tensor, mask: Tensor) -> Tensor:
+    """Teacher-forced logits (R,L,V) fp32 of captions ids, mask (R,L) of the R pictures of `start_captions`, which
+    stay as they are: position t predicts token t+1."""
+    fresh = DecoderCache(list(pictures.text), pictures.image)
+    return model.heads.mlm(model.caption_tokens(ids, mask, fresh)).float()
 
 
-def mle_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy over all real labels of the batch."""
-    return token_losses(logits, labels).sum() / (labels != IGNORED).sum().clamp(min=1)
+def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every position (B,L); 0 where ignored. `smoothing`: the share of each target that is spread
+    over the vocabulary."""
+    return F.cross_entropy(
+        logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+    )
+
+
+def mle_loss(logits: Tensor, labels: Tensor, mean_items: float | None = None, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over all real labels of the batch. `mean_items`: what to divide the sum by instead, the
+    mean of that number over the micro-batches and ranks of a step (see `mlm_loss`)."""
+    count = mean_items or (labels != IGNORED).sum().clamp(min=1)
+    return token_losses(logits, labels, smoothing).sum() / count
 
 
 @torch.no_grad()
@@ -46,11 +60,31 @@ def gold_weights(frozen_logits: Tensor, labels: Tensor) -> Tensor:
     return (probability * ahead).clamp(min=GOLD_FLOOR)
 
 
-def gold_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def gold_loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean over the batch of each caption's weighted mean cross-entropy over its real labels. (The release
     divides by the number of ignored positions instead.)"""
     count = (labels != IGNORED).sum(1).clamp(min=1)
-    return ((weights * token_losses(logits, labels)).sum(1) / count).mean()
+    return ((weights * token_losses(logits, labels, smoothing)).sum(1) / count).mean()
+
+
+def mean_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-probability of each caption per real label (B,), the end mark included."""
+    return -token_losses(logits, labels).sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
+
+
+def reinforce_loss(log_probability: Tensor, rewards: Tensor, baseline: Literal["mean", "none"]) -> Tensor:
+    """REINFORCE on captions drawn from the model, -Σ (r - b) · log p̄ / B, with 100 times the CIDEr-D as r.
+
+    log_probability (B,S) length-normalised, rewards (B,S) CIDEr-D on its scale 0..10 -> loss (). "mean": b is the
+    mean of the other samples of the picture (self-critical; S at least 2). "none": b is 100, which makes the
+    release's Σ log p̄ · (100 - 100·CIDEr-D) / B.
+    """
+    rewards, samples = 100 * rewards, rewards.shape[1]
+    if baseline == "mean":
+        advantage = rewards - (rewards.sum(1, keepdim=True) - rewards) / (samples - 1)
+    else:
+        advantage = rewards - 100
+    return -(advantage * log_probability).sum() / len(rewards)
 
 
 def _sum_from(x: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Captions from an image: greedy, beam and nucleus decoding over the key/value cache of the causal text pass.
+"""Captions from an image: greedy, beam and nucleus decoding, and sampling for training, over the key/value cache of
+the causal text pass.
 
 Every step feeds one new token per row; keys and values of the text so far and of the image are kept. A caption's
 score is its mean log-probability per generated token, the end mark included (length-normalised, FIBER §4).
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fiber import distributed
 from fiber.backbone.fusion import DecoderCache
+from fiber.coarse.itc import draw_negatives
 from fiber.coarse.model import CoarseModel
 
 
@@ -87,7 +90,7 @@ def beam_search(
     reached, where live beams count as captions without end.
     """
     size, device = len(image), image.device
-    cache = model.backbone.start_decoding(image.repeat_interleave(beams, 0))
+    cache = model.backbone.start_decoding(image).select(torch.arange(size, device=device).repeat_interleave(beams))
     # Only the first of an image's equal beams lives at the start.
     total = torch.full((size, beams), -torch.inf, device=device)
     total[:, 0] = 0.0
@@ -112,6 +115,27 @@ def beam_search(
         _keep_rows(cache, rows)
     _collect_unended(finished, ids, total, beams)
     return [sorted(own, key=lambda caption: -caption.score)[:beams] for own in finished]
+
+
+@torch.no_grad()
+def sample(model: CoarseModel, cache: DecoderCache, marks: Marks, draws: Tensor, pad_id: int) -> Tensor:
+    """Captions drawn token by token from the model's own distribution, forbidden marks left out.
+
+    cache: fresh, with R rows. draws (R,T) uniform in [0,1): token t is where the cumulative probability passes
+    draws[:, t], so a caption depends on its own row alone. -> ids (R,1+t), t at most T: the start mark, the tokens,
+    the end mark unless T cut it off, padding. All ranks must call: they stop together, because under ZeRO-3 every
+    step is collective.
+    """
+    ids = [torch.full((len(draws),), marks.start, device=draws.device)]
+    live = torch.ones_like(ids[0], dtype=torch.bool)
+    for uniform in draws.T:
+        probability = _next(model, ids[-1], cache, marks).exp()
+        token = draw_negatives(probability, uniform)[0]  # inversion of the cumulative weights, whatever they weigh
+        ids.append(token.where(live, pad_id))
+        live = live & (token != marks.end)
+        if not distributed.all_reduce_max(live.any().float()[None]).item():
+            break
+    return torch.stack(ids, 1)
 
 
 def next_logits(model: CoarseModel, newest: Tensor, cache: DecoderCache) -> Tensor:
