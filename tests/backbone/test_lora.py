@@ -75,7 +75,8 @@ def test_an_adapted_model_starts_as_the_plain_one_and_trains_only_what_it_should
 
 
 def test_peft_computes_the_same(trained, inputs):
-    peft = pytest.importorskip("peft")
+    import peft  # takes seconds
+
     theirs, options = Model(), {"r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.0}
     config = peft.LoraConfig(target_modules=rf"backbone\..*\.({'|'.join(PROJECTIONS)})", **options)
     # a convolution is called `proj` too: peft would adapt it

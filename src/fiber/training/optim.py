@@ -1,4 +1,5 @@
-"""AdamW, its parameter groups by name, and the learning rate as a pure function of the step."""
+"""AdamW, its parameter groups by name, and the learning rate as a pure function of the step and of what the
+evaluations have said."""
 
 from __future__ import annotations
 
@@ -47,6 +48,33 @@ def label(name: str, config: OptimConfig) -> tuple[str, float]:
     return "_".join(words), multiplier
 
 
+def tower_layer(name: str) -> tuple[str, int, int] | None:
+    """The layer of a tower that a parameter belongs to, as (tower, stage, layer), ascending from the input; None for
+    what stands on a tower or beside it: its output norms, fusion, heads. Embeddings are stage -1; an image merge
+    belongs to the first block of the stage that it leads to."""
+    match name.partition("backbone.")[2].split("."):
+        case ["image", "patch_embed", *_]:
+            return "image", -1, 0
+        case ["text", "embeddings", *_]:
+            return "text", -1, 0
+        case ["image", "stages", stage, "blocks", block, *_]:
+            return "image", int(stage), int(block)
+        case ["image", "stages", stage, "merge", *_]:
+            return "image", int(stage) + 1, 0
+        case ["text", "layers", layer, *_]:
+            return "text", 0, int(layer)
+    return None
+
+
+def layer_multipliers(names: Iterable[str], decay: float) -> dict[str, float]:
+    """Layer-wise decay of the learning rate: `decay` for the last layer of each tower, once more for each layer below
+    it, for the embeddings last; 1 for what is in no layer."""
+    layers = {name: tower_layer(name) for name in names}
+    known = set(layers.values()) - {None}
+    above = {layer: sum(other >= layer for other in known if other[0] == layer[0]) for layer in known}
+    return {name: 1.0 if layer is None else decay ** above[layer] for name, layer in layers.items()}
+
+
 def decays(name: str, parameter: nn.Parameter) -> bool:
     """Weight decay holds for matrices and kernels: not for biases, norms, temperature and gates (all of them
     one-dimensional), nor for relative-position tables."""
@@ -54,15 +82,19 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters -> groups {"params", "names", "role", "multiplier", "weight_decay"} in a fixed order
-    (roles, then the order of the parameters). A frozen parameter is in none."""
-    groups: dict[tuple[str, bool], dict[str, Any]] = {}
-    for name, parameter in sorted(named, key=lambda item: ROLES.index(role(item[0]))):
+    """Trainable parameters -> groups {"params", "names", "role", "multiplier", "weight_decay", "full_decay"} in a
+    fixed order (roles, then the order of the parameters). A frozen parameter is in none, but counts as a layer."""
+    named = sorted(named, key=lambda item: ROLES.index(role(item[0])))
+    by_layer = layer_multipliers([name for name, _ in named], config.layer_decay)
+    groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
+    for name, parameter in named:
         if parameter.requires_grad:
             kind, multiplier = label(name, config)
-            decay = decays(name, parameter)
+            multiplier *= by_layer[name]
+            decay = config.weight_decay if decays(name, parameter) else 0.0
             new = {"params": [], "names": [], "role": kind, "multiplier": multiplier}
-            group = groups.setdefault((kind, decay), new | {"weight_decay": config.weight_decay if decay else 0.0})
+            new |= {"weight_decay": decay, "full_decay": decay}
+            group = groups.setdefault((kind, multiplier, decays(name, parameter)), new)
             group["params"].append(parameter)
             group["names"].append(name)
     return list(groups.values())
@@ -88,22 +120,38 @@ def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW
     return AdamW(groups, lr=0.0, betas=tuple(config.betas), eps=config.eps, fused=fused or None)
 
 
-def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
+def learning_rate(step: int, steps: int, config: OptimConfig, drops: int = 0) -> float:
     """Base learning rate of update `step` (0-based) of `steps`.
 
     Linear from warmup_start x lr over the warm-up (so the first update has learning rate 0 by default, as in the
-    reference), then either linear to 0 at `steps`, or constant with a factor `decay` at each milestone.
+    reference), then linear to 0 at `steps`, or constant with a factor `decay` at each milestone, or ("plateau") for
+    each of the `drops` that the evaluations have called for so far (`Record.drops`).
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:
         return config.lr * (config.warmup_start + (1 - config.warmup_start) * step / warmup)
     if config.schedule == "linear":
         return config.lr * max(0.0, (steps - step) / max(1.0, steps - warmup))
-    return config.lr * config.decay ** sum(step >= share * steps for share in config.milestones)
+    if config.schedule == "step":
+        drops = sum(step >= share * steps for share in config.milestones)
+    return config.lr * config.decay**drops
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:
-    """Give every group `lr` times its multiplier; -> the rate by role, for the log."""
+def weight_decay_factor(step: int, steps: int, config: OptimConfig) -> float:
+    """What weight decay is multiplied by at update `step`: `decay` for each milestone of which the share `decay_drop`
+    has passed. The release lowers it at 0.667 of a milestone, before the learning rate."""
+    if config.decay_drop == 0:
+        return 1.0
+    return config.decay ** sum(step >= config.decay_drop * share * steps for share in config.milestones)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay_factor: float = 1.0) -> dict[str, float]:
+    """Give every group `lr` times its multiplier, and its weight decay times `decay_factor`; -> for the log, the rate
+    by role, with layer-wise decay that of its highest layer."""
+    rates: dict[str, float] = {}
     for group in optimizer.param_groups:
         group["lr"] = lr * group["multiplier"]
-    return {f"lr/{group['role']}": group["lr"] for group in optimizer.param_groups}
+        group["weight_decay"] = group["full_decay"] * decay_factor
+        name = f"lr/{group['role']}"
+        rates[name] = max(rates.get(name, 0.0), group["lr"])
+    return rates
