@@ -26,7 +26,7 @@ from fiber.config import ConfigError, load_config
 from fiber.config_stage1 import Stage1Config
 from fiber.config_stage2 import Stage2Config
 from fiber.data.text import load_tokenizer
-from fiber.fine.build import detector_options
+from fiber.fine.build import detector_options, plain_weights
 from fiber.predict import build
 from fiber.programs import write_program
 from fiber.training.checkpoint import Checkpoints
@@ -115,7 +115,7 @@ def convert_run(arguments: argparse.Namespace) -> None:
     tensors = {name.removeprefix("model."): tensor for name, tensor in task.items() if name.startswith("model.")}
     tokenizer = load_tokenizer(config.tokenizer)
     if fine:
-        exported = _detector_config(config, tokenizer)
+        exported, tensors = _detector_config(config, tokenizer), plain_weights(config, task)
     else:
         exported = coarse_config(config, tokenizer, _classifiers(tensors))
     answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)

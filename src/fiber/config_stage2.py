@@ -35,7 +35,7 @@ class DetectorConfig:
 
 @dataclass(frozen=True)
 class RegionConfig:
-    """Samples, losses and what trains."""
+    """Samples and losses."""
 
     short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)  # px; one is drawn for each sample
     test_side: int = 800
@@ -46,8 +46,8 @@ class RegionConfig:
     token_weight: float = 1.0
     box_weight: float = 2.0
     centerness_weight: float = 1.0
-    tuning: Literal["full", "prompt", "linear"] = "full"
     frozen_stages: int = 1  # image stages, with patch embedding and merges, that keep their weights
+    chunk_classes: int | None = None  # asked in one prompt of evaluation; None: as many as max_text holds. LVIS: 40
     pictures: int = 8  # drawn at each evaluation, a set
 
 
@@ -91,6 +91,10 @@ def validate_stage2(config: Stage2Config, world: int) -> None:
         require(width % detector.groups == 0, f"detector.{name}: {width} is no multiple of groups {detector.groups}")
     require(bool(regions.short_sides), "regions.short_sides: give at least one")
     require(min(*regions.short_sides, regions.test_side) >= 32, "regions: sides below 32 px leave nothing to detect")
+    require(
+        regions.chunk_classes is None or regions.chunk_classes > 0,
+        f"regions.chunk_classes: must be at least 1, got {regions.chunk_classes}",
+    )
     require(0 <= regions.flip <= 1, f"regions.flip: must lie in [0, 1], got {regions.flip}")
     require(
         0 <= regions.frozen_stages <= stages,

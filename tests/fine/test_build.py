@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fiber.config import ConfigError, load_config
+from fiber.config import ConfigError, OptimConfig, TuningConfig, load_config
 from fiber.config_stage2 import DetectorConfig, RegionConfig, Stage2Config, validate_stage2
 from fiber.data.records import Sample
 from fiber.data.text import load_tokenizer
 from fiber.fine.build import build_sample, build_task, export_detector, start_from
 from fiber.fine.samples import SetFacts, collate_regions
 from fiber.predict import build
-from fiber.training.optim import parameter_groups
+from fiber.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from fiber.weights.export import read_export
 from fiber.weights.load import WeightsError
 from tiny_exports import MODEL, coarse_export
@@ -118,6 +118,60 @@ def test_every_trained_parameter_takes_part(config: Stage2Config) -> None:
     assert {name for name in frozen if name.startswith("image.stages")} == {
         name for name in frozen if name.startswith("image.stages.0.")
     }
+
+
+FUSION = ("backbone.fusion.image_to", "backbone.fusion.text_to")
+LAST = ("head.box.", "head.centerness.", "head.project_text.", "head.log_scale", "head.token_bias", "head.bias")
+TUNED = {
+    "full": lambda name: "caption_maps" not in name,
+    "frozen_towers": lambda name: name.startswith((*FUSION, "backbone.image.stage_norms", "fpn", "head")),
+    "linear": lambda name: name.startswith(LAST),
+    "prompt": lambda name: name == "prompt",
+    "lora": lambda name: "lora_" in name or name.startswith(("fpn", "head")),
+}
+
+
+@pytest.mark.parametrize("mode", TUNED)
+def test_tuning_changes_what_it_names_and_its_export_is_a_plain_model(config: Stage2Config, mode: str) -> None:
+    """Some steps from an export of stage 2: the parameters named move, all others stay to the last bit; what is
+    exported computes what the tuned model computes, and the next run starts from it."""
+    tokenizer = load_tokenizer(config.tokenizer)
+    start = replace(config, output=f"{config.output}/start")
+    drawn = build_task(start, tokenizer)
+    export_detector(start, tokenizer, ["circle", "square"], drawn.state_dict(), {})
+    tuned = replace(config, tuning=TuningConfig(mode, lora_rank=2), optim=OptimConfig(weight_decay=0.1))
+    task = build_task(tuned, tokenizer).train()
+    start_from(task.model, start.output, tokenizer)
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    with torch.no_grad():  # open gates, or the fusion gets no gradient
+        for name, parameter in task.named_parameters():
+            if name.endswith("gate"):
+                parameter.fill_(0.5)
+                before[name.removeprefix("model.")] = parameter.clone()
+    optimizer = build_optimizer(task, tuned.optim, fused=False)
+    set_learning_rate(optimizer, 1e-2)
+    for _ in range(2):  # adapters start at 0: their other half moves from the second step on
+        optimizer.zero_grad()
+        losses, _ = task(batch(config))
+        sum(losses.values()).backward()
+        optimizer.step()
+    moved = {name for name, p in task.model.named_parameters() if not torch.equal(p, before[name])}
+    named = {name for name in before if TUNED[mode](name)}
+    assert moved <= named
+    assert all(name.startswith("head.box_scales.") for name in named - moved)  # of levels that no box here is for
+
+    export_detector(tuned, tokenizer, ["circle", "square"], task.state_dict(), {})
+    loaded, report = build(read_export(tuned.output))
+    assert not report.new
+    inputs = [batch(config)[name] for name in ("images", "sizes", "ids", "mask")]
+    with torch.no_grad():
+        expected, found = task.eval().model(*inputs)[0], loaded.eval()(*inputs)[0]
+    for one, other in zip((*found.tokens, *found.deltas), (*expected.tokens, *expected.deltas), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    if mode == "prompt":
+        with pytest.raises(WeightsError, match="learned prompt, which this run would leave out"):
+            start_from(build_task(config, tokenizer).model, tuned.output, tokenizer)
+    assert not start_from(build_task(tuned, tokenizer).model, tuned.output, tokenizer).unused
 
 
 def test_learning_rates_of_the_published_recipe() -> None:

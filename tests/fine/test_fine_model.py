@@ -175,6 +175,12 @@ def test_tuning_modes() -> None:
     model.tune("linear")
     projections = {f"head.{m}.{w}" for m in ("box", "centerness", "project_text") for w in ("weight", "bias")}
     assert trainable(model) == projections | {"head.log_scale", "head.token_bias", "head.bias"}
+    model.tune("frozen_towers")
+    names = {name for name, _ in model.named_parameters()}
+    towers = {n for n in names if n.startswith(("backbone.image.", "backbone.text."))}
+    norms = {n for n in towers if n.startswith("backbone.image.stage_norms.")}
+    assert norms
+    assert trainable(model) == names - towers | norms
     model.tune("full", frozen_stages=1)
     frozen = {name for name, _ in model.named_parameters()} - trainable(model)
     assert frozen == {n for n, _ in model.named_parameters() if ".patch_embed." in n or ".stages.0." in n}

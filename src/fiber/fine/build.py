@@ -11,20 +11,21 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber.backbone.build import build_backbone
 from fiber.backbone.initialise import initialise
+from fiber.backbone.lora import add_lora, merge_lora
 from fiber.config_stage2 import Stage2Config
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector, GroundingTask
 from fiber.fine.prompts import PromptBuilder
 from fiber.fine.samples import RegionSample
 from fiber.weights.export import Card, ExportConfig, read_export, write_export
-from fiber.weights.load import NEW_IN_FINE, LoadReport, load_weights
+from fiber.weights.load import NEW_IN_FINE, LoadReport, WeightsError, load_weights
 
 
 def detector_options(config: Stage2Config) -> dict[str, Any]:
     """Keyword arguments of FiberDetector but the backbone: what an export stores to build the model again."""
     return asdict(config.detector) | {
         "text_limit": config.max_text,
-        "prompt_tuning": config.regions.tuning == "prompt",
+        "prompt_tuning": config.tuning.mode == "prompt",
     }
 
 
@@ -37,7 +38,11 @@ def build_detector(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> 
         # Pyramid and head draw their own weights, as detectors do, whatever `model.init` says of the towers.
         model = FiberDetector(backbone, **detector_options(config), checkpointing=config.model.checkpointing)
     initialise(backbone, config.model.init, config.seed)
-    model.tune(config.regions.tuning, config.regions.frozen_stages)
+    tuning = config.tuning
+    if tuning.mode == "lora":
+        add_lora(model, tuning.lora_rank, tuning.lora_alpha, config.seed)
+    else:
+        model.tune(tuning.mode, config.regions.frozen_stages)
     backbone.fusion.caption_maps.requires_grad_(False)  # of captioning; no gradient would ever reach them here
     return model
 
@@ -66,10 +71,18 @@ def start_from(model: FiberDetector, path: str | Path, tokenizer: PreTrainedToke
     """Put the weights of a run or export of either stage into `model`, in place. From an image-level model pyramid,
     head and stage norms stay new; rows of the vocabulary follow their tokens. Raises WeightsError."""
     export = read_export(path)
+    if "prompt" in export.tensors and model.prompt is None:
+        raise WeightsError(f"{path} has a learned prompt, which this run would leave out: set tuning.mode=prompt")
     allowed = NEW_IN_FINE if export.config.stage == "coarse" else ("prompt",)
     vocabulary = (export.tokenizer.get_vocab(), tokenizer.get_vocab())
     same = vocabulary[0] == vocabulary[1]
     return load_weights(model, export.tensors, allow_new=allowed, vocabulary=None if same else vocabulary)
+
+
+def plain_weights(config: Stage2Config, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a run's task by name -> those of its detector, low-rank adapters merged: what an export holds."""
+    tensors = {name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.")}
+    return merge_lora(tensors, config.tuning.lora_alpha, config.tuning.lora_rank)
 
 
 def export_detector(
@@ -90,6 +103,6 @@ def export_detector(
         max_image_size=config.regions.max_side,
         detector=detector_options(config),
     )
-    tensors = {name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.")}
+    tensors = plain_weights(config, weights)
     card = Card([Path(source.path).name for source in config.data.train], config.train.steps, figures)
     write_export(Path(config.output) / "export", tensors, about, tokenizer, card=card, categories=categories)

@@ -5,7 +5,7 @@ Shape letters: B images, (H,W) padded image size, L text length, T text width, N
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from fiber.fine.prompts import Prompt
 
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
 
-Tuning = Literal["full", "prompt", "linear"]
+Tuning = Literal["full", "frozen_towers", "linear", "prompt"]
 
 
 @dataclass(frozen=True)
@@ -176,29 +176,28 @@ class FiberDetector(nn.Module):
     # ------------------------------------------------------------------------------------------------ tuning
 
     def tune(self, mode: Tuning, frozen_stages: int = 0) -> None:
-        """Choose what trains: "full"; "prompt", the learned prompt alone; "linear", the box, centerness and text
-        projections with temperature and biases. `frozen_stages` > 0 also freezes the patch embedding and that many
-        image stages with their merges (the pre-training recipe freezes 1)."""
-        if mode not in ("full", "prompt", "linear"):
-            raise ValueError(f"unknown tuning mode {mode!r}: choose full, prompt or linear")
+        """Choose what trains: "full"; "frozen_towers", fusion, pyramid and head (and the norms between the image
+        tower and the pyramid); "linear", the box, centerness and text projections with temperature and biases;
+        "prompt", the learned prompt alone. `frozen_stages` > 0 also freezes the patch embedding and that many image
+        stages with their merges (the pre-training recipe freezes 1)."""
+        if mode not in get_args(Tuning):
+            raise ValueError(f"unknown tuning mode {mode!r}: choose {', '.join(get_args(Tuning))}")
         if mode == "prompt" and self.prompt is None:
             raise ValueError("prompt tuning needs a model built with prompt_tuning=True")
-        head = self.head
-        probes = (head.box, head.centerness, head.project_text)
-        self.requires_grad_(mode == "full")
+        head, backbone = self.head, self.backbone
+        self.requires_grad_(mode in ("full", "frozen_towers"))
+        if mode == "frozen_towers":
+            backbone.image.requires_grad_(False)
+            backbone.text.requires_grad_(False)
+            backbone.image.stage_norms.requires_grad_(True)
+        if mode == "linear":
+            for part in (head.box, head.centerness, head.project_text, head.log_scale, head.token_bias, head.bias):
+                part.requires_grad_(True)
         if mode == "prompt":
             self.prompt.requires_grad_(True)
-        if mode == "linear":
-            for parameter in (
-                head.log_scale,
-                head.token_bias,
-                head.bias,
-                *(p for m in probes for p in m.parameters()),
-            ):
-                parameter.requires_grad_(True)
         if frozen_stages:
-            self.backbone.image.patch_embed.requires_grad_(False)
-            for stage in self.backbone.image.stages[:frozen_stages]:
+            backbone.image.patch_embed.requires_grad_(False)
+            for stage in backbone.image.stages[:frozen_stages]:
                 stage.requires_grad_(False)
 
 
