@@ -481,18 +481,22 @@ def eval_loader(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    per: Per = "annotation",
+    per: Per | Literal["picture"] = "annotation",
     max_fault_share: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """One rank's batches over every annotation once (per="image": the first of every picture), in index order.
+    """One rank's batches over every annotation once (per="image": the first of every picture; "picture": the same,
+    and pictures without one too), in index order.
 
     Rank r takes items r, r + world, ...; `position` is the item's number in the whole set. Ranks may have different
     numbers of batches and the last may be short: nothing in here is collective. By default one unusable sample raises
     DataFaultError, since figures over fewer samples do not compare; where faults are tolerated they are left out and
     listed in `faults`, and a batch that has lost all its samples comes with no field but the stream's own.
     """
+    counts = shards.counts(field)
+    if per == "picture":
+        counts, per = np.ones_like(counts), "image"
     source = Source(shards, field, per=per)
-    rows = _rows(shards.counts(field), per)
+    rows = _rows(counts, per)
     positions = np.arange(rank, len(rows), world)
     dataset = _EvalBatches(source, rows[rank::world], positions, make_sample, collate, batch)
     return _batches(dataset, range(-(-len(positions) // batch)), workers, max_fault_share, _damage(source))

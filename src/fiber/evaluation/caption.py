@@ -1,4 +1,4 @@
-"""Caption metrics: CIDEr-D in plain Python, the whole COCO set through pycocoevalcap, NoCaps by domain.
+"""Caption metrics: CIDEr-D, BLEU and ROUGE-L in plain Python, the COCO tools through pycocoevalcap, NoCaps by domain.
 
 What the literature calls CIDEr on COCO is CIDEr-D (Vedantam et al., 2015): clipped counts, a Gaussian penalty on the
 difference in length, times ten. `cider_d` equals the COCO code to the last digit, its slip included: the length it
@@ -6,11 +6,12 @@ penalises counts bigrams, one fewer than the words. Values are on the 0..10 scal
 
 `evaluate` needs nothing but Python: `tokenize` reproduces the Stanford PTB tokeniser of the COCO tools on all but
 exotic captions (measured: 7 of 4,196 differ, smileys and strings made up to break it). For numbers to publish pass
-`coco_tools=True`, which runs the original tokeniser, BLEU, METEOR, ROUGE-L and CIDEr-D: it needs
+`coco_tools=True`, which runs the original tokeniser and scorers and METEOR, which nothing here has: it needs
 `pip install "fiber-vl[caption]"` and a Java runtime. SPICE, which downloads its models when run, is left out.
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import math
@@ -24,9 +25,10 @@ from typing import Self
 
 import numpy as np
 
+from fiber.data.plain_pickle import load_plain
+from fiber.evaluation.overlap import MAX_NGRAM, bleu, rouge_l
 from fiber.evaluation.predictions import Row, by_key, check_complete, write_results
 
-MAX_NGRAM = 4
 SIGMA = 6.0  # of the length penalty, in words
 DOMAINS = ("in-domain", "near-domain", "out-domain")
 
@@ -82,6 +84,10 @@ class DocumentFrequency:
             images += 1
         return cls(counts, images)
 
+    def telling(self) -> Self:
+        """Without the n-grams of one picture, most of them all: they weigh what unknown ones weigh."""
+        return type(self)({ngram: count for ngram, count in self.counts.items() if count > 1}, self.images)
+
     def save(self, path: str | Path) -> None:
         """Write as JSON: `{"images": int, "counts": {"a b c": int}}`."""
         counts = {" ".join(ngram): count for ngram, count in sorted(self.counts.items())}
@@ -89,7 +95,13 @@ class DocumentFrequency:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote. ValueError if the file is something else."""
+        """Read what `save` wrote (.json), or the pickle of the usual reward code, `{"document_frequency": {tuple of
+        words: count}, "ref_len": pictures}`. ValueError if the file is something else."""
+        if Path(path).suffix != ".json":
+            data = load_plain(path)
+            if not isinstance(data, dict) or not {"document_frequency", "ref_len"} <= set(data):
+                raise ValueError(f"{path} is no document-frequency pickle (wants document_frequency, ref_len)")
+            return cls(dict(data["document_frequency"]), int(data["ref_len"]))
         data = json.loads(Path(path).read_text())
         if not isinstance(data, dict) or set(data) != {"images", "counts"}:
             raise ValueError(f"{path} is not a document-frequency file (wants the keys images, counts)")
@@ -111,21 +123,32 @@ def cider_d(
     if empty is not None:
         raise ValueError(f"picture number {empty} has no reference caption")
     frequency = frequency or DocumentFrequency.of(references)
-    log_images = math.log(max(frequency.images, 1))
-    scores = np.empty(len(candidates))
-    for i, (candidate, captions) in enumerate(zip(candidates, references, strict=True)):
-        hypothesis = _TfIdf(candidate, frequency.counts, log_images)
-        total = np.zeros(MAX_NGRAM)
-        for caption in captions:
-            total += hypothesis.similarity(_TfIdf(caption, frequency.counts, log_images))
-        scores[i] = np.mean(total) / len(captions) * 10.0
-    return scores
+    return np.array(
+        [
+            _TfIdf(candidate, frequency).score([_TfIdf(caption, frequency) for caption in captions])
+            for candidate, captions in zip(candidates, references, strict=True)
+        ]
+    )
+
+
+def best_constant(references: Sequence[Sequence[str]], limit: int = 20) -> float:
+    """The baseline of CIDEr-D: mean score of one caption that is said of every picture, the best of `limit`
+    references spread evenly over the set. Arguments and scale as `cider_d`."""
+    frequency = DocumentFrequency.of(references)
+    chosen = range(0, len(references), max(1, len(references) // limit))
+    constants = [_TfIdf(references[i][0], frequency) for i in list(chosen)[:limit]]
+    scores = np.zeros(len(constants))
+    for captions in references:
+        truth = [_TfIdf(caption, frequency) for caption in captions]
+        scores += [constant.score(truth) for constant in constants]
+    return float(scores.max() / len(references))
 
 
 class _TfIdf:
     """Weighted n-grams of one caption. The order of sums is the reference code's, so that the last digits agree."""
 
-    def __init__(self, caption: str, frequency: Mapping[Ngram, int], log_images: float) -> None:
+    def __init__(self, caption: str, document: DocumentFrequency) -> None:
+        frequency, log_images = document.counts, math.log(max(document.images, 1))
         self.weights: list[dict[Ngram, float]] = [{} for _ in range(MAX_NGRAM)]
         self.norms = [0.0] * MAX_NGRAM
         self.length = 0
@@ -137,6 +160,13 @@ class _TfIdf:
             if len(ngram) == 2:  # the reference code means words, and counts bigrams
                 self.length += count
         self.norms = [math.sqrt(norm) for norm in self.norms]
+
+    def score(self, references: Sequence["_TfIdf"]) -> float:
+        """CIDEr-D of this caption against the references of its picture."""
+        total = np.zeros(MAX_NGRAM)
+        for reference in references:
+            total += self.similarity(reference)
+        return float(np.mean(total) / len(references) * 10.0)
 
     def similarity(self, reference: "_TfIdf") -> np.ndarray:
         """(MAX_NGRAM,) clipped cosines times the length penalty."""
@@ -165,8 +195,8 @@ def evaluate(
     """Score one caption a picture against its references, document frequencies taken over these references.
 
     predictions: rows `{"image_id", "caption"}` of raw text; references: raw captions by image id.
-    Returns `{"CIDEr"}`, with `coco_tools` also Bleu_1..4, METEOR and ROUGE_L. ValueError names a picture without
-    prediction, unknown, predicted twice or without reference.
+    Returns `{"Bleu_1", ..., "Bleu_4", "ROUGE_L", "CIDEr"}`, with `coco_tools` also METEOR and all of them by those
+    tools. ValueError names a picture without prediction, unknown, predicted twice or without reference.
     """
     captions = by_key(predictions, "image_id", "caption")
     check_complete(captions, references, "captions")
@@ -175,8 +205,10 @@ def evaluate(
         raise ValueError(f"image {bare!r} has no reference caption")
     if coco_tools:
         return _coco_metrics(captions, references)
-    tokens = [[tokenize(text) for text in texts] for texts in references.values()]
-    return {"CIDEr": float(np.mean(cider_d([tokenize(captions[image]) for image in references], tokens)))}
+    truth = [[tokenize(text) for text in texts] for texts in references.values()]
+    found = [tokenize(captions[image]) for image in references]
+    scores = {f"Bleu_{n}": score for n, score in enumerate(bleu(found, truth), 1)}
+    return scores | {"ROUGE_L": rouge_l(found, truth), "CIDEr": float(np.mean(cider_d(found, truth)))}
 
 
 def evaluate_domains(
@@ -211,21 +243,25 @@ def write_submission(path: str | Path, image_ids: Iterable[int | str], predictio
     return write_results(path, ({"image_id": image, "caption": captions[image]} for image in sorted(captions)))
 
 
-def _coco_metrics(captions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> dict[str, float]:
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.meteor.meteor import Meteor
-        from pycocoevalcap.rouge.rouge import Rouge
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
-    except ImportError:
-        raise RuntimeError(
-            'the COCO caption tools are not installed: pip install "fiber-vl[caption]" (CIDEr-D alone needs no tools)'
-        ) from None
+def coco_tools_missing() -> str | None:
+    """What the COCO tools lack on this machine, in a line; None where they can run."""
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        return 'the COCO caption tools are not installed: pip install "fiber-vl[caption]" (CIDEr-D needs no tools)'
     if shutil.which("java") is None:
-        raise RuntimeError(
-            "the COCO tokeniser and METEOR run on Java: put a java command (JRE 8 or later) on the PATH"
-        )
+        return "the COCO tokeniser and METEOR run on Java: put a java command (JRE 8 or later) on the PATH"
+    return None
+
+
+def _coco_metrics(captions: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]) -> dict[str, float]:
+    missing = coco_tools_missing()
+    if missing is not None:
+        raise RuntimeError(missing)
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
     scores: dict[str, float] = {}
     with contextlib.redirect_stdout(io.StringIO()):  # the scorers print as they go
         tokens = PTBTokenizer()

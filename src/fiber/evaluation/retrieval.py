@@ -201,7 +201,7 @@ class Share:
 
     def __len__(self) -> int:
         counts = self.shards.counts(self.field)
-        items = int(counts.sum() if self.per == "annotation" else (counts > 0).sum())
+        items = {"annotation": int(counts.sum()), "image": int((counts > 0).sum()), "picture": len(counts)}[self.per]
         share = len(range(distributed.rank(), items, distributed.world_size()))
         return -(-share // self.batch)
 

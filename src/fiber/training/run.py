@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
+from fiber.backbone.lora import merge_lora
 from fiber.config import Command, ConfigError, exit_with, load_config, parse_command, save_config, to_dict
 from fiber.data.shards import ShardError, ShardSet
-from fiber.data.stream import Collate, DataFaultError, MakeSample, MixedStream, Source, make_loader
+from fiber.data.stream import Collate, DataFaultError, MakeSample, MixedStream, Per, Source, make_loader
 from fiber.distributed import Watchdog
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
@@ -53,10 +54,11 @@ def open_shards(path: str) -> ShardSet:
     return ShardSet(path)
 
 
-def open_stream(config: Any) -> MixedStream:
-    """The training order over `config.data.train`; says on one rank what an epoch leaves out."""
+def open_stream(config: Any, per: Per = "annotation") -> MixedStream:
+    """The training order over `config.data.train`, whose sources are walked `per` annotation or image; says on one
+    rank what an epoch leaves out."""
     stream = MixedStream(
-        [Source(open_shards(s.path), s.field, s.weight) for s in config.data.train],
+        [Source(open_shards(s.path), s.field, s.weight, per) for s in config.data.train],
         seed=config.seed,
         global_batch=config.train.global_batch,
         window_shards=config.data.window_shards,
@@ -114,7 +116,8 @@ def train(
     """Train `task` to the end of `config.train`, going on from the newest checkpoint of `config.output`.
 
     batches(step): this rank's micro-batches from a step on. evaluate(engine, step) -> figures, on all ranks.
-    export(weights of the task by name, figures): called on rank 0 at the end, with averaged weights if there are any.
+    export(weights of the task by name, figures): called on rank 0 at the end, with averaged weights if there are any,
+    those of the best evaluation where `train.best` chooses, low-rank adapters merged.
     """
     folder, settings = Path(config.output), config.train
     seed_all(config.seed)
@@ -122,11 +125,10 @@ def train(
     engine, optimizer = zero.build_engine(task, settings, config.optim)
     ema = Ema(settings.ema, engine, optimizer) if settings.ema else None
     checkpoints = Checkpoints(folder, settings.keep)
-    start, counters, latest = 0, {}, checkpoints.latest()
+    start, state, latest = 0, {}, checkpoints.latest()
     if latest is not None:
         start, state = checkpoints.load(latest, engine, optimizer, ema)
         stream.resume(state["stream"])
-        counters = state["counters"]
     if distributed.is_main():
         _describe(config, folder, latest)
     tracking = config.tracking
@@ -146,38 +148,49 @@ def train(
         evaluate_every=config.eval.every,
         flops_per_sample=flops_per_sample,
     )
-    run.counters.update(counters)
+    run.counters.update(state.get("counters", {}))
+    if "record" in state:
+        run.record.resume(state["record"])
     figures = loop.train(run, batches(start), start)
     if not run.stop:
-        _finish(run, figures, export)
+        _finish(run, figures, lambda weights, figures: export(merge_adapters(weights, config), figures))
     tracker.close()
 
 
 def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None]) -> None:
     """Export and summary of a run that came to its end; evaluates if this process made no step."""
-    if not figures:
-        figures = loop.evaluate(run, run.train.steps)
-    with loop.averaged(run.ema):
-        weights = collect(zero.read_weights(run.engine))
+    summary, best = {"steps": run.done}, run.checkpoints.best()
+    if best is not None:
+        figures, weights = run.record.figures, run.checkpoints.weights(best)
+        summary["best"] = {"figure": run.record.figure, "step": run.record.step}
+    else:
+        figures = figures or loop.evaluate(run, run.done)
+        with loop.averaged(run.ema):
+            weights = collect(zero.read_weights(run.engine))
     if distributed.is_main():
         export(weights, figures)
-        (run.folder / "summary.json").write_text(json.dumps({"steps": run.train.steps, "eval": figures}, indent=2))
+        (run.folder / "summary.json").write_text(json.dumps(summary | {"eval": figures}, indent=2))
     distributed.barrier()
 
 
+def merge_adapters(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """Weights of a task as those of a plain model, see `merge_lora`."""
+    return merge_lora(weights, config.tuning.lora_alpha, config.tuning.lora_rank)
+
+
 def restore(task: nn.Module, output: str) -> int:
-    """Put the weights of the newest checkpoint of a run into `task` (averaged ones where the run keeps them) -> its
-    step. Raises ConfigError without one."""
+    """Put the weights of a run's best checkpoint, or of the newest where it chooses none, into `task` (averaged ones
+    where the run keeps them) -> its step. Raises ConfigError without one."""
     checkpoints = Checkpoints(output, keep=1)
-    latest = checkpoints.latest()
-    if latest is None:
+    path = checkpoints.best() or checkpoints.latest()
+    if path is None:
         raise ConfigError(f"output: {output} has no checkpoint to evaluate")
-    weights = checkpoints.weights(latest)
-    check_shapes(latest, weights, task)
+    weights = checkpoints.weights(path)
+    check_shapes(path, weights, task)
     with torch.no_grad():
         for name, tensor in task.state_dict().items():
             tensor.copy_(weights[name])
-    return int(latest.name.removeprefix("step_"))
+    return int(path.name.removeprefix("step_"))
 
 
 def _describe(config: Any, folder: Path, latest: Path | None) -> None:

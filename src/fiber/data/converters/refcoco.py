@@ -1,11 +1,10 @@
 """RefCOCO, RefCOCO+ and RefCOCOg from their own files: refs(*).p and instances.json (lichengunc/refer).
 
-The pickles are read by an unpickler that can build nothing but lists, dicts, strings and numbers.
+The pickles are read by an unpickler that can build nothing but plain data.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from fiber.data.converters import coco_folder
 from fiber.data.converters.bigjson import Grouped, iter_array
 from fiber.data.converters.items import ConversionError, Drop, Item, Request, Source, existing
+from fiber.data.plain_pickle import load_plain
 
 SPLITS = ("train", "val", "testA", "testB", "test")
 VARIANTS = ("refcoco-unc", "refcoco-google", "refcoco+-unc", "refcocog-umd", "refcocog-google")
@@ -20,18 +20,12 @@ VARIANTS = ("refcoco-unc", "refcoco-google", "refcoco+-unc", "refcocog-umd", "re
 LICENCE = "annotations Apache-2.0 (refer) and CC-BY-4.0 (COCO); pictures: terms of Flickr"
 
 
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"it wants to build {module}.{name}")
-
-
 def load_refs(path: Path) -> list[dict[str, Any]]:
     """The list in a refs(*).p (Python 2, protocol 0). Raises ConversionError for anything but plain data."""
     try:
-        with open(path, "rb") as file:
-            refs = _PlainUnpickler(file, encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, KeyError, AttributeError) as error:
-        raise ConversionError(f"{path}: not a pickle of plain data: {error}") from None
+        refs = load_plain(path)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
     if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
         raise ConversionError(f"{path}: expected a pickled list of references")
     return refs

@@ -1,0 +1,153 @@
+"""Captions of a whole set by beam search, scored by the COCO protocol, and the reward of caption training.
+
+Every rank describes its own share of the pictures and streams rows to disk; one rank merges and scores them, so that
+neither the number of ranks nor the batch size can change a figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from fiber import distributed
+from fiber.coarse.caption_task import CaptionTask
+from fiber.coarse.generate import Caption, Marks, beam_search
+from fiber.config import ConfigError
+from fiber.config_stage1 import CaptionConfig
+from fiber.data.captions import PictureSample, all_texts
+from fiber.data.shards import ShardSet
+from fiber.data.tasks import Picture
+from fiber.evaluation import caption as metrics
+from fiber.evaluation.caption import DocumentFrequency, best_constant, cider_d, coco_tools_missing, tokenize
+from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
+from fiber.evaluation.retrieval import Share
+
+if TYPE_CHECKING:
+    from fiber.evaluation.image_tasks import Asked, Example, Figures
+
+EXAMPLES = 8
+END = "<eos>"
+"""How reward corpora write the end of a caption: without it, captions that break off are not worse."""
+
+
+def evaluate_captions(task: CaptionTask, asked: Asked) -> tuple[Figures, list[Example]]:
+    """The best caption of every picture by beam search -> figures, and a few pictures with their captions (rank 0).
+
+    `FOLDER/captions.jsonl` has the caption beside the references, `FOLDER/captions.json` is what the servers of COCO
+    and NoCaps take. Figures: `cider` (CIDEr-D; 1.444 is printed as 144.4), `bleu_1` ... `bleu_4`, `rouge_l`, `meteor`
+    where the COCO tools can run, `constant_cider` (the best single caption said of every picture), `images`; of a
+    set with domains (NoCaps) these are "entire", and the scores of each domain have its name before them. A set
+    without references (a test set) is only described.
+
+    Every rank must call. `task` is in evaluation mode, without gradient.
+    """
+    config, shards, model = asked.config, asked.shards, task.model
+    marks, length = Marks.of(asked.tokenizer), config.caption.max_new_tokens + 1
+    sample = PictureSample(Picture(config.image_size, config.data.transform == "pil"))
+    counts = shards.counts("captions")
+    scored = bool(counts.any())
+    per = "image" if scored else "picture"
+    share = Share(shards, "captions", sample, per, config.eval.batch, config.data.workers)
+    with PredictionWriter(asked.folder, "captions", distributed.rank(), distributed.world_size()) as writer:
+        for batch in asked.meter(share, "captions"):
+            image = model.backbone.image_tail(model.image_prefix(batch["images"].to(distributed.device())))
+            found = beam_search(model, image, marks, length, config.caption.beam)
+            for number, beams in enumerate(found):
+                writer.add(_row(batch, number, asked.tokenizer.decode(beams[0].ids, skip_special_tokens=True)))
+    distributed.barrier()
+    figures, examples = None, []
+    if distributed.is_main():
+        path = merge_predictions(asked.folder, "captions", distributed.world_size(), ("image_id",))
+        rows = list(read_predictions(path))
+        metrics.write_submission(asked.folder / "captions.json", [row["image_id"] for row in rows], rows)
+        figures = {"images": len(rows)} | (score(rows) if scored else {})
+        examples = _examples(rows, np.flatnonzero(counts) if scored else np.arange(len(shards)))
+    return distributed.broadcast_object(figures), examples
+
+
+def score(rows: Sequence[Row]) -> Figures:
+    """Figures of rows `{"image_id", "caption", "references", "domain"}`; see `evaluate_captions`."""
+    missing = coco_tools_missing()
+    if missing is not None:
+        print(f"captions: METEOR and the original tokeniser are left out: {missing}")
+    references = {row["image_id"]: row["references"] for row in rows}
+    if all(row["domain"] for row in rows):
+        domains = {row["image_id"]: row["domain"] for row in rows}
+        parts = metrics.evaluate_domains(rows, references, domains, coco_tools=missing is None)
+    else:
+        parts = {"entire": metrics.evaluate(rows, references, coco_tools=missing is None)}
+    figures = {name.lower(): value for name, value in parts.pop("entire").items()}
+    for domain, scores in parts.items():
+        figures |= {f"{domain}/{name.lower()}": value for name, value in scores.items()}
+    truth = [[tokenize(text) for text in texts] for texts in references.values()]
+    return figures | {"constant_cider": best_constant(truth)}
+
+
+def _row(batch: dict[str, Any], number: int, text: str) -> Row:
+    return {
+        "image_id": server_id(batch["image"][number]),
+        "caption": " ".join(text.split()),
+        "references": batch["references"][number],
+        "domain": batch["domain"][number],
+        "position": int(batch["position"][number]),
+    }
+
+
+def server_id(image_id: str) -> int | str:
+    """How the servers of COCO and NoCaps know a picture: the number of coco_N and nocaps_N; other ids as they are."""
+    source, _, number = image_id.rpartition("_")
+    return int(number) if source in ("coco", "nocaps") and number.isdigit() else image_id
+
+
+def _examples(rows: Sequence[Row], samples: np.ndarray) -> list[Example]:
+    """Pictures spread evenly over the set; `samples`: the sample number of each position."""
+    rows = sorted(rows, key=lambda row: row["position"])
+    chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int).tolist()
+    words = [{"caption": rows[i]["caption"], "references": " | ".join(rows[i]["references"])} for i in chosen]
+    return [(int(samples[rows[i]["position"]]), shown) for i, shown in zip(chosen, words, strict=True)]
+
+
+# ---------------------------------------------------------------------------------------------- the training reward
+
+
+class CiderReward:
+    """CIDEr-D of drawn captions with the document frequencies of a training corpus. Where the corpus counts the end
+    mark `END`, so does the reward: references end with it, and so does a caption that was ended."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, frequency: DocumentFrequency) -> None:
+        self.tokenizer, self.frequency = tokenizer, frequency
+        self.end = f" {END}" if (END,) in frequency.counts else ""
+
+    def __call__(self, captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> np.ndarray:
+        """Captions and the texts of each one's picture -> (N,) float64 on the scale 0..10."""
+        spoken = [self.tokenizer.decode(caption.ids, skip_special_tokens=True) for caption in captions]
+        found = [
+            tokenize(text) + (self.end if caption.ended else "")
+            for text, caption in zip(spoken, captions, strict=True)
+        ]
+        return cider_d(found, [[tokenize(text) + self.end for text in texts] for texts in references], self.frequency)
+
+
+def caption_reward(
+    recipe: CaptionConfig, tokenizer: PreTrainedTokenizerBase, corpus: Sequence[ShardSet], run: Path
+) -> CiderReward | None:
+    """The reward of objective "cider" (None for the others), with the counts of `recipe.document_frequency`, or,
+    where that is null, of the training captions `corpus`, which one rank counts into `RUN/document_frequency.json`.
+    Every rank must call. Raises ConfigError."""
+    if recipe.objective != "cider":
+        return None
+    path = Path(recipe.document_frequency or run / "document_frequency.json")
+    if recipe.document_frequency is None:
+        if distributed.is_main():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            ended = ([f"{tokenize(text)} {END}" for text in texts] for texts in all_texts(corpus))
+            DocumentFrequency.of(ended).telling().save(path)
+        distributed.barrier()
+    try:
+        return CiderReward(tokenizer, DocumentFrequency.load(path).telling())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"caption.document_frequency: {error}") from None
