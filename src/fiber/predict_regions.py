@@ -10,11 +10,13 @@ from torch import Tensor
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
 from fiber.fine.prompts import Prompt, PromptBuilder
-from fiber.fine.samples import fitted, pad_images, resize
+from fiber.fine.search import Search, fit, search
 from fiber.phrases import Span, find_phrases
 from fiber.pictures import Source, open_picture
 from fiber.predict import Predictor, many
 from fiber.weights.export import Export
+
+PAIRS = 8  # (picture, prompt) pairs computed at a time
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,21 @@ class FinePredictor(Predictor):
         classes: Sequence[str] | None = None,
         threshold: float = 0.3,
         keep: int = 100,
+        chunk_classes: int | None = None,
     ) -> list[list[Region]]:
         """Objects of `classes` (any names; default: those the model was trained on) with a score of at least
-        `threshold`, best first. Lists too long for one prompt are asked in several."""
+        `threshold`, best first. Lists too long for one prompt, or longer than `chunk_classes`, are asked in several.
+
+        Words of a prompt see each other, so classes are always asked in one order, however they are given: those the
+        model was trained on in theirs, then the others by name.
+        """
         self.require("detect")
-        names = list(classes or self.categories)
+        place = {name: number for number, name in enumerate(self.categories)}
+        names = sorted(set(classes or self.categories), key=lambda name: (place.get(name, len(place)), name))
         if not names:
             raise ValueError("this export lists no categories: say which classes to look for")
         results = []
-        for found in self._detect(pictures, self.prompts.chunks(names), DETECTION, keep):
+        for found in self._detect(pictures, self.prompts.chunks(names, chunk_classes), DETECTION, keep):
             rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
             results.append([Region(box, score, names[label]) for box, score, label in rows if score >= threshold])
         return results
@@ -94,18 +102,19 @@ class FinePredictor(Predictor):
         selection: Selection,
         keep: int | None = None,
     ) -> list[Detections]:
-        """Detections on the CPU in pixels of the originals, best first. One picture at a time: sizes differ, and
-        padding them to each other would cost more than it saves."""
-        results = []
-        for source in many(pictures):
-            picture = open_picture(source)
-            width, height = fitted(*picture.image.size, self.config.image_size, self.config.max_image_size)
-            images, size = pad_images([resize(np.asarray(picture.image), width, height)])
-            images, size = images.to(self.device), size.to(self.device)
-            (found,) = self.model.detect(images, size, [prompts], selection, keep=keep)
-            scale = torch.tensor([picture.width / width, picture.height / height] * 2)
-            boxes = found.boxes.float().cpu() * scale
-            results.append(Detections(boxes, found.scores.float().cpu(), found.labels.cpu()))
+        """Detections in pixels of the originals, best first; as many pictures as pairs are computed at a time."""
+        results, sources = [], many(pictures)
+        for start in range(0, len(sources), PAIRS):
+            opened = [open_picture(source) for source in sources[start : start + PAIRS]]
+            searches = [
+                Search(
+                    fit(np.asarray(picture.image), self.config.image_size, self.config.max_image_size),
+                    (picture.width, picture.height),
+                    prompts,
+                )
+                for picture in opened
+            ]
+            results += search(self.model, searches, selection, keep=keep, pairs=PAIRS)
         return results
 
     def _regions(

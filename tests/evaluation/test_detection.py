@@ -29,7 +29,7 @@ def test_all_twelve_numbers_equal_the_recorded_ones_and_nothing_is_printed(real,
 
 def test_streamed_over_any_number_of_ranks_the_numbers_are_the_same(real, tmp_path):
     truth, rows, expected = real
-    rows = [{**row, "score": round(row["score"], 1)} for row in rows]  # full of ties
+    rows = [{**row, "score": round(row["score"], 1), "place": i} for i, row in enumerate(rows)]  # full of ties
     results = []
     for world in (1, 3):
         random.Random(world).shuffle(rows)
@@ -96,7 +96,7 @@ def test_the_best_of_each_category_survive_pruning_and_ties_stay_in_order():
         {"image_id": int(rng.integers(9)), "category_id": int(rng.integers(4)), "bbox": [i, 0, 1, 1], "score": score}
         for i, score in enumerate(rng.integers(0, 20, 500) / 20)
     ]
-    kept = read_detections(rows, range(9), range(4), keep_per_category=30, prune_at=70)
+    kept = read_detections(rows, range(9), range(4), per_category=30, prune_at=70)
     expected = []
     for category in range(4):
         of_category = [row for row in rows if row["category_id"] == category]

@@ -1,14 +1,16 @@
 """Box average precision by the COCO rules, through pycocotools, from predictions streamed off a file.
 
 Predictions are rows in the COCO results format, `{"image_id", "category_id", "bbox": [x, y, width, height],
-"score"}`, in pixels of the stored image; pictures without detections have no row. `ROW_KEY` is what makes such rows
-unique and their order the same for any number of ranks (`predictions.merge_predictions(..., key=ROW_KEY)`).
+"score"}`, in pixels of the stored image; pictures without detections have no row. "place", the number of a row among
+those of its picture, makes rows unique and keeps their order, which decides between equal scores, through
+`predictions.merge_predictions(..., key=ROW_KEY)` for any number of ranks; scoring does not need it.
 """
 
 import contextlib
 import io
 import itertools
 import math
+import re
 from array import array
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from pycocotools.cocoeval import COCOeval
 
 from fiber.evaluation.predictions import Row
 
-ROW_KEY = ("image_id", "category_id", "score", "bbox")
+ROW_KEY = ("image_id", "place")
 COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
 
 
@@ -83,20 +85,28 @@ def coco_ground_truth(
     return {"images": list(images.values()), "annotations": annotations, "categories": [dict(c) for c in categories]}
 
 
-def coco_ap(ground_truth: Mapping[str, Any], predictions: Iterable[Row]) -> dict[str, float]:
+def coco_ap(
+    ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_image: int | None = None
+) -> dict[str, float]:
     """The twelve COCO box metrics over all images of `ground_truth` (the content of an annotation file).
 
+    per_image: how many of the best-scored detections of each picture to keep; None for all (COCO's own limit of 100
+    is one a picture and category).
     Returns fractions under the names COCO_STATS; -1 where no object of that size exists. ValueError names a row that
     is malformed or whose image or category is unknown.
     """
     image_ids, category_ids = sorted_ids(ground_truth, "images"), sorted_ids(ground_truth, "categories")
-    found = read_detections(predictions, image_ids, category_ids)
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
-        truth = _coco(ground_truth, ground_truth["annotations"])
+    found = read_detections(predictions, image_ids, category_ids, per_image=per_image)
+    # pycocotools sorts ids in its own way: it gets numbers in our order. And it prints as it goes.
+    number_of = {identity: number for number, identity in enumerate(image_ids)}
+    images = [{**image, "id": number_of[image["id"]]} for image in ground_truth["images"]]
+    objects = [{**entry, "image_id": number_of[entry["image_id"]]} for entry in ground_truth["annotations"]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = _coco(images, ground_truth["categories"], objects)
         results = [
             {
                 "id": number + 1,
-                "image_id": image_ids[found.image[number]],
+                "image_id": int(found.image[number]),
                 "category_id": category_ids[found.category[number]],
                 "bbox": found.boxes[number].tolist(),
                 "score": float(found.scores[number]),
@@ -105,8 +115,7 @@ def coco_ap(ground_truth: Mapping[str, Any], predictions: Iterable[Row]) -> dict
             }
             for number in range(len(found))
         ]
-        scorer = COCOeval(truth, _coco(ground_truth, results), "bbox")
-        scorer.params.imgIds = image_ids
+        scorer = COCOeval(truth, _coco(images, ground_truth["categories"], results), "bbox")
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
@@ -117,14 +126,17 @@ def read_detections(
     rows: Iterable[Row],
     image_ids: Sequence[Hashable],
     category_ids: Sequence[int],
-    keep_per_category: int | None = None,
+    per_image: int | None = None,
+    per_category: int | None = None,
     prune_at: int = 4_000_000,
 ) -> Detections:
     """Read rows into columns of 48 bytes a detection, checking each.
 
-    keep_per_category: keep only so many best-scored rows of each category, dropping the others on the way, whenever
-    `prune_at` new rows have come in, so that memory is bounded.
+    per_image or per_category: keep only so many best-scored rows of each image or category. The others are
+    dropped on the way, whenever `prune_at` new rows have come in, so that memory is bounded.
     """
+    if per_image is not None and per_category is not None:
+        raise ValueError("detections are limited by image or by category: pruning on the way is exact for one alone")
     image_index = {identity: index for index, identity in enumerate(image_ids)}
     category_index = {identity: index for index, identity in enumerate(category_ids)}
     kept = Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
@@ -138,26 +150,39 @@ def read_detections(
             np.concatenate([kept.boxes, new[:, :4]]),
             np.concatenate([kept.scores, new[:, 4]]),
         )
-        return merged if keep_per_category is None else merged.best(merged.category, keep_per_category)
+        if per_image is not None:
+            return merged.best(merged.image, per_image)
+        return merged if per_category is None else merged.best(merged.category, per_category)
 
     for row in rows:
         _check_row(row, image_index, category_index)
         images.append(image_index[row["image_id"]])
         categories.append(category_index[row["category_id"]])
         numbers.extend((*row["bbox"], row["score"]))
-        if keep_per_category is not None and len(images) >= prune_at:
+        if len(images) >= prune_at and not (per_image is None and per_category is None):
             kept = collect()
             images, categories, numbers = array("q"), array("q"), array("d")
     return collect()
 
 
 def sorted_ids(ground_truth: Mapping[str, Any], field: str) -> list:
-    """The ids of "images" or "categories", sorted; ValueError names one that comes twice or says there is none."""
-    ids = sorted(entry["id"] for entry in ground_truth[field])
+    """The ids of "images" or "categories", sorted; ValueError names one that comes twice or says there is none.
+
+    Numbers within ids count as numbers: that order decides between equal scores on different pictures, and official
+    tools have it by the plain numbers that ids like "coco_139" are made of.
+    """
+    ids = sorted((entry["id"] for entry in ground_truth[field]), key=_natural)
     twice = next((a for a, b in itertools.pairwise(ids) if a == b), None)
     if twice is not None or not ids:
         raise ValueError(f"ground truth: {field} {twice!r} comes twice" if ids else f"ground truth has no {field}")
     return ids
+
+
+def _natural(identity: Hashable) -> tuple:
+    if not isinstance(identity, str):
+        return (identity,)
+    pieces = re.split(r"([0-9]+)", identity)  # every second one a number
+    return [int(piece) if i % 2 else piece for i, piece in enumerate(pieces)], identity
 
 
 def _check_row(row: Row, images: Collection[Hashable], categories: Collection[int]) -> None:
@@ -176,10 +201,9 @@ def _check_row(row: Row, images: Collection[Hashable], categories: Collection[in
         raise ValueError(f"detection of category {category!r} on image {image!r}: no such category")
 
 
-def _coco(ground_truth: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]]) -> COCO:
+def _coco(images: list[dict], categories: Sequence[Mapping[str, Any]], annotations: list[dict]) -> COCO:
+    """pycocotools' own object; it writes into the annotations."""
     coco = COCO()
-    coco.dataset = {key: ground_truth[key] for key in ("images", "categories")} | {
-        "annotations": [dict(entry) for entry in annotations]
-    }  # pycocotools writes into them
+    coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()
     return coco

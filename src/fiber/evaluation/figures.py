@@ -19,6 +19,7 @@ from fiber.fine.postprocess import Detections
 from fiber.fine.prompts import PromptBuilder
 
 OVERLAP = 0.6  # IoU above which two boxes stand on one place
+MOST = 30  # boxes drawn in a picture: with a thousand classes asked for, more would hide it
 LEGEND = "solid: found, with its score; dashed: true"
 Box = Sequence[float]
 
@@ -56,13 +57,14 @@ def draw_predictions(
     *,
     count: int = 8,
     threshold: float = 0.3,
+    chunk_classes: int | None = None,
 ) -> list[Image.Image]:
     """Figures of `count` pictures of a set, evenly spaced.
 
     captions, expressions: the best box of each phrase of the picture's first text that has any. boxes: the best
-    detection of every place that has one with a score of at least `threshold`.
+    detection of every place that has one with a score of at least `threshold`, MOST at most.
     """
-    asked, training, drawn = questions(shards, field, builder), model.training, []
+    asked, training, drawn = questions(shards, field, builder, chunk_classes), model.training, []
     usable = np.flatnonzero(shards.counts(field))
     chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)] if count else []
     model.eval()
@@ -117,10 +119,10 @@ def _classes(
     record: Record, names: dict[int, str], ids: list[int], found: Detections, threshold: float
 ) -> tuple[str, list[Shown]]:
     """Every class that is there or found, in the order of the set; of boxes on one place the best, whatever class."""
-    best = nms(found.boxes, found.scores, OVERLAP) if len(found.scores) else torch.zeros(0, dtype=torch.int64)
-    best = best[found.scores[best] >= threshold]
-    boxes, scores = found.boxes[best], found.scores[best]
-    labels = [ids[label] for label in found.labels[best].tolist()]
+    sure = found.best(int((found.scores >= threshold).sum()))
+    best = nms(sure.boxes, sure.scores, OVERLAP)[:MOST] if len(sure.scores) else torch.zeros(0, dtype=torch.int64)
+    boxes, scores = sure.boxes[best], sure.scores[best]
+    labels = [ids[label] for label in sure.labels[best].tolist()]
     present = [box["category"] for box in record["boxes"]]
     text, shown = "", []
     for category in sorted({*labels, *present}):

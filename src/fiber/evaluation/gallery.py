@@ -60,9 +60,9 @@ class Meter:
     show: bool = False
     beat: Callable[[], None] = lambda: None
 
-    def __call__(self, batches: Iterable, what: str) -> Iterable:
-        """The batches, counted."""
-        total = len(batches) if isinstance(batches, Sized) else None
+    def __call__(self, batches: Iterable, what: str, total: int | None = None) -> Iterable:
+        """The batches, counted; `total` for a stream that does not know how many it has."""
+        total = len(batches) if isinstance(batches, Sized) else total
         hidden = not (self.show and distributed.is_main())
         for batch in tqdm(batches, desc=what, total=total, unit="batch", disable=hidden, leave=False):
             yield batch

@@ -9,7 +9,7 @@ set and knows no limit a picture. Both end in APr, APc, APf: the mean over rare,
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,18 +23,24 @@ IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
 RECALL_THRESHOLDS = np.linspace(0.0, 1.0, 101)
 AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}  # pixels, both ends in
 FREQUENCIES = ("r", "c", "f")
+PER_IMAGE, PER_CATEGORY = 300, 10_000  # detections that standard and fixed AP look at
+
+
+def has_frequencies(categories: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a set can be scored by these rules: all its categories have a frequency."""
+    return bool(categories) and all("frequency" in category for category in categories)
 
 
 def lvis_ap(
     ground_truth: Mapping[str, Any],
     predictions: Iterable[Row],
-    per_image: int | None = 300,
+    per_image: int | None = PER_IMAGE,
     per_category: int | None = None,
 ) -> dict[str, float]:
     """Federated box AP over all images of `ground_truth` (the content of an LVIS annotation file).
 
-    predictions: rows in the COCO results format. per_image, per_category: how many of the best-scored detections of
-    each picture, of each category to keep; None for all.
+    predictions: rows in the COCO results format. per_image or per_category: how many of the best-scored detections of
+    each picture or category to keep; None for all. Memory is bounded by what is kept.
     Returns fractions AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR, ARs, ARm, ARl; -1 where no category has ground
     truth. ValueError names a malformed row, an unknown image or category, or a category without frequency.
     """
@@ -43,9 +49,7 @@ def lvis_ap(
     unknown = next((key for key, value in frequency.items() if value not in FREQUENCIES), None)
     if unknown is not None:
         raise ValueError(f"LVIS category {unknown} has frequency {frequency[unknown]!r}, not one of r, c, f")
-    found = read_detections(predictions, image_ids, category_ids, keep_per_category=per_category)
-    if per_image is not None:
-        found = found.best(found.image, per_image)
+    found = read_detections(predictions, image_ids, category_ids, per_image, per_category)
     truth = _read_truth(ground_truth, image_ids, category_ids)
     precision, recall = _score_categories(found, truth, len(category_ids))
     rarity = np.array([frequency[category] for category in category_ids])
@@ -53,7 +57,7 @@ def lvis_ap(
 
 
 def fixed_ap(
-    ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_category: int = 10_000
+    ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_category: int = PER_CATEGORY
 ) -> dict[str, float]:
     """Fixed AP: `lvis_ap` over the best `per_category` detections of each category, however many on a picture."""
     return lvis_ap(ground_truth, predictions, per_image=None, per_category=per_category)

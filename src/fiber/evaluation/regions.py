@@ -1,12 +1,15 @@
 """Evaluation at region level: phrase grounding, referring expressions and box AP of a detector over shards.
 
 Each rank takes its share of the pictures and streams its predictions to a file; one rank merges and scores them. So
-memory does not grow with the set, and figures depend neither on the number of ranks nor on the batch size: a picture
-is padded to its own multiple of 32 and computed together with those of the same size only, because windows, norms and
-averages of the model see the padding.
+the memory of predicting does not grow with the set, and figures depend neither on the number of ranks nor on the
+batch size (see `fine.search`).
+
+A set of boxes whose categories have a `frequency` has a long tail and is scored by the rules of LVIS. It is scored by
+COCO's rules too, unless its records say that objects may be missing (`not_exhaustive_categories`): there an unmatched
+detection proves nothing.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -17,15 +20,16 @@ import torch
 
 from fiber import distributed
 from fiber.data.records import Record, Sample
-from fiber.data.shards import ShardSet
+from fiber.data.shards import ShardError, ShardSet
 from fiber.data.stream import eval_loader
-from fiber.evaluation import detection, grounding
+from fiber.evaluation import detection, grounding, lvis
 from fiber.evaluation.gallery import Meter
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
 from fiber.fine.prompts import Prompt, PromptBuilder
-from fiber.fine.samples import MULTIPLE, fitted, open_image, pad_images, resize
+from fiber.fine.samples import open_image
+from fiber.fine.search import Search, fit, search
 
 SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
 
@@ -40,9 +44,7 @@ class WholePicture:
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """Raises SampleFault."""
-        image = open_image(sample)
-        size = fitted(image.shape[1], image.shape[0], self.short, self.longest)
-        return {"image": resize(image, *size), "record": sample.record}
+        return {"image": fit(open_image(sample), self.short, self.longest), "record": sample.record}
 
 
 def as_list(samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -111,12 +113,13 @@ class Phrases:
 
 @dataclass(frozen=True)
 class Classes:
-    """Find the classes of a data set: `prompts_of_set` hold them all, `ids` are the category ids in their order."""
+    """Find the classes of a data set: `prompts_of_set` hold them all, `ids` are the category ids by class.
+    `selection` limits the detections of a prompt, `keep` those of a picture."""
 
     prompts_of_set: list[Prompt]
     ids: list[int]
     selection: Selection = DETECTION
-    keep: int = DETECTION.keep
+    keep: int | None = DETECTION.keep
     key: tuple[str, ...] = detection.ROW_KEY
 
     def prompts(self, record: Record) -> list[Prompt]:
@@ -128,18 +131,33 @@ class Classes:
         boxes = found.boxes.clone()
         boxes[:, 2:] -= boxes[:, :2]
         scores = rounded(found.scores, SCORE_DIGITS)
-        for box, score, label in zip(rounded(boxes, BOX_DIGITS), scores, found.labels.tolist(), strict=True):
-            yield {"image_id": record["image_id"], "category_id": self.ids[label], "bbox": box, "score": score}
+        columns = zip(rounded(boxes, BOX_DIGITS), scores, found.labels.tolist(), strict=True)
+        for place, (box, score, label) in enumerate(columns):
+            row = {"image_id": record["image_id"], "place": place, "category_id": self.ids[label]}
+            yield row | {"bbox": box, "score": score}
 
 
-def questions(shards: ShardSet, field: str, builder: PromptBuilder) -> Phrases | Classes:
-    """What to ask a detector about the pictures of a set, by annotation field."""
-    if field == "boxes":
-        names = [category["name"] for category in shards.categories]
-        return Classes(builder.chunks(names), [category["id"] for category in shards.categories])
+def questions(
+    shards: ShardSet, field: str, builder: PromptBuilder, chunk_classes: int | None = None
+) -> Phrases | Classes:
+    """What to ask a detector about the pictures of a set, by annotation field.
+
+    Classes are asked in the order of their ids, however the set lists them, at most `chunk_classes` a prompt
+    (default: as many as the text limit holds). With a long tail each prompt has LVIS's number of detections and a
+    picture no limit of its own, which fixed AP wants. Raises ShardError where the set lists no categories.
+    """
     if field == "captions":
         return Phrases(caption_phrases, builder, ("image_id", "caption", "phrase"))
-    return Phrases(expressions, builder, ("expression_id",))
+    if field == "expressions":
+        return Phrases(expressions, builder, ("expression_id",))
+    if not shards.categories:
+        raise ShardError(f"{shards.path}: its dataset.json lists no categories, so there is nothing to look for")
+    categories = sorted(shards.categories, key=lambda category: category["id"])
+    prompts = builder.chunks([category["name"] for category in categories], chunk_classes)
+    ids = [category["id"] for category in categories]
+    if lvis.has_frequencies(categories):
+        return Classes(prompts, ids, replace(DETECTION, keep=lvis.PER_IMAGE), keep=None)
+    return Classes(prompts, ids)
 
 
 def rounded(values: torch.Tensor, digits: int) -> list:
@@ -160,24 +178,27 @@ def evaluate_regions(
     folder: str | Path,
     batch: int = 8,
     workers: int = 0,
+    chunk_classes: int | None = None,
     meter: Meter | None = None,
 ) -> dict[str, float]:
     """Figures (fractions) over a whole set; all ranks must call, and all get them. Predictions are left in
-    `folder`/SET_FIELD.jsonl.
+    `folder`/SET_FIELD.jsonl. `batch` pictures are read, and as many (picture, prompt) pairs computed, at a time.
 
     field "captions": grounding_r1, _r5, _r10, _upper_bound by the ANY protocol, merged_* by the other, and
     class_agnostic_*, what a perfect localiser that ignores the words would get (ANY). "expressions": referring_p1,
-    _p5, _p10 and referring_giou_*. "boxes": the COCO box metrics (ap, ap50, ...), all classes of the set asked for.
+    _p5, _p10 and referring_giou_*. "boxes", all classes of the set asked for: the COCO box metrics (ap, ap50, ...);
+    of a set with a long tail lvis_ap, lvis_apr, ... and fixed_ap, ...
     """
-    asked = questions(shards, field, builder)
+    asked = questions(shards, field, builder, chunk_classes)
     name, rank, world = f"{shards.name}_{field}", distributed.rank(), distributed.world_size()
     loader = eval_loader(
         shards, field, picture, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
     )
+    batches = -(-len(range(rank, np.count_nonzero(shards.counts(field)), world)) // batch)
     training = model.training
     model.eval()
     with PredictionWriter(folder, name, rank, world) as writer:
-        for samples in (meter or Meter())(loader, f"{shards.name} {field}"):
+        for samples in (meter or Meter())(loader, f"{shards.name} {field}", batches):
             for sample, found in predict(model, samples["samples"], asked, batch):
                 for row in asked.rows(sample["record"], found):
                     writer.add(row)
@@ -191,58 +212,48 @@ def evaluate_regions(
 
 
 def predict(
-    model: FiberDetector, samples: Iterable[dict[str, Any]], asked: Phrases | Classes, pairs: int
+    model: FiberDetector, samples: list[dict[str, Any]], asked: Phrases | Classes, pairs: int
 ) -> Iterator[tuple[dict[str, Any], Detections]]:
-    """Samples of WholePicture, of any sizes, each with its detections in pixels of the stored picture, best first;
-    `pairs` (picture, prompt) pairs are computed at a time. In an order of its own."""
-    device = next(model.parameters()).device
-    for _, group in groupby(sorted(samples, key=padded_size), key=padded_size):
-        askable, prompts = [], []
-        for sample in group:
-            if own := asked.prompts(sample["record"]):
-                askable.append(sample)
-                prompts.append(own)
-            else:
-                yield sample, Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-        if askable:
-            images, sizes = pad_images([sample["image"] for sample in askable])
-            where = images.to(device), sizes.to(device)
-            found = model.detect(*where, prompts, asked.selection, keep=asked.keep, pairs=pairs)
-            for sample, one in zip(askable, found, strict=True):
-                yield sample, in_stored_pixels(one, sample)
-
-
-def padded_size(sample: dict[str, Any]) -> tuple[int, int]:
-    """(H, W) of a picture when it is padded alone."""
-    height, width = sample["image"].shape[1:]
-    return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
-
-
-def in_stored_pixels(found: Detections, sample: dict[str, Any]) -> Detections:
-    """Detections of a resized picture, on the CPU and in pixels of the stored one."""
-    height, width = sample["image"].shape[1:]
-    record = sample["record"]
-    scale = torch.tensor([record["width"] / width, record["height"] / height] * 2)
-    return Detections(found.boxes.float().cpu() * scale, found.scores.float().cpu(), found.labels.cpu())
+    """Samples of WholePicture, of any sizes, each with its detections in pixels of the stored picture, best first."""
+    records = [sample["record"] for sample in samples]
+    searches = [
+        Search(sample["image"], (record["width"], record["height"]), asked.prompts(record))
+        for sample, record in zip(samples, records, strict=True)
+    ]
+    return zip(samples, search(model, searches, asked.selection, keep=asked.keep, pairs=pairs), strict=True)
 
 
 def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:
-    """Figures of merged predictions."""
+    """Figures of merged predictions, see `evaluate_regions`."""
     records = (shards.record(i) for i, count in enumerate(shards.counts(field)) if count)
     if field == "boxes":
-        truth = detection.coco_ground_truth(records, shards.categories)
-        return {name.lower(): x for name, x in detection.coco_ap(truth, read_predictions(path)).items()}
+        return score_boxes(records, shards.categories, path)
     if field == "expressions":
         targets = {
             expression_id(record, n): record["boxes"][e["box"]]["box"]
             for record in records
             for n, e in enumerate(record["expressions"])
         }
-        found = grounding.referring_precision(targets, read_predictions(path))
-        return {f"referring_{name}": x for name, x in found.items()}
+        return prefixed("referring", grounding.referring_precision(targets, read_predictions(path)))
     phrases = [phrase for record in records for phrase in grounding.phrases_of(record)]
     figures = {}
     for name, merged in (("grounding", False), ("merged", True)):
         recall = grounding.phrase_recall(phrases, read_predictions(path), merged)
-        figures |= {f"{name}_{k}": x for k, x in recall.items() if k != "by_type"}
-    return figures | {f"class_agnostic_{k}": x for k, x in grounding.class_agnostic_recall(phrases).items()}
+        figures |= prefixed(name, {k: x for k, x in recall.items() if k != "by_type"})
+    return figures | prefixed("class_agnostic", grounding.class_agnostic_recall(phrases))
+
+
+def score_boxes(records: Iterator[Record], categories: list[dict[str, Any]], path: Path) -> dict[str, float]:
+    """By the rules of COCO, of LVIS, or both, as the records and categories have it."""
+    truth, figures = detection.coco_ground_truth(records, categories), {}
+    if not any(image["not_exhaustive_category_ids"] for image in truth["images"]):
+        found = detection.coco_ap(truth, read_predictions(path), per_image=DETECTION.keep)
+        figures |= {name.lower(): x for name, x in found.items()}
+    if lvis.has_frequencies(categories):
+        for name, rule in (("lvis", lvis.lvis_ap), ("fixed", lvis.fixed_ap)):
+            figures |= prefixed(name, {k.lower(): x for k, x in rule(truth, read_predictions(path)).items()})
+    return figures
+
+
+def prefixed(name: str, figures: dict[str, float]) -> dict[str, float]:
+    return {f"{name}_{key}": x for key, x in figures.items()}
