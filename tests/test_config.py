@@ -118,6 +118,15 @@ def test_valid_configuration_passes(tmp_path: Path, valid: list[str]) -> None:
     validate(load(tmp_path, MINIMAL, *valid, *evaluated, *plateau), world=2)
 
 
+def test_an_evaluation_needs_no_training(tmp_path: Path, valid: list[str]) -> None:
+    """Neither its data nor batches that fit the ranks; something to evaluate on."""
+    alone = ["data.train=[{path: gone}]", "train.global_batch=7", f"eval.data=[{{path: {tmp_path / 'shards'}}}]"]
+    validate(load(tmp_path, MINIMAL, *valid, *alone), world=None)
+    for override, message in (("eval.data=[]", "eval.data: nothing to evaluate on"), ("optim.lr=0", "optim.lr")):
+        with pytest.raises(ConfigError, match=message):
+            validate(load(tmp_path, MINIMAL, *valid, *alone, override), world=None)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -167,6 +176,7 @@ def test_command_line_reports_one_line_and_status_2(
     path = tmp_path / "config.yaml"
     path.write_text(MINIMAL)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    valid = [*valid, f"eval.data=[{{path: {tmp_path / 'shards'}}}]"]
     command = parse_command(
         Stage1Config, validate, ["--config", str(path), "--local_rank=1", "--mode", "eval", *valid]
     )
@@ -177,3 +187,16 @@ def test_command_line_reports_one_line_and_status_2(
     shown = capsys.readouterr().err
     assert shown.count("\n") == 1
     assert shown.startswith("error: train.global_batch: 3 is not")
+
+
+def test_what_the_file_leaves_open_comes_from_the_starting_point(tmp_path: Path) -> None:
+    """Key by key, below what file and overrides say; only sections that the configuration has."""
+    starts = {
+        "there": {"model": {"num_fused": 3, "image": {"embed_dim": 8, "window": 4}}, "detector": {"channels": 2}}
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL + "\nmodel: {image: {window: 7}}\n")
+    config = load_config(Stage1Config, path, ["init_from=there", "model.num_fused=2"], starts.__getitem__)
+    assert (config.model.num_fused, config.model.image.embed_dim, config.model.image.window) == (2, 8, 7)
+    assert config.model.text.width == 768
+    assert load_config(Stage1Config, path, [], starts.__getitem__).model.num_fused == 6

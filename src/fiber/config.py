@@ -260,8 +260,16 @@ def _build_dataclass(kind: type[T], value: Any, key: str) -> T:
     return kind(**{name: _build(kinds[name], item, prefix + name) for name, item in value.items()})
 
 
-def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+def load_config(
+    kind: type[T],
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    inherit: Callable[[str], dict[str, Any]] | None = None,
+) -> T:
     """Read `path`, apply the overrides in order, return a `kind` instance.
+
+    inherit: value of the key `init_from` -> sections whose keys stand in for those that are given neither in the file
+    nor as an override: a run has the sizes of the model that it starts from.
 
     Raises ConfigError (one line) for an unreadable file, an unknown key, a wrong type or a missing required key.
     """
@@ -274,7 +282,18 @@ def load_config(kind: type[T], path: str | Path, overrides: Sequence[str] = ()) 
         raise ConfigError(f"{path}: expected keys and values at the top level")
     for override in overrides:
         _apply_override(tree, override)
+    if inherit is not None and tree.get("init_from") is not None:
+        known = typing.get_type_hints(kind)
+        sections = {name: section for name, section in inherit(tree["init_from"]).items() if name in known}
+        tree = _filled(tree, sections)
     return _build_dataclass(kind, tree, "")
+
+
+def _filled(given: Any, below: Any) -> Any:
+    """`given`, with what it lacks from `below`, key by key."""
+    if not isinstance(given, dict) or not isinstance(below, dict):
+        return given
+    return below | {name: _filled(value, below.get(name)) for name, value in given.items()}
 
 
 def to_dict(config: Any) -> dict:
@@ -298,20 +317,25 @@ def save_config(config: Any, path: str | Path) -> None:
 # ---------------------------------------------------------------------------------------------- validation
 
 
-def validate_training(config: Any, world: int) -> None:
+def validate_training(config: Any, world: int | None) -> None:
     """Checks shared by both stages: positive sizes, batch arithmetic, training and evaluation shards. No device is
-    touched and no shard is opened. `config` has the sections `train`, `data`, `optim`, `eval`, `tuning`."""
-    _check_train(config.train, world)
+    touched and no shard is opened. `config` has the sections `train`, `data`, `optim`, `eval`, `tuning`. `world` is
+    None for an evaluation, which needs neither training data nor batches that add up."""
+    if world is not None:
+        _check_train(config.train, world)
+        require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
+    else:
+        require(bool(config.eval.data), "eval.data: nothing to evaluate on; give a list of {path, field}")
     _check_optim(config.optim)
     _check_selection(config)
     tuning = config.tuning
     require(tuning.lora_rank >= 1, f"tuning.lora_rank: must be at least 1, got {tuning.lora_rank}")
     require(tuning.lora_alpha > 0, f"tuning.lora_alpha: must be positive, got {tuning.lora_alpha}")
-    require(bool(config.data.train), "data.train: no training data; give a list of {path, field, weight}")
     weighted = [source.weight is not None for source in config.data.train]
     require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
     require(config.data.workers >= 0, "data.workers: must not be negative")
-    for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
+    training = () if world is None else config.data.train
+    for section, sources in (("data.train", training), ("eval.data", config.eval.data)):
         for i, source in enumerate(sources):
             _check_shards(f"{section}.{i}.path", source.path)
 
@@ -421,10 +445,16 @@ class Command:
     mode: Literal["train", "eval"]
 
 
-def parse_command(kind: type, check: Callable[[Any, int], None], argv: Sequence[str] | None = None) -> Command:
+def parse_command(
+    kind: type,
+    check: Callable[[Any, int | None], None],
+    argv: Sequence[str] | None = None,
+    inherit: Callable[[str], dict[str, Any]] | None = None,
+) -> Command:
     """Parse, build and check the configuration of an entrypoint; on a bad one say why on one rank and exit with 2.
 
-    `check(config, world)` raises ConfigError. The world size is the launcher's WORLD_SIZE, 1 without one.
+    `check(config, world)` raises ConfigError. The world size is the launcher's WORLD_SIZE, 1 without one; None with
+    --mode eval. `inherit` as in `load_config`.
     """
     parser = argparse.ArgumentParser(usage="%(prog)s --config FILE [--mode train|eval] [key.path=value ...]")
     parser.add_argument("--config", required=True)
@@ -433,8 +463,8 @@ def parse_command(kind: type, check: Callable[[Any, int], None], argv: Sequence[
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_args(argv)
     try:
-        config = load_config(kind, arguments.config, arguments.overrides)
-        check(config, int(os.environ.get("WORLD_SIZE", "1")))
+        config = load_config(kind, arguments.config, arguments.overrides, inherit)
+        check(config, int(os.environ.get("WORLD_SIZE", "1")) if arguments.mode == "train" else None)
     except ConfigError as error:
         exit_with(error)
     return Command(config, arguments.mode)

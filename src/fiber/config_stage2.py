@@ -71,8 +71,9 @@ class Stage2Config:
     init_from: str | None = None  # a run directory or export folder of either stage: weights only
 
 
-def validate_stage2(config: Stage2Config, world: int) -> None:
-    """Everything that can be known wrong about a stage-2 run before it costs anything. Raises ConfigError."""
+def validate_stage2(config: Stage2Config, world: int | None) -> None:
+    """Everything that can be known wrong about a stage-2 run before it costs anything; `world` as in
+    `validate_training`. Raises ConfigError."""
     validate_training(config, world)
     check_model(config)
     detector, regions = config.detector, config.regions

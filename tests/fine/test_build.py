@@ -17,7 +17,7 @@ from fiber.fine.build import build_sample, build_task, export_detector, start_fr
 from fiber.fine.samples import SetFacts, collate_regions
 from fiber.predict import build
 from fiber.training.optim import build_optimizer, parameter_groups, set_learning_rate
-from fiber.weights.export import read_export
+from fiber.weights.export import inherited_sizes, read_export
 from fiber.weights.load import WeightsError
 from tiny_exports import MODEL, coarse_export
 
@@ -118,6 +118,21 @@ def test_every_trained_parameter_takes_part(config: Stage2Config) -> None:
     assert {name for name in frozen if name.startswith("image.stages")} == {
         name for name in frozen if name.startswith("image.stages.0.")
     }
+
+
+def test_a_run_has_the_sizes_of_the_model_it_starts_from(config: Stage2Config, coarse: Path, tmp_path: Path) -> None:
+    """Both towers and, from a detector, pyramid and head; the file's own keys win."""
+    tokenizer, file = load_tokenizer(config.tokenizer), tmp_path / "run.yaml"
+    export_detector(config, tokenizer, ["circle"], build_task(config, tokenizer).state_dict(), {})
+    file.write_text(f"output: here\ntokenizer: {coarse}\nmax_text: 16\ndetector: {{log_scale: -1.0}}\n")
+    found = load_config(Stage2Config, file, [f"init_from={config.output}"], inherited_sizes)
+    assert found.model == config.model
+    assert found.detector == replace(config.detector, log_scale=-1.0)
+    assert not start_from(build_task(found, tokenizer).model, config.output, tokenizer).new
+    above = load_config(Stage2Config, file, [f"init_from={coarse}"], inherited_sizes)
+    assert (above.model, above.detector.channels) == (MODEL, 256)
+    with pytest.raises(ConfigError, match="init_from: no folder nowhere"):
+        load_config(Stage2Config, file, ["init_from=nowhere"], inherited_sizes)
 
 
 FUSION = ("backbone.fusion.image_to", "backbone.fusion.text_to")

@@ -23,6 +23,7 @@ from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
 from fiber.training.ema import Ema
 from fiber.training.tracking import Tracker
+from fiber.weights.export import inherited_sizes
 from fiber.weights.load import WeightsError
 from fiber.weights.pretrained import load_pretrained_towers
 
@@ -30,10 +31,10 @@ EXPECTED = (ConfigError, ShardError, WeightsError, DataFaultError, loop.NonFinit
 """Errors whose message says all that a user needs: one line, no traceback."""
 
 
-def main(kind: type, check: Callable[[Any, int], None], stage: Callable[[Command, Watchdog], None]) -> None:
+def main(kind: type, check: Callable[[Any, int | None], None], stage: Callable[[Command, Watchdog], None]) -> None:
     """Run `stage` as a process of a distributed job: parse and check the configuration, join the other ranks, guard
     against dead and hung ones. Exit status: 0 done or stopped by a signal, 2 a known error, 1 anything else."""
-    command = parse_command(kind, check)
+    command = parse_command(kind, check, inherit=inherited_sizes)
     distributed.initialize(command.config.train.hang_timeout_s)
     watchdog = Watchdog(command.config.train.hang_timeout_s)
     try:

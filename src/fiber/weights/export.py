@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber.config import ConfigError, ModelConfig, load_config, to_dict
 from fiber.config_stage1 import Stage1Config
+from fiber.config_stage2 import DetectorConfig
 from fiber.data.text import load_tokenizer
 from fiber.weights.load import WeightsError
 
@@ -160,6 +161,20 @@ def read_config(folder: Path) -> ExportConfig:
         return load_config(ExportConfig, folder / CONFIG)  # JSON is YAML: the strict reader of configurations serves
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG} is no configuration of an export: {error}") from None
+
+
+def inherited_sizes(path: str | Path) -> dict[str, Any]:
+    """The sections `model` and, at region level, `detector` that a run has in common with the export that it starts
+    from, as plain data: `inherit` of `load_config`. Raises ConfigError."""
+    try:
+        config = read_config(export_folder(path))
+    except WeightsError as error:
+        raise ConfigError(f"init_from: {error}") from None
+    sections = {"model": to_dict(config.model)}
+    if config.stage == "fine":
+        names = {spec.name for spec in fields(DetectorConfig)}
+        sections["detector"] = {name: value for name, value in config.detector.items() if name in names}
+    return sections
 
 
 def export_folder(path: str | Path) -> Path:
