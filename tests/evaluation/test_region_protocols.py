@@ -96,16 +96,17 @@ def test_a_long_tail_annotated_in_full_is_scored_by_both_rules(tmp_path: Path) -
 
 def test_phrases_by_both_protocols(entities: tuple, tmp_path: Path) -> None:
     phrases, rows, recorded = entities
-    record: Record = {"image_id": phrases[0].image_id, "width": 600, "height": 600, "boxes": [], "captions": []}
+    record: Record = {"image_id": str(phrases[0].image_id), "width": 600, "height": 600, "boxes": [], "captions": []}
     for number in range(5):
         own = []
         for phrase in (p for p in phrases if p.caption == number):
             places = range(len(record["boxes"]), len(record["boxes"]) + len(phrase.boxes))
             record["boxes"] += [{"box": box} for box in phrase.boxes.tolist()]
             own.append({"span": [[0, 1]], "boxes": list(places), "types": list(phrase.types)})
-        record["captions"].append({"text": "caption", "phrases": own})
+        record["captions"].append({"text": "caption"} | ({"phrases": own} if own else {}))
     shards = stored([record], tmp_path / "shards")
-    result = figures(shards, "captions", list(rows), ("image_id", "caption", "phrase"), tmp_path)
+    rows = [row | {"image_id": str(row["image_id"])} for row in rows]
+    result = figures(shards, "captions", rows, ("image_id", "caption", "phrase"), tmp_path)
     for name, protocol in (("grounding", "ANY"), ("merged", "MERGED")):
         for k, expected in recorded[protocol].items():
             assert result[f"{name}_upper_bound" if k == "-1" else f"{name}_r{k}"] == expected["all"]
@@ -117,7 +118,7 @@ def test_expressions_by_both_overlaps(shared: Path, tmp_path: Path) -> None:
     corners[..., 2:] += corners[..., :2]
     size = {"width": 700, "height": 700}
     records = [
-        size | {"image_id": n, "boxes": [{"box": pair[0]}], "expressions": [{"text": "it", "box": 0, "id": n}]}
+        size | {"image_id": f"p{n}", "boxes": [{"box": pair[0]}], "expressions": [{"text": "it", "box": 0, "id": n}]}
         for n, pair in enumerate(corners.tolist())
     ]
     rows = [{"expression_id": n, "boxes": [pair[1]]} for n, pair in enumerate(corners.tolist())]
