@@ -1,4 +1,4 @@
-"""Everything at region level: fine pre-training on grounding and detection data, and its evaluation.
+"""Everything at region level: fine pre-training, fine-tuning on grounding and detection data, and evaluation.
 
     deepspeed src/fiber/stage2_fine.py --config FILE [--mode train|eval] [key.path=value ...]
 
@@ -16,46 +16,43 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config import Command, ConfigError
+from fiber.config import Command
 from fiber.config_stage2 import Stage2Config, validate_stage2
 from fiber.data.stream import MixedStream
-from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.gallery import Meter
 from fiber.evaluation.regions import WholePicture, evaluate_regions
-from fiber.fine.build import build_sample, build_task, export_detector, start_from
+from fiber.fine.build import build_sample, build_task, export_detector, open_tokenizer, start_from
 from fiber.fine.prompts import PromptBuilder
-from fiber.fine.samples import RegionShards, collate_regions
+from fiber.fine.samples import RegionSample, RegionShards, collate_regions
 from fiber.training import run, zero
 from fiber.training.loop import Batch
 
 
 def stage2(command: Command, watchdog: Watchdog) -> None:
     config: Stage2Config = command.config
-    try:
-        tokenizer = load_tokenizer(config.tokenizer)
-    except ValueError as error:
-        raise ConfigError(f"tokenizer: {error}") from None
+    tokenizer = open_tokenizer(config)
     build = partial(build_task, config, tokenizer)
     evaluate = partial(evaluation, config, tokenizer, watchdog)
 
     if command.mode == "eval":
         task = build()
-        step = run.restore(task, config.output)
+        step = restore(config, task, tokenizer)
         figures = evaluate(task.to(distributed.device()), step)
         if distributed.is_main():
             print(json.dumps({"step": step} | figures))
         return
 
-    stream, categories = open_stream(config)
+    sample = build_sample(config, tokenizer)
+    stream, categories = open_stream(config, sample)
     task = build()
     run.start_towers(config, task.model.backbone, tokenizer)
     if config.init_from is not None:
         report = start_from(task.model, config.init_from, tokenizer)
         if distributed.is_main():
             print(f"weights of {config.init_from}\n{report.table()}")
-    batches = run.batches(config, stream, build_sample(config, tokenizer), collate_regions)
+    batches = run.batches(config, stream, sample, collate_regions)
     run.train(
         config,
         task,
@@ -67,12 +64,20 @@ def stage2(command: Command, watchdog: Watchdog) -> None:
     )
 
 
-def open_stream(config: Stage2Config) -> tuple[MixedStream, list[str]]:
+def restore(config: Stage2Config, task: nn.Module, tokenizer: PreTrainedTokenizerFast) -> int:
+    """The weights to evaluate -> their step: the run's own, or, before it has any, those of `init_from` (step 0)."""
+    if config.init_from is None or (Path(config.output) / "checkpoints").exists():
+        return run.restore(task, config.output)
+    start_from(task.model, config.init_from, tokenizer)
+    return 0
+
+
+def open_stream(config: Stage2Config, sample: RegionSample) -> tuple[MixedStream, list[str]]:
     """The training order, and the class names of the first detection set in it. Raises ShardError."""
     stream, categories = run.open_stream(config), []
     for source in stream.sources:
         source.shards = RegionShards(source.shards.path)
-        source.shards.check(source.field)
+        source.shards.check(source.field, sample.builder if sample.classes == "all" else None)
         if source.field == "boxes":
             categories = categories or source.shards.facts.names
     return stream, categories
@@ -88,24 +93,27 @@ def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
 def evaluation(
     config: Stage2Config, tokenizer: PreTrainedTokenizerFast, watchdog: Watchdog, task: nn.Module, step: int
 ) -> dict[str, float]:
-    """Figures on every set of `eval.data`, prefixed by the set's name where several are asked the same way; leaves
-    drawn examples in the run's `figures/`."""
+    """Figures on every set of `eval.data`, prefixed by the set's name (and split, where two have one name) where
+    several are asked the same way; leaves drawn examples in the run's `figures/`."""
     meter, figures = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation")), {}
+    regions, output = config.regions, Path(config.output)
+    asked = {"chunk_classes": regions.chunk_classes}
     builder = PromptBuilder(tokenizer, config.max_text)
-    picture = WholePicture(config.regions.test_side, config.regions.max_side)
-    fields = [source.field for source in config.eval.data]
-    for source in config.eval.data:
-        shards = run.open_shards(source.path)
-        place = {"folder": Path(config.output) / "predictions", "meter": meter}
-        size = {"batch": config.eval.batch, "workers": config.data.workers}
-        found = evaluate_regions(task.model, builder, shards, source.field, picture, **place, **size)
+    picture = WholePicture(regions.test_side, regions.max_side)
+    sets = [(run.open_shards(source.path), source.field) for source in config.eval.data]
+    names = [(shards.name, field) for shards, field in sets]
+    for shards, field in sets:
+        if names.count((shards.name, field)) > 1:
+            shards.name += f"_{shards.info.get('split', shards.folder.name)}"
+        size = {"batch": config.eval.batch, "workers": config.data.workers, "meter": meter}
+        where = (builder, shards, field, picture)
+        found = evaluate_regions(task.model, *where, folder=output / "predictions", **size, **asked)
         if distributed.is_main():
-            name, folder = f"step_{step:06d}_{shards.name}_{source.field}", Path(config.output) / "figures"
-            folder.mkdir(parents=True, exist_ok=True)
-            asked = (builder, shards, source.field, picture)
-            for number, image in enumerate(draw_predictions(task.model, *asked, count=config.regions.pictures)):
-                image.save(folder / f"{name}_{number:02d}.png")
-        prefix = f"{shards.name}/" if fields.count(source.field) > 1 else ""
+            (output / "figures").mkdir(parents=True, exist_ok=True)
+            drawn = draw_predictions(task.model, *where, count=regions.pictures, **asked)
+            for number, image in enumerate(drawn):
+                image.save(output / "figures" / f"step_{step:06d}_{shards.name}_{field}_{number:02d}.png")
+        prefix = f"{shards.name}/" if [f for _, f in sets].count(field) > 1 else ""
         figures |= {prefix + name: value for name, value in found.items()}
     return figures
 

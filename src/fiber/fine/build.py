@@ -7,18 +7,28 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fiber.backbone.build import build_backbone
 from fiber.backbone.initialise import initialise
 from fiber.backbone.lora import add_lora, merge_lora
+from fiber.config import ConfigError
 from fiber.config_stage2 import Stage2Config
+from fiber.data.text import load_tokenizer
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector, GroundingTask
 from fiber.fine.prompts import PromptBuilder
 from fiber.fine.samples import RegionSample
 from fiber.weights.export import Card, ExportConfig, read_export, write_export
 from fiber.weights.load import NEW_IN_FINE, LoadReport, WeightsError, load_weights
+
+
+def open_tokenizer(config: Stage2Config) -> PreTrainedTokenizerFast:
+    """The run's tokenizer. Raises ConfigError where there is none."""
+    try:
+        return load_tokenizer(config.tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"tokenizer: {error}") from None
 
 
 def detector_options(config: Stage2Config) -> dict[str, Any]:
