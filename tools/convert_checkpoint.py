@@ -5,7 +5,7 @@ the release's form.
 
 SRC                                          DST
 official stage-1 .ckpt, stage-2 .pth/.pt     export folder
-run directory of this project                export folder (of its newest checkpoint)
+run directory of this project                export folder (of its best checkpoint, or else its newest)
 export folder                                file ending in .ckpt, .pth or .pt: official names
 export folder                                file ending in .pt2: a torch.export program (see --size, --text-length)
 
@@ -104,14 +104,15 @@ def convert_official(arguments: argparse.Namespace) -> None:
 
 
 def convert_run(arguments: argparse.Namespace) -> None:
-    """The newest checkpoint of a run directory, of either stage, to an export folder."""
+    """The best checkpoint of a run directory of either stage, or else the newest, to an export folder."""
     file = arguments.src / "config.yaml"
     fine = "detector:" in file.read_text().splitlines()
     config = load_config(Stage2Config if fine else Stage1Config, file)
-    checkpoint = Checkpoints(arguments.src, config.train.keep).latest()
+    checkpoints = Checkpoints(arguments.src, config.train.keep)
+    checkpoint = checkpoints.best() or checkpoints.latest()
     if checkpoint is None:
         raise WeightsError(f"{arguments.src} has no whole checkpoint")
-    task = Checkpoints.weights(checkpoint)
+    task = checkpoints.weights(checkpoint)
     tensors = {name.removeprefix("model."): tensor for name, tensor in task.items() if name.startswith("model.")}
     tokenizer = load_tokenizer(config.tokenizer)
     if fine:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_task import Regression, batch_of
 
-from fiber.config import OptimConfig, TrainConfig
+from fiber.config import ConfigError, OptimConfig, TrainConfig
 from fiber.distributed import Watchdog
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, seed_all
@@ -24,22 +24,22 @@ OPTIM = OptimConfig(lr=0.01, warmup=2, clip=1.0)
 pytestmark = pytest.mark.usefixtures("alone")
 
 
-def start_run(folder: Path, task: Any = None, **settings: Any) -> tuple[loop.Run, int]:
+def start_run(folder: Path, task: Any = None, optim: OptimConfig = OPTIM, **settings: Any) -> tuple[loop.Run, int]:
     """A run in `folder`, gone on from its newest checkpoint as run.train does."""
     values = {"steps": 6, "global_batch": 4, "micro_batch": 4, "log_every": 1, "save_every": 2, "keep": 2}
     train = TrainConfig(**values | settings)
     seed_all(0)
-    engine, optimizer = zero.build_engine(task or Regression(), train, OPTIM)
+    engine, optimizer = zero.build_engine(task or Regression(), train, optim)
     ema = Ema(train.ema, engine, optimizer) if train.ema else None
     checkpoints = Checkpoints(folder, train.keep)
-    latest, start = checkpoints.latest(), 0
+    latest, start, state = checkpoints.latest(), 0, {}
     if latest is not None:
-        start, _ = checkpoints.load(latest, engine, optimizer, ema)
+        start, state = checkpoints.load(latest, engine, optimizer, ema)
     run = loop.Run(
         engine=engine,
         optimizer=optimizer,
         train=train,
-        optim=OPTIM,
+        optim=optim,
         folder=folder,
         checkpoints=checkpoints,
         tracker=Tracker(folder, {}, wandb="off", project="p", start=start),
@@ -47,6 +47,8 @@ def start_run(folder: Path, task: Any = None, **settings: Any) -> tuple[loop.Run
         stream_state=lambda step: {"step": step},
         ema=ema,
     )
+    if state:
+        run.record.resume(state["record"])
     return run, start
 
 
@@ -222,3 +224,79 @@ def test_evaluation_sees_the_averaged_weights(tmp_path: Path) -> None:
     with run.ema.averaged():
         assert torch.equal(seen[4], dict(zero.read_weights(run.engine))["tower.weight"])
     assert torch.equal(dict(zero.read_weights(run.engine))["tower.weight"], weights["tower.weight"])
+
+
+PLATEAU = OptimConfig(lr=0.01, warmup=0, clip=1.0, schedule="plateau", patience=2)
+ACCURACY = [0.1, 0.3, 0.2, 0.3, 0.1, 0.2, 0.1, 0.9]  # of the evaluation after each update
+CHOOSING = {"steps": 20, "save_every": 3, "keep": 1, "ema": 0.5, "best": "accuracy", "stop_after": 5}
+
+
+def choosing(folder: Path, signal_at: int | None = None) -> tuple[loop.Run, dict[int, torch.Tensor]]:
+    """A run that chooses by `ACCURACY`, stopped by a signal during an update -> the run, and the weights that each
+    evaluation saw."""
+    run, start = start_run(folder, optim=PLATEAU, **CHOOSING)
+    seen: dict[int, torch.Tensor] = {}
+
+    def evaluate(engine: Any, step: int) -> dict[str, float]:
+        seen[step] = engine.module.tower.weight.detach().clone()
+        return {"accuracy": ACCURACY[step - 1], "other": 1.0}
+
+    def signalled() -> Iterator[dict]:
+        for step, batch in enumerate(stream(start), start):
+            if step == signal_at:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield batch
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    run.evaluate, run.evaluate_every = evaluate, 1
+    loop.train(run, signalled(), start)
+    run.watchdog.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return run, seen
+
+
+def test_the_best_checkpoint_stays_the_rate_falls_and_training_ends(tmp_path: Path) -> None:
+    run, seen = choosing(tmp_path)
+    assert run.done == 7  # five evaluations after the one at 2
+    assert max(seen) == 7
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["lr/base"] for line in lines if "lr/base" in line]
+    assert rates == pytest.approx([1e-2] * 4 + [1e-3] * 2 + [1e-4])
+    folder = tmp_path / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"latest", "best", "step_000002", "step_000007"}
+    best = run.checkpoints.best()
+    assert best == folder / "step_000002"
+    assert torch.equal(run.checkpoints.weights(best)["tower.weight"], seen[2])  # averaged, as they were evaluated
+    again, start = start_run(tmp_path, optim=PLATEAU, **CHOOSING)
+    again.watchdog.close()
+    assert (start, again.exhausted, again.record) == (7, True, run.record)
+    (best / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ConfigError, match=r"best names step_000002, which is not whole"):
+        run.checkpoints.best()
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_a_signal_before_an_evaluation_changes_nothing(step: int, tmp_path: Path) -> None:
+    """The evaluation after the stopped update is made up for: at 2 it is the best, at 4 it lowers the rate."""
+    whole, _ = choosing(tmp_path / "whole")
+    stopped, seen = choosing(tmp_path / "stopped", signal_at=step)
+    assert (stopped.done, max(seen)) == (step + 1, step)
+    resumed, seen = choosing(tmp_path / "stopped")
+    assert min(seen) == step + 1
+    assert resumed.record == whole.record
+    runs = [tmp_path / name for name in ("whole", "stopped")]
+    for name in ("model", "optimizer", "ema"):
+        for place in ("step_000002", "step_000007"):
+            first, second = (run / "checkpoints" / place / f"{name}.safetensors" for run in runs)
+            assert first.read_bytes() == second.read_bytes(), (name, place)
+    assert (runs[1] / "checkpoints" / "best").read_text() == "step_000002"
+
+
+def test_an_unknown_figure_ends_the_run_at_its_first_evaluation(tmp_path: Path) -> None:
+    run, start = start_run(tmp_path, best="acc")
+    run.evaluate, run.evaluate_every = lambda engine, step: {"accuracy": 0.5}, 2
+    with pytest.raises(ConfigError, match=r"train\.best: the evaluation has no figure 'acc'; it has accuracy$"):
+        loop.train(run, stream(start), start)
+    run.watchdog.close()
+    assert run.done == 2

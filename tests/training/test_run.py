@@ -1,17 +1,30 @@
 """What both entrypoints share."""
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from toy_task import Regression, batch_of
 from transformers import RobertaConfig, RobertaModel
 
+from fiber.backbone.lora import LoraLinear, merge_lora
 from fiber.coarse.build import build_task
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config import (
+    EvalConfig,
+    ImageTowerConfig,
+    ModelConfig,
+    OptimConfig,
+    TextTowerConfig,
+    TrainConfig,
+)
 from fiber.config_stage1 import Stage1Config
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.training import run
+from fiber.distributed import Watchdog
+from fiber.training import run, zero
 
 
 @pytest.fixture
@@ -50,3 +63,73 @@ def test_towers_start_from_their_files_once(tmp_path: Path, text_tower: Path) ->
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step_000001")
     assert untouched(config)
+
+
+class Stream:
+    """The part of a MixedStream that a run keeps."""
+
+    def state(self, step: int) -> dict:
+        return {"step": step}
+
+    def resume(self, state: dict) -> None:
+        self.resumed = state
+
+
+class Adapted(Regression):
+    """Only a low-rank adapter of the tower and the head train."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad_(False)
+        self.tower = LoraLinear(self.tower, 2, 6.0, torch.Generator().manual_seed(0))
+        self.heads.requires_grad_(True)
+
+
+def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: int = 1, **settings: object) -> list:
+    """Runs `task` for six updates, evaluated at 2, 4, 6 -> the tower's outputs in each evaluation, and what the
+    export was given."""
+    watchdog, seen, exported = Watchdog(60.0), [], []
+
+    def evaluate(engine: object, step: int) -> dict[str, float]:
+        module = zero.plain_module(engine, type(task))
+        seen.append(module.tower(batch_of(0)["x"]).clone())
+        return {"accuracy": accuracy[step]}
+
+    config = Stage1Config(
+        output=str(folder),
+        tokenizer="none",
+        optim=OptimConfig(lr=0.01, warmup=0),
+        train=TrainConfig(steps=6, global_batch=4, micro_batch=4, zero_stage=stage, best="accuracy", keep=1),
+        eval=EvalConfig(every=2),
+    )
+
+    def batches(start: int) -> Iterator[dict]:
+        yield from (batch_of(step) for step in range(start, 6))
+
+    run.train(config, task, Stream(), batches, evaluate, lambda *given: exported.append(given), watchdog)
+    watchdog.close()
+    return [seen, *exported]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_run_exports_and_restores_its_best_weights(stage: int, tmp_path: Path) -> None:
+    """Of three evaluations the second is best. The tower is frozen, its adapter trains."""
+    frozen = Regression().tower.weight.detach().clone()
+    seen, (weights, figures) = trained(tmp_path, Adapted(), {2: 0.1, 4: 0.8, 6: 0.3}, stage)
+    assert figures == {"accuracy": 0.8}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {"steps": 6, "best": {"figure": "accuracy", "step": 4}, "eval": {"accuracy": 0.8}}
+    plain, task = Regression(), Adapted()
+    plain.load_state_dict(merge_lora(weights, 6.0, 2))  # strict
+    x = batch_of(0)["x"]
+    torch.testing.assert_close(plain.tower(x), seen[1], atol=1e-5, rtol=0)
+    assert not torch.allclose(seen[1], seen[2], atol=1e-4)
+    assert run.restore(task, str(tmp_path)) == 4
+    assert torch.equal(task.tower(x), seen[1])
+    assert torch.equal(task.tower.weight, frozen)
+    assert not torch.equal(plain.tower.weight, frozen)
+    # the same command again: nothing is left to do, and the export comes from the best weights once more
+    seen, (again, figures) = trained(tmp_path, Adapted(), {}, stage)
+    assert (seen, figures) == ([], {"accuracy": 0.8})
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())

@@ -3,7 +3,8 @@
 `RUN/checkpoints/step_NNNNNN/` holds `model.safetensors` (fp32 masters and buffers), `optimizer.safetensors` (Adam's
 moments), `ema.safetensors` where an average is kept, `rng.pt` (one state a rank), `state.json` (step, stream
 position, counters) and `manifest.json` (sizes of the others, written last). A checkpoint is written aside, synced to
-disk and renamed; then `latest` moves; then the oldest go. Whatever a kill leaves behind is recognised and ignored.
+disk and renamed; then `latest`, and in a run that chooses by an evaluation figure `best`, move: files that hold the
+name of a checkpoint; then the oldest go, the best never. Whatever a kill leaves behind is recognised and ignored.
 """
 
 from __future__ import annotations
@@ -38,10 +39,19 @@ class Checkpoints:
 
     # ---- saving
 
-    def save(self, step: int, engine: Any, optimizer: AdamW, ema: Ema | None, state: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        engine: Any,
+        optimizer: AdamW,
+        ema: Ema | None,
+        state: Mapping[str, Any],
+        best: int | None = None,
+    ) -> Path:
         """Save everything that training needs to go on with `step`, the next one to run. All ranks must call.
 
-        `state` is plain data (stream position, counters) that `load` gives back.
+        `state` is plain data (stream position, counters) that `load` gives back. `best`: the step, this one or one
+        saved before, whose checkpoint is the best and stays.
         """
         final = self.folder / f"step_{step:06d}"
         aside = self.folder / f".step_{step:06d}.partial"
@@ -60,13 +70,23 @@ class Checkpoints:
             record = {"step": step, "updates": updates, "loss_scale": loss_scale, "state": dict(state)}
             (aside / "state.json").write_text(json.dumps(record))
             _publish(aside, final)
-            self._prune()
+            self.mark_best(best)
+            _point(self.folder / "latest", final)
+            self._prune(best)
         distributed.barrier()
         return final
 
-    def _prune(self) -> None:
+    def mark_best(self, step: int | None) -> None:
+        """Let `best` name the checkpoint of `step`; None takes it away. Rank 0 only."""
+        if step is None:
+            (self.folder / "best").unlink(missing_ok=True)
+        else:
+            _point(self.folder / "best", self.folder / f"step_{step:06d}")
+
+    def _prune(self, best: int | None) -> None:
         for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-            shutil.rmtree(old)
+            if best is None or old.name != f"step_{best:06d}":
+                shutil.rmtree(old)
 
     # ---- loading
 
@@ -86,6 +106,18 @@ class Checkpoints:
                 print(f"ignoring {partial.name}: a save was interrupted", file=sys.stderr)
         found = distributed.broadcast_object(found)
         return None if found is None else self.folder / found
+
+    def best(self) -> Path | None:
+        """The best checkpoint, where the run chooses one. Raises ConfigError where it is not whole."""
+        pointer = self.folder / "best"
+        if not pointer.exists():
+            return None
+        path = self.folder / pointer.read_text().strip()
+        if not is_whole(path):
+            raise ConfigError(
+                f"output: {pointer} names {path.name}, which is not whole; remove that file to use the newest"
+            )
+        return path
 
     @staticmethod
     def weights(path: Path) -> dict[str, Tensor]:
@@ -162,18 +194,22 @@ def _save_tensors(path: Path, *sources: Iterable[tuple[str, Tensor]]) -> None:
 
 
 def _publish(aside: Path, final: Path) -> None:
-    """Manifest, sync, rename, move `latest`: a kill at any point leaves the older checkpoint valid."""
+    """Manifest, sync, rename: a kill at any point leaves the older checkpoint valid."""
     sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
     (aside / "manifest.json").write_text(json.dumps(sizes))
     for file in [*aside.iterdir(), aside]:
         _sync(file)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
-    pointer = final.parent / "latest"
-    pointer.with_suffix(".new").write_text(final.name)
+    _sync(final.parent)
+
+
+def _point(pointer: Path, path: Path) -> None:
+    """Let the file `pointer` name the checkpoint `path`, in one step."""
+    pointer.with_suffix(".new").write_text(path.name)
     _sync(pointer.with_suffix(".new"))
     os.replace(pointer.with_suffix(".new"), pointer)
-    _sync(final.parent)
+    _sync(pointer.parent)
 
 
 def _sync(path: Path) -> None:

@@ -27,7 +27,8 @@ from fiber.training import zero
 from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
 from fiber.training.flops import peak_flops
-from fiber.training.optim import AdamW, learning_rate, set_learning_rate
+from fiber.training.optim import AdamW, learning_rate, set_learning_rate, weight_decay_factor
+from fiber.training.record import Record
 from fiber.training.tracking import Tracker
 
 Batch = dict[str, Any]
@@ -40,8 +41,8 @@ class NonFiniteError(RuntimeError):
 
 @dataclass
 class Run:
-    """What the loop works with. `engine`, `optimizer` from zero.build_engine; `state` is what checkpoints carry
-    besides: {"stream": position of the data, "counters": faults and skipped steps}."""
+    """What the loop works with. `engine`, `optimizer` from zero.build_engine. Checkpoints carry besides "stream", the
+    position of the data, "counters", faults and skipped steps, and "record", what the evaluations have said."""
 
     engine: Any
     optimizer: AdamW
@@ -59,6 +60,21 @@ class Run:
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
     stop: bool = False
+    done: int = 0  # updates made
+    record: Record = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.record = Record(self.train.best, self.optim.patience)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether `train.stop_after` evaluations have brought no gain."""
+        return 0 < self.train.stop_after <= self.record.without_gain
+
+    def due(self, step: int) -> bool:
+        """Whether the weights before update `step` are to be evaluated."""
+        regular = self.evaluate_every > 0 and step > 0 and step % self.evaluate_every == 0
+        return self.evaluate is not None and (regular or step == self.train.steps)
 
     def request_stop(self, *_: Any) -> None:
         """Signal handler: finish the step, save and leave. A launcher also sends SIGTERM when a rank has died."""
@@ -77,12 +93,12 @@ class Run:
     def save(self, step: int) -> None:
         self.watchdog.beat(step, "saving")
         self.collect_faults()
-        state = {"stream": self.stream_state(step), "counters": dict(self.counters)}
-        self.checkpoints.save(step, self.engine, self.optimizer, self.ema, state)
+        state = {"stream": self.stream_state(step), "counters": dict(self.counters), "record": self.record.state()}
+        self.checkpoints.save(step, self.engine, self.optimizer, self.ema, state, self.record.step)
 
 
 def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
-    """Train from step `start` to the end, or until a signal; -> the last evaluation.
+    """Train from step `start` to the end, until evaluations bring no gain, or until a signal; -> the last evaluation.
 
     A task is called as `losses, report = engine(batch)`: `losses` weighted, 0-dimensional, with graph; `report`
     detached. Raises NonFiniteError on all ranks together.
@@ -91,8 +107,13 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         signal.signal(number, run.request_stop)
     settings, source, meter, results = run.train, iter(batches), Meter(run), {}
     run.engine.train()
+    run.done = start
+    if run.due(start) and run.record.evaluated < start:  # a signal came before it
+        results = evaluate(run, start)
+        if run.record.step == start and distributed.is_main():
+            run.checkpoints.mark_best(start)
     progress = _progress(start, settings.steps)
-    for step in range(start, settings.steps):
+    for step in range(start, start if run.exhausted else settings.steps):
         # ---- fetch
         run.watchdog.beat(step, "data")
         meter.begin()
@@ -101,14 +122,15 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
 
         # ---- forward, backward, update
         run.watchdog.beat(step, "compute")
-        rates = set_learning_rate(run.optimizer, learning_rate(step, settings.steps, run.optim))
+        rate = learning_rate(step, settings.steps, run.optim, run.record.drops)
+        rates = set_learning_rate(run.optimizer, rate, weight_decay_factor(step, settings.steps, run.optim))
         outcome = update(run, micro_batches, step)
         if run.ema is not None and not run.optimizer.skip:
             run.ema.update()
         meter.end()
 
         # ---- log
-        done = step + 1
+        run.done = done = step + 1
         stopping, last = outcome.stop, done == settings.steps
         if done % settings.log_every == 0 or last or stopping:
             metrics = outcome.average() | rates | {"grad_norm": outcome.grad_norm} | meter.read()
@@ -119,17 +141,22 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         progress.update()
 
         # ---- evaluate
-        due = run.evaluate_every > 0 and done % run.evaluate_every == 0
-        if run.evaluate is not None and not stopping and (due or last):
+        if run.due(done) and not stopping:
             results = evaluate(run, done)
+        gain = run.record.step == done
 
         # ---- save
-        if done % settings.save_every == 0 or last or stopping:
+        if done % settings.save_every == 0 or last or stopping or gain or run.exhausted:
             run.save(done)
         if stopping:
             run.stop = True  # on the ranks that the signal did not reach, too
             break
+        if run.exhausted:
+            break
     progress.close()
+    if run.exhausted and distributed.is_main():
+        told = f"no gain in {settings.best} since step {run.record.step}: training ends at step {run.done}"
+        print(told, file=sys.stderr)
     return results
 
 
@@ -139,13 +166,14 @@ def averaged(ema: Ema | None) -> AbstractContextManager:
 
 
 def evaluate(run: Run, step: int) -> dict[str, float]:
-    """Run the evaluation with the averaged weights if there are any, and log it as update `step` - 1, with the
-    pictures it has left in `figures/`."""
+    """Run the evaluation with the averaged weights if there are any, enter it in the run's record, and log it as
+    update `step` - 1, with the pictures it has left in `figures/`; -> the figures, rank 0's on all ranks."""
     run.watchdog.beat(step, "evaluation")
     run.engine.eval()
     with averaged(run.ema), torch.no_grad():
-        results = run.evaluate(run.engine, step)
+        results = distributed.broadcast_object(run.evaluate(run.engine, step))
     run.engine.train()
+    run.record.add(step, results)
     run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
     if pictures := sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")):
         run.tracker.table(step - 1, "eval/pictures", ["picture", "name"], [[path, path.stem] for path in pictures])

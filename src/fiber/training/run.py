@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
-from fiber.backbone.lora import merge_lora
 from fiber.config import Command, ConfigError, exit_with, load_config, parse_command, save_config, to_dict
 from fiber.data.shards import ShardError, ShardSet
 from fiber.data.stream import Collate, DataFaultError, MakeSample, MixedStream, Per, Source, make_loader
@@ -118,7 +117,7 @@ def train(
 
     batches(step): this rank's micro-batches from a step on. evaluate(engine, step) -> figures, on all ranks.
     export(weights of the task by name, figures): called on rank 0 at the end, with averaged weights if there are any,
-    those of the best evaluation where `train.best` chooses, low-rank adapters merged.
+    those of the best evaluation where `train.best` chooses.
     """
     folder, settings = Path(config.output), config.train
     seed_all(config.seed)
@@ -154,29 +153,26 @@ def train(
         run.record.resume(state["record"])
     figures = loop.train(run, batches(start), start)
     if not run.stop:
-        _finish(run, figures, lambda weights, figures: export(merge_adapters(weights, config), figures))
+        _finish(run, figures, export)
     tracker.close()
 
 
 def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None]) -> None:
     """Export and summary of a run that came to its end; evaluates if this process made no step."""
-    summary, best = {"steps": run.done}, run.checkpoints.best()
-    if best is not None:
-        figures, weights = run.record.figures, run.checkpoints.weights(best)
-        summary["best"] = {"figure": run.record.figure, "step": run.record.step}
-    else:
-        figures = figures or loop.evaluate(run, run.done)
+    summary, best = {"steps": run.done}, run.record
+    if not figures and best.step is None:
+        figures = loop.evaluate(run, run.done)
+    if best.step is None:
         with loop.averaged(run.ema):
             weights = collect(zero.read_weights(run.engine))
+    else:
+        figures = best.figures
+        weights = run.checkpoints.weights(run.checkpoints.best()) if distributed.is_main() else {}
+        summary["best"] = {"figure": best.figure, "step": best.step}
     if distributed.is_main():
         export(weights, figures)
         (run.folder / "summary.json").write_text(json.dumps(summary | {"eval": figures}, indent=2))
     distributed.barrier()
-
-
-def merge_adapters(weights: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """Weights of a task as those of a plain model, see `merge_lora`."""
-    return merge_lora(weights, config.tuning.lora_alpha, config.tuning.lora_rank)
 
 
 def restore(task: nn.Module, output: str) -> int:
