@@ -1,15 +1,21 @@
-"""CIDEr-D per image against the recorded output of the COCO tools and of the training-reward code; tokens against
-the recorded Stanford tokeniser; the optional tools, where installed, against their recorded output."""
+"""CIDEr-D per image against the recorded output of the COCO tools and of the training-reward code; BLEU and ROUGE-L
+against that of the COCO tools; tokens against the recorded Stanford tokeniser; the optional tools, where installed,
+against their recorded output."""
 
 import json
 import math
+import pickle
 import shutil
 import sys
+from collections import defaultdict
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fiber.evaluation import caption
 from fiber.evaluation.caption import DocumentFrequency, cider_d, tokenize
+from fiber.evaluation.overlap import bleu, rouge_l
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +54,75 @@ def test_cider_d_with_given_frequencies_equals_the_reward_code_for_every_image(r
         scores = cider_d(real["candidates"], real["references"], given)
         assert scores.tolist() == real["expected"]["custom_df"]["per_image"]
         assert scores.mean() == real["expected"]["custom_df"]["CIDErD_mean"]
+
+
+def test_bleu_and_rouge_equal_the_coco_tools(real):
+    expected = real["expected"]["corpus_df"]
+    assert bleu(real["candidates"], real["references"]) == [expected[f"Bleu_{n}"] for n in (1, 2, 3, 4)]
+    assert rouge_l(real["candidates"], real["references"]) == expected["ROUGE_L"]
+
+
+def test_scores_of_the_published_example(shared):
+    """The six references and two candidates that jmhessel/clipscore prints scores of (four digits)."""
+    files = {
+        name: json.loads((shared / f"real/coco_caption/clipscore_example_{name}.json").read_text())
+        for name in ("refs", "good", "bad")
+    }
+    printed = {
+        "good": {
+            "Bleu_1": 0.6667,
+            "Bleu_2": 0.4899,
+            "Bleu_3": 0.3469,
+            "Bleu_4": 0.0,
+            "ROUGE_L": 0.4280,
+            "CIDEr": 0.5637,
+        },
+        "bad": {
+            "Bleu_1": 0.4815,
+            "Bleu_2": 0.2404,
+            "Bleu_3": 0.1359,
+            "Bleu_4": 0.0,
+            "ROUGE_L": 0.3121,
+            "CIDEr": 0.2790,
+        },
+    }
+    for name, expected in printed.items():
+        rows = [{"image_id": image, "caption": text} for image, text in files[name].items()]
+        found = caption.evaluate(rows, files["refs"])
+        assert {key: round(value, 4) for key, value in found.items()} == expected
+
+
+def test_rouge_and_bleu_of_captions_without_a_word_in_common_are_nothing():
+    assert rouge_l(["a b", ""], [["c"], ["d e"]]) == 0.0
+    assert max(bleu(["a b", ""], [["c"], ["d e"]])) < 1e-3
+
+
+def test_best_constant_is_the_best_of_all_constants(real):
+    tokens, few = real["references"], real["references"][:12]
+    everyone = [np.mean(cider_d([captions[0]] * len(few), few)) for captions in few]
+    assert caption.best_constant(few) == pytest.approx(max(everyone), rel=1e-12)
+    assert caption.best_constant(tokens) < 0.5 * real["expected"]["corpus_df"]["CIDEr"]
+
+
+def test_frequencies_from_the_usual_pickle_and_without_what_tells_nothing(real, tmp_path):
+    frequency = DocumentFrequency.of(real["corpus"])
+    counts = defaultdict(float, {ngram: float(count) for ngram, count in frequency.counts.items()})
+    for protocol in (0, 2, 4):
+        (tmp_path / "df.p").write_bytes(
+            pickle.dumps({"document_frequency": counts, "ref_len": frequency.images}, protocol)
+        )
+        known = DocumentFrequency.load(tmp_path / "df.p")
+        assert (known.counts, known.images) == (frequency.counts, frequency.images)
+    telling = known.telling()
+    assert len(telling.counts) < 0.5 * len(known.counts)
+    scores = cider_d(real["candidates"], real["references"], telling)
+    assert scores.tolist() == real["expected"]["custom_df"]["per_image"]
+    (tmp_path / "df.p").write_bytes(pickle.dumps({"document_frequency": Path, "ref_len": 1}))
+    with pytest.raises(ValueError, match=r"df\.p: not a pickle of plain data: it wants to build pathlib"):
+        DocumentFrequency.load(tmp_path / "df.p")
+    (tmp_path / "df.p").write_bytes(pickle.dumps({"counts": {}}))
+    with pytest.raises(ValueError, match=r"df\.p is no document-frequency pickle"):
+        DocumentFrequency.load(tmp_path / "df.p")
 
 
 def test_tokens_equal_the_stanford_tokenisers(real):
@@ -147,7 +222,7 @@ def test_coco_tools_equal_their_recorded_output(real):
 def test_missing_tools_are_named(real, monkeypatch):
     arguments = ([{"image_id": 1, "caption": "a"}], {1: ["a"]}, True)
     with monkeypatch.context() as patch:
-        patch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)  # as if not installed
+        patch.setitem(sys.modules, "pycocoevalcap", None)  # as if not installed
         with pytest.raises(RuntimeError, match=r"pip install \"fiber-vl\[caption\]\""):
             caption.evaluate(*arguments)
     pytest.importorskip("pycocoevalcap")
