@@ -7,15 +7,16 @@ cd "$(dirname "$0")/.."
 
 out=${OUT:-runs/shapes} run=${RUN:-runs/shapes_stage1}
 scenes=${SCENES:-20000} held_out=${HELD_OUT:-1000}
-shards() { python tools/make_shards.py shapes --world easy --captions full --workers 2 "$@" | tail -n 1; }
-shards --split train --limit "$scenes" --out "$out/train"
-shards --split val --limit $((held_out * 3 / 10)) --out "$out/val"
-shards --split test --limit "$held_out" --out "$out/test"
-shards --split compositional --limit $((held_out / 2)) --out "$out/compositional"
+shards() { python tools/make_shards.py shapes --captions placed --workers 2 --world "$@" | tail -n 1; }
+shards easy --split train --limit "$scenes" --out "$out/train"
+shards arranged --split train --limit $((scenes * 2 / 5)) --out "$out/arranged"
+shards easy --split val --limit $((held_out * 3 / 10)) --out "$out/val"
+shards easy --split test --limit "$held_out" --out "$out/test"
+shards easy --split compositional --limit $((held_out / 2)) --out "$out/compositional"
 [[ -f $out/tokenizer/tokenizer.json ]] || python tools/train_tokenizer.py "$out/train" --out "$out/tokenizer"
 
 launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" tokenizer="$out/tokenizer" \
-  data.train.0.path="$out/train" eval.data.0.path="$out/val" "$@"
+  data.train.0.path="$out/train" data.train.1.path="$out/arranged" eval.data.0.path="$out/val" "$@"
 for split in test compositional; do
   python tools/shapes_report.py "$run" --shards "$out/$split" --out "$run/figures/$split" | grep -v '^{'
 done

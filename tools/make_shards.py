@@ -60,8 +60,13 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
     if "config" in options:
         sub.add_argument("--config", type=Path, help="an ODinW YAML file; --raw is then the folder above odinw/")
     if "world" in options:
-        sub.add_argument("--world", default="easy", help="easy, hard or novel")
-        sub.add_argument("--captions", choices=("mixed", "full"), default="mixed", help="full names every object")
+        sub.add_argument("--world", default="easy", help="easy, hard, novel or arranged")
+        sub.add_argument(
+            "--captions",
+            choices=("mixed", "full", "placed"),
+            default="mixed",
+            help="full names every object, placed also says where in the picture",
+        )
     if "image_size" in options:
         sub.add_argument("--image-size", type=int, help="pixels a side")
     if "seed" in options:

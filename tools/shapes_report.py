@@ -35,10 +35,15 @@ def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 
     predictor = fiber.load(run)
     model: CoarseModel = predictor.model
     config, shards, meter = predictor.config, ShardSet(folder), Meter(show=True)
-    images, texts = retrieval_sets(
-        shards, predictor.tokenizer, config.image_size, config.max_text, batch=batch, swap=shapes.swap_relation
-    )
+    common = (shards, predictor.tokenizer, config.image_size, config.max_text)
+    images, texts = retrieval_sets(*common, batch=batch, swap=shapes.swap_relation)
     found = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, meter=meter)
+    places = evaluate_retrieval(
+        model, *retrieval_sets(*common, batch=batch, swap=shapes.swap_place), rerank_k=0, batch=batch, meter=meter
+    )
+    found.figures["place_count"] = places.figures["swap_count"]
+    if places.figures["swap_count"]:
+        found.figures["place_accuracy"] = places.figures["swap_accuracy"]
     groups = shapes.visual_words(shapes.WORLDS[world])
     words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, meter=meter)
     return {"retrieval": found.figures, "mlm_visual": words}, found
@@ -61,6 +66,11 @@ def table(figures: dict) -> str:
         ),
         f"{'matching loss (prior beside it)':44}{r['itm_loss']:8.3f}{r['itm_prior']:10.3f}",
         f"{'true caption beats the swapped relation':44}{100 * r.get('swap_accuracy', 0.5):7.1f}%{50:9.1f}%",
+        *(
+            [f"{'true caption beats the swapped places':44}{100 * r['place_accuracy']:7.1f}%{50:9.1f}%"]
+            if "place_accuracy" in r
+            else []
+        ),
         f"{'masked visual words (wrong image beside it)':44}{100 * words['true_image']:7.1f}%"
         f"{100 * words['wrong_image']:9.1f}%",
         *(

@@ -3,13 +3,17 @@
 import torch
 from torch import nn
 
+from fiber.backbone.image import WindowAttention
+
 
 def initialise(module: nn.Module, scheme: str, seed: int) -> None:
-    """Draw every weight of `module` anew: biases 0, norms 1, gates and bias tables as constructed.
+    """Draw every weight of `module` anew: biases 0, norms 1, gates as constructed.
 
     `scheme` "normal": N(0, 0.02), the published recipe, right at width 768 and on pre-trained towers.
     "fan_in": linear maps N(0, 1/fan_in): a narrow tower that starts from nothing passes almost no signal at 0.02.
-    Embeddings are N(0, 0.02) in both (a LayerNorm follows them).
+    Embeddings are N(0, 0.02) in both (a LayerNorm follows them). Relative-position tables are 0 under "normal" and
+    N(0, 0.5) under "fan_in": AdamW moves an entry by the learning rate a step at most, so heads that shall look in
+    different directions within minutes must begin with some preference.
     """
     if scheme not in ("normal", "fan_in"):
         raise ValueError(f"model.init must be 'normal' or 'fan_in', not {scheme!r}")
@@ -29,3 +33,6 @@ def initialise(module: nn.Module, scheme: str, seed: int) -> None:
         elif isinstance(part, nn.LayerNorm | nn.GroupNorm):
             nn.init.ones_(part.weight)
             nn.init.zeros_(part.bias)
+        elif isinstance(part, WindowAttention):
+            std = 0.5 if scheme == "fan_in" else 0.0
+            nn.init.normal_(part.relative_position_bias, std=std, generator=generator)

@@ -3,6 +3,7 @@
     easy    64 px, 2-4 large objects, 6 colours x 5 shapes: small models learn it in minutes
     hard    96 px, 2-6 objects, 8 colours x 7 shapes, three sizes, textures
     novel   96 px, other shapes, colours and backgrounds: a new domain for few-shot learning
+    arranged  64 px, two large objects of few kinds: what tells scenes apart is where things stand
 
 Splits: train, val, test (no held-out combination of colour and shape, neither in the pictures nor in the words) and
 compositional (at least one in every picture). Everything is a pure function of (world, split, seed, index);
@@ -15,7 +16,15 @@ from typing import Any
 import numpy as np
 
 from fiber.data.records import TEXT_OF, Sample
-from fiber.data.shapes_language import RELATIONS, make_captions, make_expressions, swap_relation, texture_words
+from fiber.data.shapes_language import (
+    KINDS,
+    RELATIONS,
+    make_captions,
+    make_expressions,
+    swap_place,
+    swap_relation,
+    texture_words,
+)
 from fiber.data.shapes_scene import SPLITS, WORLDS, Scene, World, encode, generator, make_scene, paint
 from fiber.data.shapes_tasks import INVISIBLE, PAIRS_PER_SET, make_hypotheses, make_pairs, make_questions
 
@@ -27,6 +36,7 @@ __all__ = [
     "categories",
     "generate",
     "generate_pairs",
+    "swap_place",
     "swap_relation",
     "visual_words",
     "vocabulary_texts",
@@ -36,15 +46,13 @@ __all__ = [
 def generate(world: World, split: str, count: int, seed: int, captions: str = "mixed") -> Iterator[Sample]:
     """The first `count` scenes of a split as samples with all annotations but statements.
 
-    captions: "mixed" names two to all objects, "full" all of them (for retrieval).
+    captions: a kind of `shapes_language.make_captions`.
     Raises ValueError for an unknown split or kind of caption.
     """
-    if captions not in ("mixed", "full"):
-        raise ValueError(f"captions must be 'mixed' or 'full', got {captions!r}")
     for index in range(count):
         scene = make_scene(world, split, seed, index)
         name = f"{world.name}-{split}-{seed}-{index:06d}"
-        yield Sample(name, [encode(paint(scene))], scene_record(scene, captions == "full"))
+        yield Sample(name, [encode(paint(scene))], scene_record(scene, captions))
 
 
 def generate_pairs(world: World, split: str, count: int, seed: int) -> Iterator[Sample]:
@@ -68,7 +76,7 @@ def generate_pairs(world: World, split: str, count: int, seed: int) -> Iterator[
             yield Sample(f"{world.name}-{split}-{seed}-pair-{number:06d}-{p}", images, record)
 
 
-def scene_record(scene: Scene, full: bool = False) -> dict[str, Any]:
+def scene_record(scene: Scene, captions: str = "mixed") -> dict[str, Any]:
     """The record of a scene. The words depend on the scene alone, not on the size it is drawn at."""
     world, (seed, _, index, _) = scene.world, scene.key
     rng = generator(scene.key, "language")
@@ -89,7 +97,7 @@ def scene_record(scene: Scene, full: bool = False) -> dict[str, Any]:
         "height": world.image_size,
         "source": f"shapes_{world.name}",
         "boxes": boxes,
-        "captions": make_captions(scene, rng, full),
+        "captions": make_captions(scene, rng, captions),
         "expressions": make_expressions(scene, rng),
         "questions": make_questions(scene, rng, first_id=index * 8),
         "hypotheses": make_hypotheses(scene, rng),
@@ -151,7 +159,7 @@ def vocabulary_texts(world: World, scenes: int = 300) -> list[str]:
     texts += [word for words in visual_words(world).values() for word in words]
     texts += [*answers(world), *INVISIBLE]
     for index in range(scenes):
-        record = scene_record(make_scene(world, "train", 0, index), full=index % 2 == 0)
+        record = scene_record(make_scene(world, "train", 0, index), captions=KINDS[index % 3])
         texts += [entry[key] for field, key in TEXT_OF.items() for entry in record.get(field, [])]
     for number in range(scenes // 8):
         texts += [

@@ -15,6 +15,8 @@ import numpy as np
 
 from fiber.data.shapes_scene import Object, Scene, World
 
+KINDS = ("mixed", "full", "placed")  # of captions, see make_captions
+MIDDLE = 0.08  # an object this close to a middle line, in image sides, is said to be on neither side of it
 CLEAR = 0.15  # a relation holds when the centres are this far apart along its axis, in image sides
 RELATIONS = ("left", "right", "above", "below")
 SWAPPED = {"left": "right", "right": "left", "above": "below", "below": "above"}
@@ -89,10 +91,31 @@ def swap_relation(text: str) -> str:
 
     Raises ValueError where the text has no relation.
     """
-    swapped, count = re.subn(r"\b(left|right|above|below)\b", lambda word: SWAPPED[word[0]], text)
+    swapped, count = re.subn(r"\b(?:(?:left|right)(?= of)|above|below)\b", lambda word: SWAPPED[word[0]], text)
     if not count:
         raise ValueError(f"no relation to swap in {text!r}")
     return swapped
+
+
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+
+
+def place_words(obj: Object) -> str:
+    """Where in the picture an object stands: "top left", "right", "in the middle"."""
+    row = "" if abs(obj.y - 0.5) < MIDDLE else "top" if obj.y < 0.5 else "bottom"
+    column = "" if abs(obj.x - 0.5) < MIDDLE else "left" if obj.x < 0.5 else "right"
+    return f"{row} {column}".strip() or "in the middle"
+
+
+def swap_place(text: str) -> str:
+    """Put everything whose place is told on the opposite side: a true caption becomes a false one.
+
+    Raises ValueError where the text tells no place.
+    """
+    turned, count = re.subn(r"\b(left|right|top|bottom)\b(?! of)", lambda word: OPPOSITE[word[0]], text)
+    if not count:
+        raise ValueError(f"no place to swap in {text!r}")
+    return turned
 
 
 def may_mention(scene: Scene, description: Description) -> bool:
@@ -196,14 +219,29 @@ def _caption(scene: Scene, full: bool, style: int, rng: np.random.Generator) -> 
     return parts
 
 
-def make_captions(scene: Scene, rng: np.random.Generator, full: bool = False) -> list[dict[str, Any]]:
+def _placed_caption(scene: Scene, rng: np.random.Generator) -> list[Part]:
+    """Every object with its place: "a large red circle top left, a small blue star right"."""
+    parts: list[Part] = []
+    for index in rng.permutation(len(scene.objects)).tolist():
+        parts += [", "] if parts else []
+        parts += [(a(describe(scene, index, ("size",))), [index]), f" {place_words(scene.objects[index])}"]
+    return parts
+
+
+def make_captions(scene: Scene, rng: np.random.Generator, kind: str = "mixed") -> list[dict[str, Any]]:
     """Two captions of different wording, in the record schema.
 
-    full: both name every object, with their relations, so that a caption tells its scene from others; otherwise each
-    names two to all of them.
+    kind: "mixed" names two to all objects; "full" all of them, with their relations, so that a caption tells its
+    scene from others; "placed" is "full", but the second caption tells places in the picture instead of relations.
+    Raises ValueError for another kind.
     """
+    if kind not in KINDS:
+        raise ValueError(f"captions must be one of {', '.join(KINDS)}, got {kind!r}")
+    full = kind != "mixed"
     styles = rng.permutation(4)[:2].tolist()
     first = compose(_caption(scene, full, styles[0], rng))
+    if kind == "placed":
+        return [first, compose(_placed_caption(scene, rng))]
     while True:
         second = compose(_caption(scene, full, styles[1], rng))
         if second["text"] != first["text"]:

@@ -105,6 +105,18 @@ WORLDS = {
         tail=(0, 0.3, 1, 1, 1),
         backgrounds=_DARK,
     ),
+    # Many scenes have the same two objects: only where they stand tells them apart. Shows nothing that "easy" holds out.
+    "arranged": World(
+        name="arranged",
+        image_size=64,
+        shapes=("circle", "square", "star"),
+        colours=("red", "blue", "yellow"),
+        sizes=(("large", 0.2, 0.245),),
+        textures=("plain",),
+        objects=(2, 2),
+        tail=(0, 1, 1),
+        backgrounds=_LIGHT,
+    ),
 }
 
 RGB = {

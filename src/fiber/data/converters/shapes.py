@@ -60,7 +60,7 @@ def read(request: Request) -> Source:
 def scene_sample(world: World, split: str, seed: int, captions: str, number: int) -> Sample:
     """What `fiber.data.shapes.generate` yields at ``number``, without making the scenes before it."""
     scene = make_scene(world, split, seed, number)
-    return Sample(str(number), [encode(paint(scene))], shapes.scene_record(scene, captions == "full"))
+    return Sample(str(number), [encode(paint(scene))], shapes.scene_record(scene, captions))
 
 
 def pair_sample(world: World, split: str, seed: int, number: int) -> Sample:
