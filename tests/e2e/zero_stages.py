@@ -10,10 +10,10 @@ from functools import partial
 from pathlib import Path
 
 from fiber import distributed
-from fiber.coarse.build import build_task
+from fiber.coarse.build import build_sample, build_task
 from fiber.config import load_config
 from fiber.config_stage1 import Stage1Config, validate
-from fiber.data.collate import PretrainSample, collate
+from fiber.data.collate import collate
 from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog
 from fiber.stage1_coarse import evaluation
@@ -24,12 +24,11 @@ def train(config: Stage1Config, watchdog: Watchdog) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
     build = partial(build_task, config, tokenizer)
     stream = run.open_stream(config)
-    sample = PretrainSample(tokenizer, config.image_size, config.max_text)
     run.train(
         config,
         build(),
         stream,
-        run.batches(config, stream, sample, collate),
+        run.batches(config, stream, build_sample(config, tokenizer), collate),
         lambda engine, step: evaluation(config, tokenizer, watchdog, zero.plain_module(engine, build), step),
         lambda weights, figures: None,
         watchdog,

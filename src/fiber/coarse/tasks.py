@@ -32,13 +32,14 @@ def freeze(model: CoarseModel, patterns: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def idle_when_fused(model: CoarseModel, *used: str) -> tuple[str, ...]:
-    """Parts that a task on fused pairs alone never reaches, but for the heads `used`."""
-    heads = {"contrastive", "temperature", "mlm", "itm"}.difference(used)
-    parts = ["backbone.fusion.caption_maps.*", *(f"heads.{head}.*" for head in sorted(heads))]
-    if "contrastive" not in used:  # the norms that end the unfused towers
-        parts += ["backbone.image.norm.*", f"backbone.text.layers.{len(model.backbone.text.layers) - 1}.norm2.*"]
-    return tuple(parts)
+UNFUSED_HEADS = ("heads.contrastive.*", "heads.temperature.*")
+FUSED_IDLE = ("backbone.fusion.caption_maps.*", "heads.mlm.*", "heads.itm.*", *UNFUSED_HEADS)
+"""What a classifier of fused pairs never reaches, besides `ends_of_towers`."""
+
+
+def ends_of_towers(model: CoarseModel) -> tuple[str, ...]:
+    """The norms that end the unfused towers; a fused pass goes without."""
+    return "backbone.image.norm.*", f"backbone.text.layers.{len(model.backbone.text.layers) - 1}.norm2.*"
 
 
 class VqaTask(nn.Module):
@@ -48,7 +49,7 @@ class VqaTask(nn.Module):
     def __init__(self, model: CoarseModel, answers: Sequence[str], label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model, self.answers, self.label_smoothing = model, list(answers), label_smoothing
-        self.idle = idle_when_fused(model)
+        self.idle = (*FUSED_IDLE, *ends_of_towers(model))
         freeze(model, self.idle)
 
     def logits(self, batch: dict) -> Tensor:
@@ -74,7 +75,7 @@ class ClassifyTask(nn.Module):
     def __init__(self, model: CoarseModel, head: str, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model, self.head, self.label_smoothing = model, head, label_smoothing
-        self.idle = idle_when_fused(model)
+        self.idle = (*FUSED_IDLE, *ends_of_towers(model))
         freeze(model, self.idle)
 
     def logits(self, batch: dict) -> Tensor:
@@ -120,7 +121,8 @@ class RetrievalItmTask(nn.Module):
     picture of the global batch in place of its own, the rest another text.
 
     `hard`: negatives by contrastive similarity, else uniformly. `itc_weight`: weight of the contrastive loss beside
-    matching (0 in the release). Without it the dual encoder, which chooses what is re-ranked, is left behind.
+    matching (0 in the release). Without it the heads of the dual encoder, which chooses what is re-ranked, stay as
+    they are while the towers change below them.
     """
 
     def __init__(
@@ -136,8 +138,10 @@ class RetrievalItmTask(nn.Module):
         self.model, self.hard, self.itc_weight = model, hard, itc_weight
         self.gather_gradient, self.label_smoothing = gather_gradient, label_smoothing
         self.no_queue = FeatureQueue(0, model.heads.itm.in_features // 2)
-        self.idle = idle_when_fused(model, "itm", *(("contrastive", "temperature") if itc_weight else ()))
+        self.idle = ("backbone.fusion.caption_maps.*", "heads.mlm.*")
         freeze(model, self.idle)
+        if not itc_weight:  # not idle: it chooses what evaluation re-ranks
+            freeze(model, (*UNFUSED_HEADS, *ends_of_towers(model)))
 
     def forward(self, batch: dict) -> Losses:
         """images (B,3,S,S), ids and mask (B,L), image_id and position (B,), uniform (B,4) -> losses, report."""

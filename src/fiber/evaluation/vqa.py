@@ -8,8 +8,8 @@ The rules, quirks included, are those of the official evaluation script; publish
   0, 0.3, 0.6, 0.9, 1 for 0, 1, 2, 3, 4 or more matches among ten.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,19 @@ def evaluate(questions: Iterable[Mapping[str, Any]], predictions: Iterable[Row])
     check_complete(answers, scores, "VQA questions")
     by_type = {kind: {name: _mean(group[name]) for name in sorted(group)} for kind, group in groups.items()}
     return {"accuracy": _mean(list(scores.values())), **by_type}
+
+
+def majority_accuracy(questions: Callable[[], Iterable[Mapping[str, Any]]], by: str | None = None) -> float:
+    """Official accuracy of always giving the answer that the annotators of these very questions gave most often, or,
+    `by` "question_type", most often for each kind of question: what can be had without looking.
+
+    questions: makes the iterable of `evaluate`, which is walked twice.
+    """
+    counts: dict[Any, Counter[str]] = defaultdict(Counter)
+    for question in questions():
+        counts[question.get(by)].update(question["raw_answers"])
+    best = {kind: min(given, key=lambda answer: (-given[answer], answer)) for kind, given in counts.items()}
+    return _mean([question_accuracy(best[q.get(by)], q["raw_answers"]) for q in questions()])
 
 
 def write_submission(path: str | Path, question_ids: Iterable[int], predictions: Iterable[Row]) -> Path:
