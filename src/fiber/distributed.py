@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -73,6 +74,8 @@ def initialize(timeout_s: float) -> torch.device:
     # On CPU, DeepSpeed compiles a shared-memory collective when it starts (a minute, and a killed build locks out
     # every later run); training does not need it.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    # It calls collectives by names that torch 2.14 deprecates, with a warning on every rank.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     backend = "nccl" if here.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(seconds=timeout_s + GRACE_S), verbose=False, auto_mpi_discovery=False
@@ -107,7 +110,9 @@ def all_gather(x: Tensor) -> Tensor:
     if world_size() == 1:
         return x
     out = x.new_empty((world_size() * x.shape[0], *x.shape[1:]))
-    dist.all_gather_into_tensor(out, x.contiguous())
+    # torch >= 2.14 deprecates the old name, with a warning on every rank.
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(out, x.contiguous())
     return out
 
 

@@ -291,7 +291,40 @@ def test_captions_are_true_and_their_spans_name_the_boxes(world: World, split: s
                 assert shapes.swap_relation(swapped) == text
 
 
-def test_swapping_needs_a_relation() -> None:
+@pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
+def test_placed_captions_say_truly_where_every_object_stands(world: World) -> None:
+    told = Counter()
+    for scene, record in samples(world, "train", "placed"):
+        relational, placed = record["captions"]
+        assert caption_holds(relational["text"], scene)
+        assert sorted(i for phrase in placed["phrases"] for i in phrase["boxes"]) == list(range(len(scene.objects)))
+        ends = [phrase["span"][0][1] for phrase in placed["phrases"]]
+        for phrase, end in zip(placed["phrases"], ends, strict=True):
+            ((start, _),) = phrase["span"]
+            assert meant(placed["text"][start:end], scene) == phrase["boxes"]
+            obj = scene.objects[phrase["boxes"][0]]
+            place = placed["text"][end:].split(",")[0].split()
+            told.update(place)
+            assert ("left" in place, "right" in place) == (obj.x <= 0.42, obj.x >= 0.58)
+            assert ("top" in place, "bottom" in place) == (obj.y <= 0.42, obj.y >= 0.58)
+        if len(set(placed["text"].split()) & {"left", "right", "top", "bottom"}):
+            swapped = shapes.swap_place(placed["text"])
+            assert swapped != placed["text"]
+            assert shapes.swap_place(swapped) == placed["text"]
+    assert all(told[word] > 10 for word in ("left", "right", "top", "bottom"))
+
+
+def test_arranged_scenes_show_nothing_that_easy_holds_out() -> None:
+    arranged, easy = shapes.WORLDS["arranged"], shapes.WORLDS["easy"]
+    shown = set(arranged.combinations) - set(arranged.held_out)
+    assert shown <= set(easy.combinations) - set(easy.held_out)
+
+
+def test_swapping_needs_a_relation_or_a_place() -> None:
+    with pytest.raises(ValueError, match="no place"):
+        shapes.swap_place("a star to the left of a ring")
+    with pytest.raises(ValueError, match="no relation"):
+        shapes.swap_relation("a star top left, a ring right")
     swapped = shapes.swap_relation("a star to the left of a ring and below an upright cross")
     assert swapped == "a star to the right of a ring and above an upright cross"
     with pytest.raises(ValueError, match="no relation"):

@@ -14,7 +14,7 @@ from fiber.data.text import train_bpe
 from fiber.evaluation.mlm import evaluate_visual_words, masked_words
 from fiber.evaluation.retrieval import evaluate_retrieval, retrieval_sets
 
-SCENES, SIZE, LENGTH = 6, 32, 24
+SCENES, SIZE, LENGTH = 6, 32, 32
 WORLD = WORLDS["easy"]
 
 

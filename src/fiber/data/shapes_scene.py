@@ -105,7 +105,8 @@ WORLDS = {
         tail=(0, 0.3, 1, 1, 1),
         backgrounds=_DARK,
     ),
-    # Many scenes have the same two objects: only where they stand tells them apart. Shows nothing that "easy" holds out.
+    # Many scenes have the same two objects, and only where they stand tells them apart. Shows nothing that "easy"
+    # holds out.
     "arranged": World(
         name="arranged",
         image_size=64,
