@@ -1,22 +1,29 @@
 #!/usr/bin/env bash
-# Does stage 1 pay? The same stage-2 schedule on the easy shapes world from the longer stage 1 and from nothing, three
-# seeds each; table and plot of grounding and detection along the schedule (docs/shapes.md). Run again to go on.
-#   launch/coarse_to_fine.sh [key.path=value ...]       STAGE1: the run to start from; SHAPES: the shards; SEEDS
+# Does stage 1 pay, and how much of it? The same stage-2 schedule on the easy shapes world from nothing, from a short
+# stage 1 and from the longer one, three seeds each; table and plot of grounding and detection along the schedule
+# (docs/shapes.md). Run again to go on.
+#   launch/coarse_to_fine.sh [key.path=value ...]     of stage 2
+# STAGE1: the longer run to start from; SHORT: steps of the short one; SHAPES: the shards; SEEDS; OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ -d .venv ]] && source .venv/bin/activate
 
-shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine}
-coarse=() scratch=()
+shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine} short=${SHORT:-600}
+launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$out/stage1_short" tokenizer="$shapes/tokenizer" \
+  data.train.0.path="$shapes/train" data.train.1.path="$shapes/arranged" eval.data=[] train.steps="$short" \
+  pretrain.itc_only_steps=$((short / 4)) pretrain.random_negative_steps=$((short * 3 / 4))
+
+starts=(nothing short longer)
+declare -A init=([nothing]=null [short]="$out/stage1_short" [longer]="$stage1") runs=()
 for seed in ${SEEDS:-0 1 2}; do
-  for start in coarse scratch; do
-    init=$([[ $start == coarse ]] && echo "$stage1" || echo null)
-    launch/stage2_fine.sh configs/stage2/shapes_long.yaml output="$out/${start}_$seed" seed="$seed" init_from="$init" \
-      tokenizer="$shapes/tokenizer" data.train.0.path="$shapes/train" data.train.1.path="$shapes/train" \
-      eval.data.0.path="$shapes/val" eval.data.1.path="$shapes/val" train.steps=800 eval.every=100 "$@"
+  for start in "${starts[@]}"; do
+    launch/stage2_fine.sh configs/stage2/shapes_long.yaml output="$out/${start}_$seed" seed="$seed" \
+      init_from="${init[$start]}" tokenizer="$shapes/tokenizer" \
+      data.train.0.path="$shapes/train" data.train.1.path="$shapes/train" \
+      eval.data.0.path="$shapes/val" eval.data.1.path="$shapes/val" train.steps=400 eval.every=100 "$@"
+    runs[$start]+="${runs[$start]:+,}$out/${start}_$seed"
   done
-  coarse+=("$out/coarse_$seed") scratch+=("$out/scratch_$seed")
 done
-join() { local IFS=,; echo "$*"; }
 python tools/compare_runs.py --out "$out/coarse_to_fine.png" --metric grounding_r1:class_agnostic_r1 --metric ap50 \
-  "from stage 1=$(join "${coarse[@]}")" "from nothing=$(join "${scratch[@]}")" | grep "^|" | tee "$out/table.md"
+  "from nothing=${runs[nothing]}" "after $short steps of stage 1=${runs[short]}" \
+  "after the longer stage 1=${runs[longer]}" | grep "^|" | tee "$out/table.md"
