@@ -4,8 +4,7 @@
 # Figures go to OUT/before.json and OUT/after.json. MODEL: a run or export at region level; OUT: folder of the run;
 # SHARDS: folder with the set's splits. KEEP: shards of other detection sets whose figures are to be seen before and
 # after, too: what fine-tuning forgets (tools/interpolate_weights.py finds models in between).
-set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 
 name=${1:?coco_detection or lvis}
 shift

@@ -4,9 +4,7 @@
 # SHARDS: folder with SET/{train,val}. SHOTS: which parts (default "0 1 3 5 10 full"; 0 is zero-shot). SEEDS: of the
 # K-shot subsets (default "3 30 300", which are also those of ODinW's own few-shot files). MODES: tuning modes. MODEL: a
 # run or export at region level. OUT: runs go to OUT/SET/{zero_shot,full_MODE,K_shot_MODE_SEED}.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-[[ -d .venv ]] && source .venv/bin/activate
+source "$(dirname "$0")/common.sh"
 
 sets=()
 while (($#)) && [[ $1 != -- ]]; do sets+=("$1") && shift; done

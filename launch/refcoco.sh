@@ -2,8 +2,7 @@
 # Referring expressions: fine-tune on one of the sets, then evaluate each of its splits. Run again to go on.
 #   launch/refcoco.sh refcoco|refcoco_plus|refcocog [key.path=value ...]
 # MODEL: a run or export at region level; OUT: folder of the run; SHARDS: folder with the set's splits.
-set -euo pipefail
-cd "$(dirname "$0")/.."
+source "$(dirname "$0")/common.sh"
 
 name=${1:?refcoco, refcoco_plus or refcocog}
 shift

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,19 @@ EXPECTED = (ConfigError, ShardError, WeightsError, DataFaultError, loop.NonFinit
 
 
 def main(kind: type, check: Callable[[Any, int | None], None], stage: Callable[[Command, Watchdog], None]) -> None:
-    """Run `stage` as a process of a distributed job: parse and check the configuration, join the other ranks, guard
-    against dead and hung ones. Exit status: 0 done or stopped by a signal, 2 a known error, 1 anything else."""
+    """Run `stage` as a process of a distributed job, after parsing and checking its configuration, see `guarded`."""
     command = parse_command(kind, check, inherit=inherited_sizes)
-    distributed.initialize(command.config.train.hang_timeout_s)
-    watchdog = Watchdog(command.config.train.hang_timeout_s)
+    guarded(command.config.train.hang_timeout_s, partial(stage, command))
+
+
+def guarded(hang_timeout_s: float, work: Callable[[Watchdog], None]) -> None:
+    """Join the other ranks and do `work`, guarded against dead and hung ones. Exit status: 0 done or stopped by a
+    signal, 2 a known error, 1 anything else."""
+    distributed.initialize(hang_timeout_s)
+    watchdog = Watchdog(hang_timeout_s)
     try:
         with watchdog.guard():
-            stage(command, watchdog)
+            work(watchdog)
     except EXPECTED as error:
         watchdog.beat(0, "ending")
         exit_with(error)
