@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from fiber.training.tracking import Tracker
 
@@ -57,3 +58,24 @@ def test_online_without_key_or_network_goes_on_offline(
     recorded = list((tmp_path / "run" / "wandb").glob(f"offline-run-*-{ids[0]}"))
     assert recorded
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1]
+
+
+def test_pictures_stand_in_a_table_beside_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    paths = [tmp_path / "figures" / f"step_000002_{i}.png" for i in range(2)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.new("RGB", (8, 6), "red").save(path)
+    paths[1].with_suffix(".json").write_text(json.dumps({"question": "what is it?", "prediction": "red"}))
+    tracker = Tracker(tmp_path, {}, wandb="offline", project="p")
+    tracker.pictures(1, paths)
+    tracker.pictures(1, [])
+    tracker.close()
+    (stored,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/pictures_*.table.json")
+    table = json.loads(stored.read_text())
+    assert table["columns"] == ["picture", "name", "question", "prediction"]
+    assert table["data"] == [  # the pixels travel in an artifact
+        ["Image", "step_000002_0", "", ""],
+        ["Image", "step_000002_1", "what is it?", "red"],
+    ]

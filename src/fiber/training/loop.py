@@ -175,8 +175,7 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
     run.engine.train()
     run.record.add(step, results)
     run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
-    if pictures := sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")):
-        run.tracker.table(step - 1, "eval/pictures", ["picture", "name"], [[path, path.stem] for path in pictures])
+    run.tracker.pictures(step - 1, sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")))
     return results
 
 

@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -62,6 +63,19 @@ class Tracker:
 
         cells = [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._wandb.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
+
+    def pictures(self, step: int, paths: Sequence[Path]) -> None:
+        """The table "eval/pictures" of picture files, each with the words of the JSON file beside it, if there is
+        one: `{column: text}` (question, answers, prediction, say)."""
+        beside = [path.with_suffix(".json") for path in paths]
+        words = [json.loads(path.read_text()) if path.exists() else {} for path in beside]
+        columns = list(dict.fromkeys(chain.from_iterable(words)))
+        rows = [
+            [path, path.stem, *(own.get(column, "") for column in columns)]
+            for path, own in zip(paths, words, strict=True)
+        ]
+        if rows:
+            self.table(step, "eval/pictures", ["picture", "name", *columns], rows)
 
     def close(self) -> None:
         if self._file is not None:
