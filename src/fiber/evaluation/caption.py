@@ -132,16 +132,17 @@ def cider_d(
 
 
 def best_constant(references: Sequence[Sequence[str]], limit: int = 20) -> float:
-    """The baseline of CIDEr-D: mean score of one caption that is said of every picture, the best of `limit`
-    references spread evenly over the set. Arguments and scale as `cider_d`."""
+    """The baseline of CIDEr-D: mean score of one caption that is said of every picture but its own, the best of
+    `limit` references spread evenly over the set. Arguments and scale as `cider_d`; 0 for a single picture."""
     frequency = DocumentFrequency.of(references)
-    chosen = range(0, len(references), max(1, len(references) // limit))
-    constants = [_TfIdf(references[i][0], frequency) for i in list(chosen)[:limit]]
+    own = list(range(0, len(references), max(1, len(references) // limit)))[:limit]
+    constants = [_TfIdf(references[picture][0], frequency) for picture in own]
     scores = np.zeros(len(constants))
-    for captions in references:
+    for picture, captions in enumerate(references):
         truth = [_TfIdf(caption, frequency) for caption in captions]
-        scores += [constant.score(truth) for constant in constants]
-    return float(scores.max() / len(references))
+        others = zip(constants, own, strict=True)
+        scores += [0.0 if mine == picture else constant.score(truth) for constant, mine in others]
+    return float(scores.max() / max(len(references) - 1, 1))
 
 
 class _TfIdf:

@@ -39,7 +39,7 @@ def evaluate_captions(task: CaptionTask, asked: Asked) -> tuple[Figures, list[Ex
 
     `FOLDER/captions.jsonl` has the caption beside the references, `FOLDER/captions.json` is what the servers of COCO
     and NoCaps take. Figures: `cider` (CIDEr-D; 1.444 is printed as 144.4), `bleu_1` ... `bleu_4`, `rouge_l`, `meteor`
-    where the COCO tools can run, `constant_cider` (the best single caption said of every picture), `images`; of a
+    where the COCO tools can run, `constant_cider` (the best caption said of every other picture), `images`; of a
     set with domains (NoCaps) these are "entire", and the scores of each domain have its name before them. A set
     without references (a test set) is only described.
 
