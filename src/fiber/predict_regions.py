@@ -103,7 +103,7 @@ class FinePredictor(Predictor):
         keep: int | None = None,
     ) -> list[Detections]:
         """Detections in pixels of the originals, best first; as many pictures as pairs are computed at a time."""
-        results, sources = [], many(pictures)
+        results, sources, text = [], many(pictures), self.model.read(prompts)
         for start in range(0, len(sources), PAIRS):
             opened = [open_picture(source) for source in sources[start : start + PAIRS]]
             searches = [
@@ -114,7 +114,7 @@ class FinePredictor(Predictor):
                 )
                 for picture in opened
             ]
-            results += search(self.model, searches, selection, keep=keep, pairs=PAIRS)
+            results += search(self.model, searches, selection, keep=keep, pairs=PAIRS, text=text)
         return results
 
     def _regions(

@@ -5,6 +5,9 @@ import io
 import json
 import os
 import socket
+import time
+import tracemalloc
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,9 @@ from fiber.data.shards import ShardSet, write_dataset
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.draw import COLOURS
 from fiber.evaluation.figures import draw_predictions
-from fiber.evaluation.regions import WholePicture, evaluate_regions
+from fiber.evaluation.gallery import Meter
+from fiber.evaluation.predictions import read_predictions
+from fiber.evaluation.regions import WholePicture, evaluate_regions, questions, write_predictions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.fine.prompts import PromptBuilder
@@ -68,6 +73,9 @@ class Oracle(nn.Module):
         super().__init__()
         self.samples = samples
         self.weight = nn.Parameter(torch.zeros(1))
+
+    def read(self, prompts: list) -> None:
+        """Needs no preparation."""
 
     def detect(self, images: Tensor, sizes: Tensor, prompts: list, selection: Any, **_: Any) -> list[Detections]:
         results = []
@@ -214,6 +222,8 @@ def test_figures_do_not_depend_on_ranks_and_batches(scenes: Path, tokenizer: Pat
     for rank in range(2):
         assert json.loads((ranks / f"figures{rank}.json").read_text()) == pytest.approx(alone, abs=1e-9)
     assert together == pytest.approx(alone, abs=1e-9)
+    for other in ("together", "ranks"):
+        assert_same_detections(tmp_path / other / "scenes_boxes.jsonl", tmp_path / "alone" / "scenes_boxes.jsonl")
     for name in ("scenes_captions", "scenes_expressions"):
         expected = [json.loads(line) for line in (tmp_path / "alone" / f"{name}.jsonl").read_text().splitlines()]
         for other in ("together", "ranks"):
@@ -222,6 +232,90 @@ def test_figures_do_not_depend_on_ranks_and_batches(scenes: Path, tokenizer: Pat
             for row, wanted in zip(found, expected, strict=True):
                 assert np.allclose(row.pop("boxes"), wanted["boxes"], atol=0.011)
                 assert row.items() <= wanted.items()
+
+
+def assert_same_detections(path: Path, expected: Path) -> None:
+    """Of each picture and class the same boxes to a hundredth of a pixel, the same scores to 1e-5."""
+    found, wanted = (defaultdict(list) for _ in range(2))
+    for file, groups in ((path, found), (expected, wanted)):
+        for row in read_predictions(file):
+            groups[row["image_id"], row["category_id"]].append([row["score"], *row["bbox"]])
+    assert found.keys() == wanted.keys()
+    for key, rows in wanted.items():
+        assert len(rows) == len(found[key])
+        assert np.allclose(np.array(rows)[:, 0], np.array(found[key])[:, 0], atol=1e-5)
+        assert np.allclose(rows, found[key], atol=0.021)
+
+
+def test_classes_are_asked_by_id_in_chunks_and_a_long_tail_without_a_limit_a_picture(
+    pictures: tuple, scenes: Path, tokenizer: Path
+) -> None:
+    builder, (shards, _) = PromptBuilder(load_tokenizer(tokenizer), 48), pictures
+    whole, ones = questions(shards, "boxes", builder), questions(shards, "boxes", builder, chunk_classes=1)
+    assert whole.ids == [5, 6, 7]
+    assert [p.text for p in whole.prompts_of_set] == ["traffic light. dog. cat"]
+    assert [p.text for p in ones.prompts_of_set] == ["traffic light", "dog", "cat"]
+    assert (whole.selection.keep, whole.keep) == (100, 100)
+    tail = questions(ShardSet(scenes), "boxes", builder)  # its categories have a frequency
+    assert (tail.selection.keep, tail.keep) == (300, None)
+
+
+class Crowd(Oracle):
+    """Finds `each` random boxes for everything that is asked."""
+
+    def __init__(self, samples: list[Sample], each: int = 100) -> None:
+        super().__init__(samples)
+        self.each = each
+
+    def detect(self, images: Tensor, sizes: Tensor, prompts: list, selection: Any, **_: Any) -> list[Detections]:
+        results = []
+        for _, own in zip(images, prompts, strict=True):
+            labels = torch.tensor([label for prompt in own for label in prompt.classes]).repeat(self.each)
+            corners = torch.rand(len(labels), 2) * 30
+            boxes = torch.cat([corners, corners + 1 + torch.rand(len(labels), 2) * 30], 1)
+            results.append(Detections(boxes, torch.linspace(1, 0.4, len(labels)), labels))
+        return results
+
+
+def test_the_memory_of_predicting_does_not_grow_with_the_set(tokenizer: Path, tmp_path: Path) -> None:
+    builder = PromptBuilder(load_tokenizer(tokenizer), 48)
+    peaks, written = [], []
+    for count in (16, 160):
+        samples = [painted(number % 10, (40, 40)) for number in range(count)]
+        for number, sample in enumerate(samples):
+            sample.key = sample.record["image_id"] = f"p{number}"
+        write_dataset(samples, tmp_path / str(count), name="many", **ABOUT)
+        shards = ShardSet(tmp_path / str(count))
+        asked = questions(shards, "expressions", builder)
+        counts = []
+        tracemalloc.start()
+        write_predictions(
+            Crowd(samples), shards, "expressions", asked, WholePicture(40, 40), tmp_path, 4, 0,
+            Meter(beat=lambda counts=counts: counts.append(1)),
+        )  # fmt: skip
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert len(counts) == count / 4
+        written.append((tmp_path / "many_expressions.00000-of-00001.jsonl").stat().st_size)
+    assert peaks[1] - peaks[0] < 0.2 * (written[1] - written[0])
+
+
+def test_a_thousand_classes_stay_readable_and_quick(tokenizer: Path, tmp_path: Path) -> None:
+    """Of 120,000 detections the figure shows thirty, and names no more classes than they and the truth have."""
+    classes = [{"id": i, "name": f"thing {i}"} for i in range(1, 1204)]
+    samples = [painted(0, (100, 60))]
+    write_dataset(samples, tmp_path / "many", name="many", categories=classes, **ABOUT)
+    asked = (
+        PromptBuilder(load_tokenizer(tokenizer), 256),
+        ShardSet(tmp_path / "many"),
+        "boxes",
+        WholePicture(60, 99),
+    )
+    start = time.process_time()
+    (figure,) = draw_predictions(Crowd(samples), *asked, count=1, chunk_classes=40)
+    assert time.process_time() - start < 20
+    assert figure.width == 320
+    assert figure.height < 2 * 320
 
 
 @pytest.mark.parametrize("field", ["captions", "expressions", "boxes"])

@@ -65,7 +65,8 @@ def ask(
     prompts, results = builder.chunks(names, chunk), []
     for start in range(0, len(images), batch):
         asked = [Search(x, (x.shape[2] * 2, x.shape[1] * 3), prompts) for x in images[start : start + batch]]
-        for found in search(model, asked, ALL, pairs=pairs):
+        text = model.read(prompts) if pairs > 1 else None  # a reading of one's own, or the search's
+        for found in search(model, asked, ALL, pairs=pairs, text=text):
             assert (found.scores.diff() <= 0).all()
             own = [found.labels == label for label in range(len(names))]
             results.append(

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from fiber import distributed
+from fiber.backbone.states import TextState
 from fiber.data.records import Record, Sample
 from fiber.data.shards import ShardError, ShardSet
 from fiber.data.stream import eval_loader
@@ -189,38 +190,59 @@ def evaluate_regions(
     _p5, _p10 and referring_giou_*. "boxes", all classes of the set asked for: the COCO box metrics (ap, ap50, ...);
     of a set with a long tail lvis_ap, lvis_apr, ... and fixed_ap, ...
     """
-    asked = questions(shards, field, builder, chunk_classes)
-    name, rank, world = f"{shards.name}_{field}", distributed.rank(), distributed.world_size()
-    loader = eval_loader(
-        shards, field, picture, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
-    )
-    batches = -(-len(range(rank, np.count_nonzero(shards.counts(field)), world)) // batch)
+    asked, world = questions(shards, field, builder, chunk_classes), distributed.world_size()
     training = model.training
     model.eval()
-    with PredictionWriter(folder, name, rank, world) as writer:
-        for samples in (meter or Meter())(loader, f"{shards.name} {field}", batches):
-            for sample, found in predict(model, samples["samples"], asked, batch):
-                for row in asked.rows(sample["record"], found):
-                    writer.add(row)
+    write_predictions(model, shards, field, asked, picture, folder, batch, workers, meter or Meter())
     model.train(training)
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        path = merge_predictions(folder, name, world, asked.key)
-        figures = score(shards, field, path)
+        figures = score(shards, field, merge_predictions(folder, f"{shards.name}_{field}", world, asked.key))
     return distributed.broadcast_object(figures)
 
 
+def write_predictions(
+    model: FiberDetector,
+    shards: ShardSet,
+    field: str,
+    asked: Phrases | Classes,
+    picture: WholePicture,
+    folder: str | Path,
+    batch: int,
+    workers: int,
+    meter: Meter,
+) -> None:
+    """This rank's share of the predictions, row by row into its file: the memory is that of a batch."""
+    rank, world = distributed.rank(), distributed.world_size()
+    loader = eval_loader(
+        shards, field, picture, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
+    )
+    batches = -(-len(range(rank, np.count_nonzero(shards.counts(field)), world)) // batch)
+    text = model.read(asked.prompts_of_set) if isinstance(asked, Classes) else None
+    with PredictionWriter(folder, f"{shards.name}_{field}", rank, world) as writer:
+        for samples in meter(loader, f"{shards.name} {field}", batches):
+            for sample, found in predict(model, samples["samples"], asked, batch, text):
+                for row in asked.rows(sample["record"], found):
+                    writer.add(row)
+
+
 def predict(
-    model: FiberDetector, samples: list[dict[str, Any]], asked: Phrases | Classes, pairs: int
+    model: FiberDetector,
+    samples: list[dict[str, Any]],
+    asked: Phrases | Classes,
+    pairs: int,
+    text: TextState | None = None,
 ) -> Iterator[tuple[dict[str, Any], Detections]]:
-    """Samples of WholePicture, of any sizes, each with its detections in pixels of the stored picture, best first."""
+    """Samples of WholePicture, of any sizes, each with its detections in pixels of the stored picture, best first.
+    `text`: the prompts as `model.read` gives them, where they are the same for all pictures."""
     records = [sample["record"] for sample in samples]
     searches = [
         Search(sample["image"], (record["width"], record["height"]), asked.prompts(record))
         for sample, record in zip(samples, records, strict=True)
     ]
-    return zip(samples, search(model, searches, asked.selection, keep=asked.keep, pairs=pairs), strict=True)
+    found = search(model, searches, asked.selection, keep=asked.keep, pairs=pairs, text=text)
+    return zip(samples, found, strict=True)
 
 
 def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:

@@ -143,35 +143,39 @@ class FiberDetector(nn.Module):
         *,
         keep: int | None = None,
         pairs: int = 8,
+        text: TextState | None = None,
     ) -> list[Detections]:
         """Detections of each image for its own list of prompts (the chunks of a class list, or one sentence).
 
         Labels are `Prompt.classes`. Each image and each distinct prompt is prefixed once; `pairs` (image, prompt)
         pairs go through fusion and head at a time. Every prompt yields up to `selection.keep` detections; `keep`
-        cuts their union. Text is trimmed to the longest prompt, which changes nothing.
+        cuts their union. `text`: `read` of the distinct prompts, in the order in which they first come, for whoever
+        asks the same again and again.
         """
         image_state = self.image_prefix(images, sizes)
         unique = list({id(p): p for own in prompts for p in own}.values())
         row_of = {id(p): row for row, p in enumerate(unique)}
-        length = int(max(p.mask.sum() for p in unique))
-        ids, mask = (
-            torch.stack([getattr(p, name)[:length] for p in unique]).to(images.device) for name in ("ids", "mask")
-        )
-        text_state = self.text_prefix(ids, mask)
+        text = self.read(unique) if text is None else text
+        length = text.mask.shape[1]
         jobs = [(image, p) for image, own in enumerate(prompts) for p in own]
         found: list[list[Detections]] = [[] for _ in prompts]
         for start in range(0, len(jobs), pairs):
             batch = jobs[start : start + pairs]
             rows = [image for image, _ in batch]
-            output, anchors = self.predict(
-                self.fuse(image_state[rows], text_state[[row_of[id(p)] for _, p in batch]])
-            )
+            output, anchors = self.predict(self.fuse(image_state[rows], text[[row_of[id(p)] for _, p in batch]]))
             tokens = [p.token_map[:, :length].to(images.device) for _, p in batch]
             for (image, p), d in zip(batch, detections(output, anchors, tokens, sizes[rows], selection), strict=True):
                 classes = torch.tensor(p.classes, device=d.labels.device)
                 found[image].append(replace(d, labels=classes[d.labels]))
         merged = [Detections.cat(parts) for parts in found]
         return [d.best(len(d.scores) if keep is None else keep) for d in merged]
+
+    @torch.no_grad()
+    def read(self, prompts: Sequence[Prompt]) -> TextState:
+        """The prefixes of prompts, trimmed to the longest, which changes nothing."""
+        length = int(max(p.mask.sum() for p in prompts))
+        columns = (torch.stack([getattr(p, name)[:length] for p in prompts]) for name in ("ids", "mask"))
+        return self.text_prefix(*(column.to(self.head.bias.device) for column in columns))
 
     # ------------------------------------------------------------------------------------------------ tuning
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fiber.backbone.states import TextState
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections, Selection
 from fiber.fine.prompts import Prompt
@@ -41,11 +42,13 @@ def search(
     *,
     keep: int | None = None,
     pairs: int = 8,
+    text: TextState | None = None,
 ) -> list[Detections]:
     """Detections of each search, best first, on the CPU, fp32, boxes clipped to the picture and in its wanted size.
 
     Labels are `Prompt.classes`. Every prompt gives up to `selection.keep` detections, `keep` cuts their union;
-    `pairs` (picture, prompt) pairs are computed at a time.
+    `pairs` (picture, prompt) pairs are computed at a time. `text`: `model.read` of the prompts where all searches
+    have the same.
     """
     device = next(model.parameters()).device
     found = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * len(searches)
@@ -54,7 +57,9 @@ def search(
         rows = list(group)
         images, sizes = pad_images([searches[i].image for i in rows])
         prompts = [searches[i].prompts for i in rows]
-        detected = model.detect(images.to(device), sizes.to(device), prompts, selection, keep=keep, pairs=pairs)
+        detected = model.detect(
+            images.to(device), sizes.to(device), prompts, selection, keep=keep, pairs=pairs, text=text
+        )
         for i, one in zip(rows, detected, strict=True):
             found[i] = _in_wanted_pixels(one, searches[i])
     return found
