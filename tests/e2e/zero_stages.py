@@ -6,33 +6,13 @@ One launch instead of one for every variant: starting a job costs more than trai
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 from fiber import distributed
-from fiber.coarse.build import build_sample, build_task
-from fiber.config import load_config
+from fiber.config import Command, load_config
 from fiber.config_stage1 import Stage1Config, validate
-from fiber.data.collate import collate
-from fiber.data.text import load_tokenizer
 from fiber.distributed import Watchdog
-from fiber.stage1_coarse import evaluation
-from fiber.training import run, zero
-
-
-def train(config: Stage1Config, watchdog: Watchdog) -> None:
-    tokenizer = load_tokenizer(config.tokenizer)
-    build = partial(build_task, config, tokenizer)
-    stream = run.open_stream(config)
-    run.train(
-        config,
-        build(),
-        stream,
-        run.batches(config, stream, build_sample(config, tokenizer), collate),
-        lambda engine, step: evaluation(config, tokenizer, watchdog, zero.plain_module(engine, build), step),
-        lambda weights, figures: None,
-        watchdog,
-    )
+from fiber.stage1_coarse import stage1
 
 
 def main() -> None:
@@ -49,7 +29,7 @@ def main() -> None:
         changed = [f"output={arguments.output / name}", *overrides.split(",")]
         config = load_config(Stage1Config, arguments.config, changed)
         validate(config, distributed.world_size())
-        train(config, watchdog)
+        stage1(Command(config, "train"), watchdog)
     watchdog.close()
 
 
