@@ -102,3 +102,14 @@ def test_submission_holds_every_question_once_in_order(tmp_path):
     with pytest.raises(ValueError, match=r"VQA submission: no prediction for 1 of 3, e\.g\. 8"):
         vqa.write_submission(tmp_path / "short.json", [7, 8, 9], rows)
     assert not (tmp_path / "short.json").exists()
+
+
+def test_the_majority_answer_is_judged_as_any_other():
+    def questions():
+        yield {"id": 1, "raw_answers": ["yes"] * 10, "question_type": "is"}
+        yield {"id": 2, "raw_answers": ["no"] * 9 + ["yes"], "question_type": "is"}
+        yield {"id": 3, "raw_answers": ["2"] * 7 + ["3"] * 2 + ["no"], "question_type": "how many"}
+
+    # "yes" 11 times, "no" 10: of the three questions it scores 1, 0.3 (one of ten) and 0.
+    assert vqa.majority_accuracy(questions) == pytest.approx((1 + 0.3) / 3)
+    assert vqa.majority_accuracy(questions, "question_type") == pytest.approx((1 + 0.3 + 1) / 3)
