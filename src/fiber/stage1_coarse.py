@@ -40,8 +40,10 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
             print(json.dumps({"step": step} | figures))
         return
 
-    stream = run.open_stream(config, per="image" if config.caption.objective == "cider" else "annotation")
-    reward = caption_reward(config.caption, tokenizer, [s.shards for s in stream.sources], Path(config.output))
+    rewarded = config.task == "caption" and config.caption.objective == "cider"
+    stream = run.open_stream(config, per="image" if rewarded else "annotation")
+    corpus = [source.shards for source in stream.sources]
+    reward = caption_reward(config.caption, tokenizer, corpus, Path(config.output)) if rewarded else None
     build = partial(build_task, config, tokenizer, reward)
     task = build()
     run.start_towers(config, task.model.backbone, tokenizer)
