@@ -60,10 +60,13 @@ def test_a_setting_that_no_set_has_is_never_a_mean(runs: Path) -> None:
 
 
 def test_the_table_names_every_fault_at_once(runs: Path) -> None:
-    with pytest.raises(
-        ValueError, match="zero-shot: 1 of 3 sets.*\n1-shot frozen_towers: 2 of 3.*\nfull full: 1 of 3"
-    ):
+    with pytest.raises(ValueError, match="zero-shot") as error:
         table(read_runs(runs), ["a", "b", "c"])
+    assert [line.split(" sets")[0] for line in str(error.value).splitlines()] == [
+        "zero-shot: 1 of 3",
+        "1-shot frozen_towers: 2 of 3",
+        "full full: 1 of 3",
+    ]
 
 
 def test_the_command(runs: Path) -> None:
