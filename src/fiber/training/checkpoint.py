@@ -107,6 +107,10 @@ class Checkpoints:
         found = distributed.broadcast_object(found)
         return None if found is None else self.folder / found
 
+    def has(self, step: int) -> bool:
+        """Whether the checkpoint of a step is here and whole."""
+        return is_whole(self.folder / f"step_{step:06d}")
+
     def best(self) -> Path | None:
         """The best checkpoint, where the run chooses one. Raises ConfigError where it is not whole."""
         pointer = self.folder / "best"

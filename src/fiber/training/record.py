@@ -52,6 +52,10 @@ class Record:
         """Plain data for a checkpoint."""
         return asdict(self)
 
+    def forget_best(self) -> None:
+        """Let the next evaluation be the best; what the learning rate and the end depend on stays."""
+        self.step, self.value, self.figures = None, None, {}
+
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. Of another figure only the step of the newest evaluation still holds."""
         same = state["figure"] == self.figure

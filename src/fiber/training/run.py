@@ -157,6 +157,10 @@ def train(
     run.counters.update(state.get("counters", {}))
     if "record" in state:
         run.record.resume(state["record"])
+        if run.record.step is not None and not checkpoints.has(run.record.step):
+            if distributed.is_main():
+                print(f"the best checkpoint, of step {run.record.step}, is not here: choosing anew", file=sys.stderr)
+            run.record.forget_best()
     figures = loop.train(run, batches(start), start)
     if not run.stop:
         _finish(run, figures, export)
@@ -168,6 +172,8 @@ def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None
     summary, best = {"steps": run.done}, run.record
     if not figures and best.step is None:
         figures = loop.evaluate(run, run.done)
+        if distributed.is_main():
+            run.checkpoints.mark_best(best.step)
     if best.step is None:
         with loop.averaged(run.ema):
             weights = collect(zero.read_weights(run.engine))
