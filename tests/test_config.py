@@ -178,7 +178,7 @@ def test_command_line_reports_one_line_and_status_2(
     monkeypatch.setenv("WORLD_SIZE", "2")
     valid = [*valid, f"eval.data=[{{path: {tmp_path / 'shards'}}}]"]
     command = parse_command(
-        Stage1Config, validate, ["--config", str(path), "--local_rank=1", "--mode", "eval", *valid]
+        Stage1Config, validate, [valid[0], "--config", str(path), "--local_rank=1", "--mode", "eval", *valid[1:]]
     )
     assert (command.mode, command.config.train.accumulation) == ("eval", 2)
     with pytest.raises(SystemExit) as exit_:

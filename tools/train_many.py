@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, required=True)
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     lines = [shlex.split(line) for line in arguments.runs.read_text().splitlines()]
     commands = [
         parse_command(

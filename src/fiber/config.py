@@ -461,7 +461,7 @@ def parse_command(
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
     try:
         config = load_config(kind, arguments.config, arguments.overrides, inherit)
         check(config, int(os.environ.get("WORLD_SIZE", "1")) if arguments.mode == "train" else None)
