@@ -52,7 +52,7 @@ class FinetuneConfig:
 
     augment: bool = True  # random resized crop, mirroring and RandAugment; else a plain resize
     flip_sides: bool = False  # mirror pictures whose text speaks of left or right, too
-    label_smoothing: float = 0.0  # share of the target that goes to all classes alike; classification only
+    label_smoothing: float = 0.0  # share of the target that goes to all classes, or tokens of a caption, alike
     negatives: Literal["random", "hard"] = "random"  # task retrieval_itm: drawn uniformly, or by similarity
     itc_weight: float = 0.0  # task retrieval_itm: of the contrastive loss beside matching
 
