@@ -30,6 +30,10 @@ def test_equal_labels_share_a_colour_and_odd_boxes_do_no_harm():
     assert np.array_equal(np.asarray(WHITE), np.full((400, 400, 3), 255))  # the input stays as it is
 
 
+def test_line_breaks_of_a_generated_text_are_drawn_as_blanks():
+    assert draw_text(WHITE, "a red\nring\ttop").tobytes() == draw_text(WHITE, "a red ring top").tobytes()
+
+
 def test_text_is_wrapped_below_and_spans_are_coloured():
     sentence = "a red circle left of " + "many other things and " * 6 + "dogs"
     drawn = draw_text(WHITE, sentence, [(2, 12), (len(sentence) - 4, len(sentence))])

@@ -23,6 +23,9 @@ def main() -> int:
     parser.add_argument("--failures", action="store_true", help="print only the rows that failed")
     arguments = parser.parse_args()
     torch.manual_seed(0)
+    # Parity is of formulas: oneDNN picks convolutions by processor, and some of them lose a digit where a group norm
+    # of a nearly constant map magnifies it.
+    torch.backends.mkldnn.enabled = False
     failed = 0
     for prefix in arguments.prefix:
         try:

@@ -1,5 +1,6 @@
 """Pictures of results, drawn with Pillow alone: boxes with labels, a sentence with coloured phrases, captions."""
 
+import re
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -51,6 +52,7 @@ def draw_text(
     height = round(font.size * 1.5)
     placed: list[tuple[int, float, str, int]] = []  # line, x, word, first character
     line, x, position = 0, 4.0, 0
+    text = re.sub(r"\s", " ", text)  # a generated text may have line breaks; places of characters stay
     for word in text.split(" "):
         width = measure.textlength(word + " ", font=font)
         if x + width > picture.width and x > 4:
