@@ -2,16 +2,17 @@
 
     python tools/benchmark.py {step,loader,rerank,caption,detect} --config FILE [--json OUT] [key=value ...]
 
-    step     a pre-training step with shared prefixes and the same step in five full passes
+    step     a pre-training step with shared prefixes and the same step in five full passes; of a stage-2
+             configuration its one form
     loader   the stage-1 loader, beside decoding and resizing alone on the same cores
     rerank   matching of pairs with cached prefixes and with full forwards
     caption  decoding with five beams, cached and with the whole prefix computed at every step
     detect   1,203 classes in prompts of 40, prefixes shared and the whole model run again for each
 
-FILE is a stage-1 configuration, for `detect` a stage-2 one; `bench.KEY=value` sets an option of the measurement
-(benchmark_common.BenchOptions).
-Every time is the median of `bench.repeats` after a warm-up. A table goes to stderr; the last line of stdout is a JSON
-summary, also written to OUT. Exit status: 0 done, 2 a bad configuration.
+FILE is a stage-1 configuration, for `detect` a stage-2 one, for `step` either; `bench.KEY=value` sets an option of
+the measurement (benchmark_common.BenchOptions). Every time is the median of `bench.repeats` after a warm-up. A table
+goes to stderr; the last line of stdout is a JSON summary, also written to OUT. Exit status: 0 done, 2 a bad
+configuration.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import benchmark_caption
 import benchmark_detect
+import benchmark_fine_step
 import benchmark_loader
 import benchmark_rerank
 import benchmark_step
@@ -29,12 +31,13 @@ from benchmark_common import BenchConfig, machine
 from fiber.config import ConfigError, load_config
 
 COMMANDS = {
-    "step": benchmark_step.run,
-    "loader": benchmark_loader.run,
-    "rerank": benchmark_rerank.run,
-    "caption": benchmark_caption.run,
-    "detect": benchmark_detect.run,
+    "step": (BenchConfig, benchmark_step.run),
+    "loader": (BenchConfig, benchmark_loader.run),
+    "rerank": (BenchConfig, benchmark_rerank.run),
+    "caption": (BenchConfig, benchmark_caption.run),
+    "detect": (benchmark_detect.DetectBenchConfig, benchmark_detect.run),
 }
+FINE_STEP = (benchmark_detect.DetectBenchConfig, benchmark_fine_step.run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -44,19 +47,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_intermixed_args(argv)
+    schema, run = COMMANDS[arguments.command]
+    if arguments.command == "step" and is_fine(arguments.config):
+        schema, run = FINE_STEP
     try:
-        schema = benchmark_detect.DetectBenchConfig if arguments.command == "detect" else BenchConfig
         config = load_config(schema, arguments.config, arguments.overrides)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     found = {"command": arguments.command, "config": arguments.config, "overrides": arguments.overrides}
-    found |= {"machine": machine(), "results": COMMANDS[arguments.command](config)}
+    found |= {"machine": machine(), "results": run(config)}
     for name, value in flat(found["results"]):
         print(f"{name:<44} {value:>14,.4g}", file=sys.stderr)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     print(json.dumps(found))
+
+
+def is_fine(path: str) -> bool:
+    """Whether a configuration is one of stage 2, which alone has a detector."""
+    file = Path(path)
+    return file.is_file() and any(line.startswith("detector:") for line in file.read_text().splitlines())
 
 
 def flat(tree: dict, prefix: str = "") -> list[tuple[str, float]]:

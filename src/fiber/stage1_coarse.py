@@ -25,6 +25,7 @@ from fiber.evaluation.captioning import caption_reward
 from fiber.evaluation.gallery import Meter
 from fiber.training import run, zero
 from fiber.training.flops import pair_cost
+from fiber.training.loop import FlopsPerSample
 
 
 def stage1(command: Command, watchdog: Watchdog) -> None:
@@ -80,8 +81,9 @@ def evaluation(
     return image_tasks.evaluate(config, tokenizer, task, sets, step, meter)
 
 
-def step_cost(config: Stage1Config, task: nn.Module) -> float | None:
-    """Useful forward FLOP of a training sample; None where they are not counted (captions, partly frozen models)."""
+def step_cost(config: Stage1Config, task: nn.Module) -> FlopsPerSample | None:
+    """Useful forward FLOP of a training sample, the same in all batches; None where they are not counted (captions,
+    partly frozen models)."""
     masked = round(config.pretrain.mask_probability * config.max_text)
     cost = pair_cost(task.model, config.image_size, config.max_text, masked)
     costs = {
@@ -90,7 +92,8 @@ def step_cost(config: Stage1Config, task: nn.Module) -> float | None:
         "nlvr2": 2 * cost.image_prefix + cost.text_prefix + 2 * cost.fusion,
         "caption": None,
     }
-    return costs.get(config.task, cost.match) if config.tuning.mode == "full" else None
+    forward = costs.get(config.task, cost.match) if config.tuning.mode == "full" else None
+    return None if forward is None else lambda batch: forward
 
 
 if __name__ == "__main__":

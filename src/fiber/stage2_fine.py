@@ -27,7 +27,8 @@ from fiber.fine.build import build_sample, build_task, export_detector, open_tok
 from fiber.fine.prompts import PromptBuilder
 from fiber.fine.samples import RegionSample, RegionShards, collate_regions
 from fiber.training import run, zero
-from fiber.training.loop import Batch
+from fiber.training.flops import picture_cost
+from fiber.training.loop import Batch, FlopsPerSample
 
 
 def stage2(command: Command, watchdog: Watchdog) -> None:
@@ -61,7 +62,17 @@ def stage2(command: Command, watchdog: Watchdog) -> None:
         lambda engine, step: evaluate(zero.plain_module(engine, build), step),
         partial(export_detector, config, tokenizer, categories),
         watchdog,
+        step_cost(config, task),
     )
+
+
+def step_cost(config: Stage2Config, task: nn.Module) -> FlopsPerSample | None:
+    """Useful forward FLOP of a training picture by the size of its batch; None where it is not counted (partly frozen
+    models, but for the first image stages)."""
+    if config.tuning.mode != "full":
+        return None
+    sides = config.regions.short_sides
+    return picture_cost(task.model, (min(sides), max(sides)), config.max_text)
 
 
 def restore(config: Stage2Config, task: nn.Module, tokenizer: PreTrainedTokenizerFast) -> int:

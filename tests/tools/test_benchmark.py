@@ -101,3 +101,29 @@ def test_caption_decodes_alike_with_and_without_the_cache(config, benchmark):
     results = benchmark("caption", "--config", config, *OPTIONS)
     assert results["largest_logit_difference"] < 1e-5
     assert results["images_per_second"] > 0
+
+
+FINE = """
+output: runs/benchmark
+tokenizer: none
+max_text: 16
+model:
+  image: {embed_dim: 8, depths: [1, 1, 2, 1], heads: [1, 2, 2, 4], window: 2}
+  text: {width: 16, layers: 3, heads: 2, intermediate: 32}
+  num_fused: 2
+detector: {channels: 16, head_channels: 8, head_blocks: 1, groups: 4}
+regions: {short_sides: [48, 64], max_side: 64}
+train: {global_batch: 2, micro_batch: 2}
+"""
+
+
+def test_step_of_a_stage_2_configuration(benchmark, tmp_path):
+    path = tmp_path / "fine.yaml"
+    path.write_text(FINE)
+    results = benchmark("step", "--config", path, *OPTIONS)
+    assert (results["batch"], results["side"]) == (2, 64)
+    assert results["images_per_second"] == pytest.approx(2 / results["seconds"])
+    expected = 6e9 * results["forward_gmac_per_image"] * results["images_per_second"]
+    assert results["flops_per_second"] == pytest.approx(expected)
+    assert results["peak_memory"] > 1e7
+    assert 0 < results["share_of_ceiling"] < 1

@@ -7,7 +7,8 @@ from torch import nn
 from fiber.backbone.build import build_backbone
 from fiber.coarse.model import CoarseModel
 from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.training.flops import PairCost, count, matmul_ceiling, pair_cost, peak_flops
+from fiber.fine.model import FiberDetector
+from fiber.training.flops import PairCost, count, matmul_ceiling, pair_cost, peak_flops, picture_cost
 
 
 def test_a_linear_map_and_a_convolution_cost_two_flop_a_multiply_add():
@@ -46,6 +47,50 @@ def test_cost_equals_the_count_of_a_real_forward():
     assert count(match)[1] == 5 * cost.match
     assert cost.words == 2 * 2 * (12 * 12 + 12 * 40)
     assert model.training
+
+
+def detector(**image) -> FiberDetector:
+    config = ModelConfig(
+        image=ImageTowerConfig(embed_dim=8, depths=(1, 1, 2, 1), heads=(1, 2, 2, 4), window=2, **image),
+        text=TextTowerConfig(width=16, layers=3, heads=2, intermediate=32),
+        num_fused=2,
+    )
+    small = {"channels": 16, "head_channels": 8, "head_blocks": 2, "groups": 4}
+    return FiberDetector(build_backbone(config, 40, 1, 6, fine=True), **small)
+
+
+def test_a_picture_costs_the_count_of_a_real_forward():
+    """Of one picture 64 wide and 96 high, although only squares of 64 and 128 were counted: their windows and levels
+    have no padding, so the cost is linear in the area but for the coarsest levels."""
+    model = detector().train()
+    cost = picture_cost(model, (64, 128), 6)
+    for height, width, tolerance in ((64, 64, 0.0), (128, 128, 0.0), (96, 64, 0.02)):
+        images, ids = torch.zeros(3, 3, height, width), torch.full((3, 6), 4)
+        sizes = torch.tensor([[height, width]] * 3)
+        real = count(model.eval(), images, sizes, ids, torch.ones_like(ids))[1]
+        assert 3 * cost({"images": images}) == pytest.approx(real, rel=tolerance, abs=0.5), (height, width)
+
+
+def test_the_dynamic_head_costs_what_its_shapes_say():
+    """By hand, for the five levels of a 64 px square; deformable convolutions as ordinary ones."""
+    model = detector().eval()
+    head = {"box": 4, "centerness": 1}
+    cells = [8 * 8, 4 * 4, 2 * 2, 1, 1]
+    steer, deform = 2 * 9 * 27, 2 * 9 * 8  # a multiply-add for each tap: offsets and masks; a channel out
+    expected = 0
+    for channels in (16, 8):  # of the two blocks' inputs
+        for level, here in enumerate(cells):
+            expected += steer * channels * here  # offsets and masks of a level
+            expected += deform * channels * here  # the level itself
+            expected += deform * channels * here if level > 0 else 0  # from the finer level, on this grid
+            expected += deform * channels * cells[level + 1] if level + 1 < len(cells) else 0  # on the coarser grid
+            branches = 1 + (level > 0) + (level + 1 < len(cells))
+            expected += 2 * 8 * branches + 2 * (8 * 2 + 2 * 32)  # scale attention, dynamic ReLU
+    expected += sum(2 * 8 * out * here for out in head.values() for here in cells)
+    # text and its alignment; the product of the tokens with one vector is none of matrices
+    expected += 2 * 6 * 16 * 8 + sum(2 * here * 8 * 6 for here in cells)
+    levels = [torch.zeros(1, 16, side, side) for side in (8, 4, 2, 1, 1)]
+    assert count(model.head, levels, torch.zeros(1, 6, 16))[1] == expected
 
 
 def test_a_step_is_the_sum_of_its_parts():

@@ -3,6 +3,8 @@
 Shape letters: B images, C and D channels in and out, (H,W) input map, (h,w) output map.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -20,7 +22,8 @@ def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: T
     with the forward pass). The two differ only in which one-sided derivative they take at whole-pixel offsets.
     """
     operands = tuple(t.float() for t in (x, offset, mask, weight, bias))
-    with torch.autocast(x.device.type, enabled=False):
+    # Tensors without contents, on which costs are counted, know no autocast.
+    with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         form = operator_deform_conv if x.is_cuda else sampled_deform_conv
         return form(*operands, stride)
 

@@ -33,6 +33,8 @@ from fiber.training.tracking import Tracker
 
 Batch = dict[str, Any]
 Evaluate = Callable[[Any, int], dict[str, float]]
+FlopsPerSample = Callable[[Batch], float]
+"""Useful forward FLOP of one sample of a batch (training/flops.py)."""
 
 
 class NonFiniteError(RuntimeError):
@@ -56,7 +58,7 @@ class Run:
     ema: Ema | None = None
     evaluate: Evaluate | None = None
     evaluate_every: int = 0
-    flops_per_sample: float | None = None  # useful forward FLOP of one sample (training/flops.py)
+    flops_per_sample: FlopsPerSample | None = None
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
     stop: bool = False
@@ -118,7 +120,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         run.watchdog.beat(step, "data")
         meter.begin()
         micro_batches = fetch(run, source, step)
-        meter.fetched()
+        meter.fetched(micro_batches)
 
         # ---- forward, backward, update
         run.watchdog.beat(step, "compute")
@@ -291,15 +293,18 @@ class Meter:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._steps, self._data, self._compute = 0, 0.0, 0.0
+        self._steps, self._data, self._compute, self._flops = 0, 0.0, 0.0, 0.0
 
     def begin(self) -> None:
         self._mark = time.perf_counter()
 
-    def fetched(self) -> None:
+    def fetched(self, micro_batches: list[Batch]) -> None:
         now = time.perf_counter()
         self._data += now - self._mark
         self._mark = now
+        cost = self._run.flops_per_sample
+        if cost is not None:  # a backward costs two forwards
+            self._flops += 3 * self._run.train.micro_batch * sum(map(cost, micro_batches))
 
     def end(self) -> None:
         self._compute += time.perf_counter() - self._mark
@@ -309,14 +314,13 @@ class Meter:
         """Seconds a step (data, compute), pairs a second over all ranks, peak memory of this rank in GiB, counts of
         faults and skipped steps over all ranks; where the cost of a sample is known, useful TFLOP/s of a rank, and
         "mfu", their share of the card's peak. Collective."""
-        data, compute = self._data / self._steps, self._compute / self._steps
-        self._steps, self._data, self._compute = 0, 0.0, 0.0
+        data, compute, flops = (total / self._steps for total in (self._data, self._compute, self._flops))
+        self._steps, self._data, self._compute, self._flops = 0, 0.0, 0.0, 0.0
         pairs = self._run.train.global_batch / (data + compute)
         metrics = {"seconds/step": data + compute, "seconds/data": data, "seconds/compute": compute}
         metrics |= {"pairs_per_second": pairs, "memory/peak_gib": peak_memory() / 2**30}
         if self._run.flops_per_sample is not None:
-            # A backward costs two forwards.
-            achieved = 3 * self._run.flops_per_sample * pairs / distributed.world_size()
+            achieved = flops / (data + compute)
             metrics["tflops"] = achieved / 1e12
             peak = peak_flops(distributed.device())
             if peak is not None:

@@ -117,13 +117,14 @@ def train(
     evaluate: loop.Evaluate,
     export: Callable[[dict[str, Tensor], dict[str, float]], None],
     watchdog: Watchdog,
-    flops_per_sample: float | None = None,
+    flops_per_sample: loop.FlopsPerSample | None = None,
 ) -> None:
     """Train `task` to the end of `config.train`, going on from the newest checkpoint of `config.output`.
 
     batches(step): this rank's micro-batches from a step on. evaluate(engine, step) -> figures, on all ranks.
     export(weights of the task by name, figures): called on rank 0 at the end, with averaged weights if there are any,
-    those of the best evaluation where `train.best` chooses.
+    those of the best evaluation where `train.best` chooses. flops_per_sample: forward FLOP of a sample of a batch,
+    for the log.
     """
     folder, settings = Path(config.output), config.train
     seed_all(config.seed)
