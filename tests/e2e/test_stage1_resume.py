@@ -14,13 +14,15 @@ from launcher import STAGE1, Job, free_port, losses, metrics
 from fiber.weights.export import read_export
 
 STEPS = 20
+# A rate that falls with the first evaluation without gain, and a best checkpoint, so that the evaluations count.
+CHOOSING = ("eval.every=4", "train.best=t2i_r1", "optim.schedule=plateau", "optim.patience=1", "train.ema=0.9")
 
 
 @pytest.fixture(scope="module")
 def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on two ranks that nothing interrupts, with ZeRO-1 and an average; checkpoints at 8, 16, 20."""
+    """A run on two ranks that nothing interrupts, with ZeRO-1, an average and a choice; all checkpoints are kept."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    with Job(STAGE1, "--config", config, f"output={run}", "train.keep=3", "train.ema=0.9", folder=run.parent) as job:
+    with Job(STAGE1, "--config", config, f"output={run}", "train.keep=9", *CHOOSING, folder=run.parent) as job:
         output = job.succeed()
     assert "Traceback" not in output
     assert "Warning" not in output
@@ -39,21 +41,35 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     )
     assert any(name.startswith("gate/") for name in training[3])
     assert {"eval/t2i_r1", "eval/reranked_t2i_r1"} <= set(lines[-1])
-    assert {path.name for path in (whole / "checkpoints").glob("step_*")} == {
+    recall = {line["step"] + 1: line["eval/t2i_r1"] for line in lines if "eval/t2i_r1" in line}
+    assert list(recall) == [4, 8, 12, 16, 20]
+    best = max(recall, key=recall.get)  # the first of equals
+    assert {path.name for path in (whole / "checkpoints").glob("step_*")} >= {
         "step_000008",
         "step_000016",
         "step_000020",
+        f"step_{best:06d}",
     }
     assert (whole / "checkpoints" / "latest").read_text() == "step_000020"
+    assert (whole / "checkpoints" / "best").read_text() == f"step_{best:06d}"
     assert json.loads((whole / "deepspeed.json").read_text())["gradient_clipping"] == 1.0
-    assert json.loads((whole / "summary.json").read_text())["eval"]["t2i_r1"] == lines[-1]["eval/t2i_r1"]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary["best"] == {"figure": "t2i_r1", "step": best}
+    assert summary["eval"]["t2i_r1"] == recall[best]
+    rates = {line["step"]: line["lr/base"] for line in training}
+    assert rates[STEPS - 1] == pytest.approx(1e-3 * 0.1 ** falls(list(recall.values())[:-1]))
     assert read_export(whole / "export").config.image_size == 64
+
+
+def falls(values: list[float]) -> int:
+    """How many evaluations brought no gain: with a patience of 1 each lowers the rate."""
+    return sum(value <= max(values[:place], default=-1.0) for place, value in enumerate(values))
 
 
 def test_killed_at_a_random_step_and_restarted(whole: Path, config: Path, tmp_path: Path) -> None:
     """Loss for loss to the last bit, with another number of loader workers; a half-written save is ignored."""
     run, victim = tmp_path / "run", random.Random().randint(9, 18)
-    command = (STAGE1, "--config", config, f"output={run}", "train.ema=0.9")
+    command = (STAGE1, "--config", config, f"output={run}", *CHOOSING)
     with Job(*command, folder=tmp_path) as job:
         job.until(lambda: victim in losses(run))
     assert not (run / "summary.json").exists()
@@ -68,18 +84,21 @@ def test_killed_at_a_random_step_and_restarted(whole: Path, config: Path, tmp_pa
     expected = losses(whole)
     assert {step: expected[step] for step in before} == before
     assert losses(run) == expected, f"killed after step {victim}"
-    for name in ("model", "optimizer", "ema"):
-        path = Path("checkpoints", "step_000020", f"{name}.safetensors")
+    for name in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"):
+        path = Path("checkpoints", "step_000020", name)
         assert (run / path).read_bytes() == (whole / path).read_bytes(), name
+    assert (run / "checkpoints" / "best").read_text() == (whole / "checkpoints" / "best").read_text()
 
 
 def test_two_ranks_resumed_on_one(whole: Path, config: Path, tmp_path: Path) -> None:
     """The same global batch on another number of ranks, and another ZeRO stage: the losses go on alike."""
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    shutil.copytree(whole / "checkpoints" / "step_000008", run / "checkpoints" / "step_000008")
+    for folder in (whole / "checkpoints").glob("step_*"):
+        if folder.name <= "step_000008":  # the newest, and what may be the best so far
+            shutil.copytree(folder, run / "checkpoints" / folder.name)
     shutil.copy(whole / "config.yaml", run)
-    changed = ("train.micro_batch=8", "train.zero_stage=0", "train.ema=0.9")
+    changed = ("train.micro_batch=8", "train.zero_stage=0", *CHOOSING)
     with Job(STAGE1, "--config", config, f"output={run}", *changed, folder=tmp_path, ranks=1) as job:
         output = job.succeed()
     assert "going on from" in output

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy_task import Regression, batch_of
 
-from fiber.config import OptimConfig, TrainConfig
+from fiber.config import ConfigError, OptimConfig, TrainConfig
 from fiber.training import zero
 from fiber.training.optim import AdamW, set_learning_rate
 
@@ -92,3 +92,10 @@ def test_json_says_everything_that_defaults_changed() -> None:
     fp16 = zero.deepspeed_json(TrainConfig(precision="fp16"), clip=1.0)
     assert fp16["fp16"]["loss_scale"] == 0  # dynamic
     assert "offload_optimizer" not in fp16["zero_optimization"]
+
+
+@pytest.mark.usefixtures("alone")
+def test_fp16_on_a_cpu_is_one_line() -> None:
+    train = TrainConfig(global_batch=4, micro_batch=4, precision="fp16")
+    with pytest.raises(ConfigError, match=r"^train\.precision: fp16 needs a CUDA card; on the CPU use bf16 or fp32$"):
+        zero.build_engine(Regression(), train, OptimConfig())

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber import distributed
-from fiber.config import OptimConfig, TrainConfig
+from fiber.config import ConfigError, OptimConfig, TrainConfig
 from fiber.training.optim import AdamW, build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -53,11 +53,14 @@ def deepspeed_json(train: TrainConfig, clip: float) -> dict[str, Any]:
 
 
 def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tuple[Any, AdamW]:
-    """Wrap `task` (on the CPU) -> (DeepSpeed engine on this rank's device, the AdamW inside it)."""
+    """Wrap `task` (on the CPU) -> (DeepSpeed engine on this rank's device, the AdamW inside it). Raises ConfigError
+    where the device cannot compute in the precision."""
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     on_card = distributed.device().type == "cuda"
+    if train.precision == "fp16" and not on_card:
+        raise ConfigError("train.precision: fp16 needs a CUDA card; on the CPU use bf16 or fp32")
     optimizer = build_optimizer(task, optim, fused=on_card and train.offload == "none")
     exact = {name: p.detach().clone() for name, p in task.named_parameters()} if train.precision != "fp32" else None
     with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory use that nobody asked for
