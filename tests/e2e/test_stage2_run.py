@@ -123,6 +123,7 @@ def test_a_killed_run_equals_a_whole_one(fine_config: Path, shapes: Path, tmp_pa
     assert set(figures) >= FIGURES
     counted = [line for line in lines if "loss/total" in line][-1]
     assert counted["faults/box_without_area"] > 0
+    assert counted["tflops"] > 0
     faults = [json.loads(line) for line in (whole / "faults.jsonl").read_text().splitlines()]
     assert {(fault["key"], fault["reason"]) for fault in faults} == {("easy-train-1-000007", "box_without_area")}
     assert {"lr/base", "lr/gate", "gate/i2t/0", "assignment/positives_per_image"} <= set(counted)
