@@ -150,6 +150,25 @@ def test_detection_takes_any_classes_and_knows_its_own(fine, scenes):
     assert all(r.score >= least for r in fine.detect(scenes["rgb"], threshold=least)[0])
 
 
+def test_detection_does_not_depend_on_the_order_of_the_names_nor_on_other_pictures(fine, scenes):
+    names = ["zebra", *reversed(CATEGORIES), "apple"]
+    paths = [scenes["rgb"], scenes["thin"], scenes["rgb"]]
+    expected = fine.detect(paths, names, threshold=0.0)
+    assert fine.detect(paths, [*sorted(names), "zebra"], threshold=0.0) == expected
+    assert expected[0] == expected[2]
+    assert_close(fine.detect(paths[0], names, threshold=0.0)[0], expected[0])
+    one_by_one = fine.detect(paths[0], names, threshold=0.0, chunk_classes=1)[0]
+    zebras = [region for region in one_by_one if region.label == "zebra"]
+    assert zebras
+    assert_close(zebras, fine.detect(paths[0], ["zebra"], threshold=0.0)[0][: len(zebras)])
+
+
+def assert_close(regions, expected) -> None:
+    assert [r.label for r in regions] == [r.label for r in expected]
+    assert [r.score for r in regions] == pytest.approx([r.score for r in expected], abs=1e-5)
+    np.testing.assert_allclose([r.box for r in regions], [r.box for r in expected], atol=1e-2)
+
+
 @pytest.mark.parametrize("name", ["grey", "grey16", "bilevel", "palette", "alpha", "cmyk", "thin", "pixel", "turned"])
 def test_every_picture_goes_through_every_task(coarse, fine, scenes, name):
     source = open_picture(scenes[name])

@@ -229,6 +229,7 @@ def test_learning_rates_of_the_published_recipe() -> None:
         ("detector.groups=7", "detector.channels: 64 is no multiple of groups 7"),
         ("regions.flip=2", r"regions.flip: must lie in \[0, 1\]"),
         ("regions.short_sides=[16]", "regions: sides below 32 px"),
+        ("regions.chunk_classes=0", "regions.chunk_classes: must be at least 1, got 0"),
         ("regions.frozen_stages=5", "regions.frozen_stages: the image tower has 4 stages"),
         ("data.train.0.field=questions", "data.train.0.field: stage 2 learns from captions, expressions, boxes"),
         ("model.num_fused=9", "model.num_fused: must lie between 1 and 5"),
