@@ -1,0 +1,174 @@
+"""Tasks fine-tuned at image level as a user runs them: every launch script on its shapes twin, from a stage-1 export;
+the same training at every ZeRO stage; interrupted runs that go on bit for bit."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+from launcher import REPO, Job, environment, free_port, losses, metrics
+
+import fiber
+from fiber.backbone.build import build_backbone
+from fiber.backbone.initialise import initialise
+from fiber.coarse.model import CoarseModel
+from fiber.config import load_config
+from fiber.config_stage1 import FIELDS, Stage1Config
+from fiber.data.shapes import WORLDS, answers, generate, generate_pairs
+from fiber.data.shards import ShardSet, write_dataset
+from fiber.data.text import load_tokenizer
+from fiber.weights.export import coarse_config, write_export
+
+SCRIPT = Path(__file__).with_name("zero_stages.py")
+STEPS, HALF = 4, 2
+TASKS = ("vqa", "nlvr2", "entailment", "retrieval_itc", "retrieval_itm")
+ADAPTED = ("frozen_towers", "lora")
+
+
+@pytest.fixture(scope="module")
+def sets(shapes: Path) -> Path:
+    """Folder with scenes (`train`, `val`, `test`), pairs of pictures beside them (`pairs_...`) and a tokenizer."""
+    folder, world = shapes / "tasks", WORLDS["easy"]
+    for split, count in (("train", 32), ("val", 8), ("test", 8)):
+        about = {"split": split, "provenance": "drawn", "licence": "none"}
+        scenes = generate(world, split, count, seed=0)
+        write_dataset(scenes, folder / split, name="scenes", answers=answers(world), **about)
+        write_dataset(generate_pairs(world, split, count, seed=0), folder / f"pairs_{split}", name="pairs", **about)
+    shutil.copytree(shapes / "tokenizer", folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def start(config: Path, sets: Path) -> Path:
+    """A run directory with nothing but an export, of weights drawn at random, with open gates."""
+    settings, tokenizer = load_config(Stage1Config, config), load_tokenizer(sets / "tokenizer")
+    backbone = build_backbone(settings.model, len(tokenizer), tokenizer.pad_token_id, settings.max_text)
+    model = CoarseModel(backbone, head_width=settings.model.head_width, vocab_size=len(tokenizer))
+    initialise(model, "fan_in", seed=5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate"):
+            parameter.data.fill_(0.5)
+    write_export(sets / "start" / "export", model.state_dict(), coarse_config(settings, tokenizer), tokenizer)
+    return sets / "start"
+
+
+def variant(name: str, task: str, sets: Path, **changed: object) -> str:
+    prefix = "pairs_" if task == "nlvr2" else ""
+    words = {"task": task, "data.workers": 0, "finetune.negatives": "hard"} | changed
+    for section, split in (("data.train", "train"), ("eval.data", "val")):
+        words |= {f"{section}.0.path": sets / f"{prefix}{split}", f"{section}.0.field": FIELDS[task]}
+    return f"{name}:" + ",".join(f"{key}={value}" for key, value in words.items())
+
+
+@pytest.fixture(scope="module")
+def task_config(config: Path, start: Path, sets: Path) -> Path:
+    tree = yaml.safe_load(config.read_text())
+    tree |= {"init_from": str(start), "tokenizer": str(sets / "tokenizer")}
+    tree["train"] |= {"steps": STEPS, "save_every": HALF, "keep": 9}
+    path = sets / "task.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(task_config: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a run of every variant, all from one job of two ranks. Stage 3 comes last: it leaves another
+    linear map behind in its process, which rounds otherwise."""
+    folder = tmp_path_factory.mktemp("tasks")
+    variants = []
+    for stage in range(4):
+        variants += [variant(f"{task}{stage}", task, sets, **{"train.zero_stage": stage}) for task in TASKS]
+        if stage in (0, 3):
+            tuned = {"train.zero_stage": stage}
+            variants += [variant(f"{mode}{stage}", "vqa", sets, **tuned | {"tuning.mode": mode}) for mode in ADAPTED]
+    with Job(SCRIPT, task_config, folder, *variants, folder=folder) as job:
+        output = job.succeed()
+    assert "Traceback" not in output
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "stage"), [(task, stage) for task in TASKS for stage in (1, 2, 3)] + [(mode, 3) for mode in ADAPTED]
+)
+def test_zero_stages_agree(task: str, stage: int, runs: Path) -> None:
+    one, other = runs / f"{task}0", runs / f"{task}{stage}"
+    expected = losses(one)
+    assert len(expected) == STEPS
+    assert losses(other) == pytest.approx(expected, rel=1e-5)
+    assert losses(other, "grad_norm") == pytest.approx(losses(one, "grad_norm"), rel=1e-4)
+    figures = [{k: v for k, v in metrics(run)[-1].items() if k.startswith("eval/")} for run in (one, other)]
+    assert figures[0]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-4)
+
+
+def test_interrupted_runs_go_on_bit_for_bit(runs: Path, task_config: Path, sets: Path, tmp_path: Path) -> None:
+    """Every task from the checkpoint that a kill would have left in the middle."""
+    variants = []
+    for task in TASKS:
+        whole, again = runs / f"{task}1", tmp_path / f"{task}1"
+        shutil.copytree(whole / "checkpoints" / f"step_{HALF:06d}", again / "checkpoints" / f"step_{HALF:06d}")
+        shutil.copy(whole / "config.yaml", again)
+        variants.append(variant(f"{task}1", task, sets, **{"train.zero_stage": 1, "data.workers": 1}))
+    with Job(SCRIPT, task_config, tmp_path, *variants, folder=tmp_path) as job:
+        job.succeed()
+    for task in TASKS:
+        expected = losses(runs / f"{task}1")
+        assert losses(tmp_path / f"{task}1") == {step: expected[step] for step in range(HALF, STEPS)}, task
+        for name in ("model", "optimizer"):
+            path = Path(f"{task}1", "checkpoints", f"step_{STEPS:06d}", f"{name}.safetensors")
+            assert (tmp_path / path).read_bytes() == (runs / path).read_bytes(), (task, name)
+
+
+# ---------------------------------------------------------------------------------------------- the launch scripts
+
+
+@pytest.fixture(scope="module")
+def table(start: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `launch/shapes_image_tasks.sh` fills in a few steps of every task but captioning, which has a
+    test of its own."""
+    folder = tmp_path_factory.mktemp("table")
+    variables = {"STAGE1": start, "SHAPES": sets, "OUT": folder / "out", "PAIRS": 32, "STEPS": 2, "STARTS": "stage1"}
+    variables |= {"TASKS": "vqa nlvr2 snli_ve retrieval_itc retrieval_itm", "MASTER_PORT": free_port()}
+    for split in ("train", "val", "test"):
+        shutil.rmtree(sets / f"pairs_{split}")
+    small = ["train.global_batch=8", "train.micro_batch=4", "train.log_every=1", "eval.batch=8", "max_text=24"]
+    run = subprocess.run(
+        [REPO / "launch" / "shapes_image_tasks.sh", *small],
+        env=environment(folder) | {name: str(value) for name, value in variables.items()},
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "Traceback" not in run.stderr
+    return folder / "out"
+
+
+def test_every_task_trains_keeps_its_best_weights_and_lands_in_the_table(table: Path) -> None:
+    figures = {"vqa": "accuracy", "nlvr2": "accuracy", "snli_ve": "accuracy"}
+    figures |= {"retrieval_itc": "r_mean", "retrieval_itm": "reranked_r_mean"}
+    for name, figure in figures.items():
+        folder = table / f"{name}_stage1"
+        tested, summary = (json.loads((folder / f).read_text()) for f in ("test.json", "summary.json"))
+        assert summary["best"]["figure"] == figure
+        assert 0 <= tested[figure] <= 1
+        assert tested["step"] == summary["best"]["step"]
+        assert (folder / "predictions").is_dir()
+        assert fiber.load(folder).config.model.image.embed_dim == 16  # the sizes of the run it started from
+    lines = (table / "table.md").read_text().splitlines()
+    assert lines[0] == "| score | from stage 1 | baseline | |"
+    assert len(lines) == 2 + 8
+    assert any(line.startswith("| questions: accuracy | ") for line in lines)
+
+
+def test_the_model_that_was_trained_answers(table: Path, sets: Path, tmp_path: Path) -> None:
+    extension, data = ShardSet(sets / "test").read(0).images[0]
+    (tmp_path / f"a.{extension}").write_bytes(data)
+    model = fiber.load(table / "vqa_stage1")
+    assert model.tasks == ("answer",)
+    (found,) = model.answer(tmp_path / f"a.{extension}", "is there a red circle?")
+    assert {answer.text for answer in found} <= set(answers(WORLDS["easy"]))
+    assert fiber.load(table / "retrieval_itm_stage1").tasks == ("match", "retrieve")
+    assert fiber.load(table / "retrieval_itc_stage1").tasks == ("retrieve",)
