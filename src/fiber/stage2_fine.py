@@ -20,11 +20,9 @@ from fiber.config import Command
 from fiber.config_stage2 import Stage2Config, validate_stage2
 from fiber.data.stream import MixedStream
 from fiber.distributed import Watchdog
-from fiber.evaluation.figures import draw_predictions
+from fiber.evaluation import region_tasks
 from fiber.evaluation.gallery import Meter
-from fiber.evaluation.regions import WholePicture, evaluate_regions
 from fiber.fine.build import build_sample, build_task, export_detector, open_tokenizer, start_from
-from fiber.fine.prompts import PromptBuilder
 from fiber.fine.samples import RegionSample, RegionShards, collate_regions
 from fiber.training import run, zero
 from fiber.training.flops import picture_cost
@@ -104,29 +102,10 @@ def counted(batches: Iterator[Batch]) -> Iterator[Batch]:
 def evaluation(
     config: Stage2Config, tokenizer: PreTrainedTokenizerFast, watchdog: Watchdog, task: nn.Module, step: int
 ) -> dict[str, float]:
-    """Figures on every set of `eval.data`, prefixed by the set's name (and split, where two have one name) where
-    several are asked the same way; leaves drawn examples in the run's `figures/`."""
-    meter, figures = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation")), {}
-    regions, output = config.regions, Path(config.output)
-    asked = {"chunk_classes": regions.chunk_classes}
-    builder = PromptBuilder(tokenizer, config.max_text)
-    picture = WholePicture(regions.test_side, regions.max_side)
+    """Figures on the sets of `eval.data`."""
+    meter = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation"))
     sets = [(run.open_shards(source.path), source.field) for source in config.eval.data]
-    names = [(shards.name, field) for shards, field in sets]
-    for shards, field in sets:
-        if names.count((shards.name, field)) > 1:
-            shards.name += f"_{shards.info.get('split', shards.folder.name)}"
-        size = {"batch": config.eval.batch, "workers": config.data.workers, "meter": meter}
-        where = (builder, shards, field, picture)
-        found = evaluate_regions(task.model, *where, folder=output / "predictions", **size, **asked)
-        if distributed.is_main():
-            (output / "figures").mkdir(parents=True, exist_ok=True)
-            drawn = draw_predictions(task.model, *where, count=regions.pictures, **asked)
-            for number, image in enumerate(drawn):
-                image.save(output / "figures" / f"step_{step:06d}_{shards.name}_{field}_{number:02d}.png")
-        prefix = f"{shards.name}/" if [f for _, f in sets].count(field) > 1 else ""
-        figures |= {prefix + name: value for name, value in found.items()}
-    return figures
+    return region_tasks.evaluate(config, tokenizer, task.model, sets, step, meter)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Shape letters: B images, C channels, (H,W) of a level, L text length, T text wid
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,10 @@ LOGIT_LIMIT = 50000.0
 PRIOR = 0.01  # probability that a token matches, before any training
 
 
-@dataclass(frozen=True)
-class HeadOutput:
+class HeadOutput(NamedTuple):
     """Predictions of every level, finest first: deltas (B,H*W,4), centerness logits (B,H*W) and token logits
-    (B,H*W,L), cells row by row."""
+    (B,H*W,L), cells row by row. A tuple, because ZeRO-3 brings the head's own parameters back for the backward pass
+    only if it finds the tensors in what the head returns."""
 
     deltas: list[Tensor]
     centerness: list[Tensor]
