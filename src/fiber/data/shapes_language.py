@@ -20,6 +20,7 @@ MIDDLE = 0.08  # an object this close to a middle line, in image sides, is said 
 CLEAR = 0.15  # a relation holds when the centres are this far apart along its axis, in image sides
 RELATIONS = ("left", "right", "above", "below")
 SWAPPED = {"left": "right", "right": "left", "above": "below", "below": "above"}
+OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
 ATTRIBUTES = ("size", "texture", "colour", "shape")
 
@@ -91,20 +92,7 @@ def swap_relation(text: str) -> str:
 
     Raises ValueError where the text has no relation.
     """
-    swapped, count = re.subn(r"\b(?:(?:left|right)(?= of)|above|below)\b", lambda word: SWAPPED[word[0]], text)
-    if not count:
-        raise ValueError(f"no relation to swap in {text!r}")
-    return swapped
-
-
-OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-
-
-def place_words(obj: Object) -> str:
-    """Where in the picture an object stands: "top left", "right", "in the middle"."""
-    row = "" if abs(obj.y - 0.5) < MIDDLE else "top" if obj.y < 0.5 else "bottom"
-    column = "" if abs(obj.x - 0.5) < MIDDLE else "left" if obj.x < 0.5 else "right"
-    return f"{row} {column}".strip() or "in the middle"
+    return _turned(text, r"\b(?:(?:left|right)(?= of)|above|below)\b", SWAPPED, "relation")
 
 
 def swap_place(text: str) -> str:
@@ -112,10 +100,21 @@ def swap_place(text: str) -> str:
 
     Raises ValueError where the text tells no place.
     """
-    turned, count = re.subn(r"\b(left|right|top|bottom)\b(?! of)", lambda word: OPPOSITE[word[0]], text)
+    return _turned(text, r"\b(?:left|right|top|bottom)\b(?! of)", OPPOSITE, "place")
+
+
+def _turned(text: str, words: str, opposite: dict[str, str], what: str) -> str:
+    turned, count = re.subn(words, lambda word: opposite[word[0]], text)
     if not count:
-        raise ValueError(f"no place to swap in {text!r}")
+        raise ValueError(f"no {what} to swap in {text!r}")
     return turned
+
+
+def place_words(obj: Object) -> str:
+    """Where in the picture an object stands: "top left", "right", "in the middle"."""
+    row = "" if abs(obj.y - 0.5) < MIDDLE else "top" if obj.y < 0.5 else "bottom"
+    column = "" if abs(obj.x - 0.5) < MIDDLE else "left" if obj.x < 0.5 else "right"
+    return f"{row} {column}".strip() or "in the middle"
 
 
 def may_mention(scene: Scene, description: Description) -> bool:
