@@ -277,7 +277,8 @@ class Watchdog:
         `only_if_missing` nothing happens unless some rank has no pulse. Takes a few seconds.
         """
         lines, pids = self._diagnose()
-        if only_if_missing and not any("no pulse" in line for line in lines):
+        # A rank that has closed meanwhile needs nobody any more: others may have left, and the store with rank 0.
+        if only_if_missing and (self._stop.is_set() or not any("no pulse" in line for line in lines)):
             return
         me = f"rank {rank()} on {socket.gethostname()}, in {self._phase} of step {self._step}"
         print("\n".join([f"\nwatchdog: {why} ({me})", *(f"watchdog: {line}" for line in lines)]), file=sys.stderr)
