@@ -20,17 +20,16 @@ import sys
 from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from fiber.config import ConfigError, load_config
 from fiber.config_stage1 import Stage1Config
 from fiber.config_stage2 import Stage2Config
 from fiber.data.text import load_tokenizer
-from fiber.fine.build import detector_options, plain_weights
+from fiber.fine.build import detector_config, plain_weights
 from fiber.predict import build
 from fiber.programs import write_program
 from fiber.training.checkpoint import Checkpoints
-from fiber.weights.export import CONFIG, Card, Export, ExportConfig, coarse_config, read_export, write_export
+from fiber.weights.export import CONFIG, Card, Export, coarse_config, read_export, write_export
 from fiber.weights.load import WeightsError
 from fiber.weights.official_file import convert, derive, read_official, write_official
 
@@ -116,7 +115,7 @@ def convert_run(arguments: argparse.Namespace) -> None:
     tensors = {name.removeprefix("model."): tensor for name, tensor in task.items() if name.startswith("model.")}
     tokenizer = load_tokenizer(config.tokenizer)
     if fine:
-        exported, tensors = _detector_config(config, tokenizer), plain_weights(config, task)
+        exported, tensors = detector_config(config, tokenizer), plain_weights(config, task)
     else:
         exported = coarse_config(config, tokenizer, _classifiers(tensors))
     answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
@@ -153,20 +152,6 @@ def _report(export: Export, rest: dict[str, Tensor], dropped: list[str]) -> None
     report.unused = sorted(rest)
     print(report.table(every=True))
     print(f"{'dropped':8} {len(dropped):5} tensors (training state)" + "".join(f"\n{'':15}{n}" for n in dropped))
-
-
-def _detector_config(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> ExportConfig:
-    """What a region-level run exports."""
-    return ExportConfig(
-        stage="fine",
-        model=config.model,
-        vocab_size=len(tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        image_size=config.regions.test_side,
-        max_text=config.max_text,
-        max_image_size=config.regions.max_side,
-        detector=detector_options(config),
-    )
 
 
 def _classifiers(tensors: dict[str, Tensor]) -> dict[str, int]:

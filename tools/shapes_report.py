@@ -38,12 +38,10 @@ def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 
     common = (shards, predictor.tokenizer, config.image_size, config.max_text)
     images, texts = retrieval_sets(*common, batch=batch, swap=shapes.swap_relation)
     found = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, meter=meter)
-    places = evaluate_retrieval(
-        model, *retrieval_sets(*common, batch=batch, swap=shapes.swap_place), rerank_k=0, batch=batch, meter=meter
-    )
-    found.figures["place_count"] = places.figures["swap_count"]
-    if places.figures["swap_count"]:
-        found.figures["place_accuracy"] = places.figures["swap_accuracy"]
+    for name, swap in (("place", shapes.swap_place), ("exchange", shapes.exchange_places)):
+        swapped = retrieval_sets(*common, batch=batch, swap=swap)
+        other = evaluate_retrieval(model, *swapped, rerank_k=0, batch=batch, meter=meter).figures
+        found.figures |= {key.replace("swap", name): other[key] for key in other if key.startswith("swap_")}
     groups = shapes.visual_words(shapes.WORLDS[world])
     words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, meter=meter)
     return {"retrieval": found.figures, "mlm_visual": words}, found
@@ -65,11 +63,14 @@ def table(figures: dict) -> str:
             )
         ),
         f"{'matching loss (prior beside it)':44}{r['itm_loss']:8.3f}{r['itm_prior']:10.3f}",
-        f"{'true caption beats the swapped relation':44}{100 * r.get('swap_accuracy', 0.5):7.1f}%{50:9.1f}%",
         *(
-            [f"{'true caption beats the swapped places':44}{100 * r['place_accuracy']:7.1f}%{50:9.1f}%"]
-            if "place_accuracy" in r
-            else []
+            f"{name:44}{100 * r[f'{key}_accuracy']:7.1f}%{50:9.1f}%"
+            for name, key in (
+                ("true caption beats the swapped relation", "swap"),
+                ("true caption beats the opposite places", "place"),
+                ("true caption beats the exchanged places", "exchange"),
+            )
+            if f"{key}_accuracy" in r
         ),
         f"{'masked visual words (wrong image beside it)':44}{100 * words['true_image']:7.1f}%"
         f"{100 * words['wrong_image']:9.1f}%",

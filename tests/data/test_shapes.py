@@ -311,6 +311,12 @@ def test_placed_captions_say_truly_where_every_object_stands(world: World) -> No
             swapped = shapes.swap_place(placed["text"])
             assert swapped != placed["text"]
             assert shapes.swap_place(swapped) == placed["text"]
+        told_places = [placed["text"][end:].split(",")[0] for end in ends]
+        if len(set(told_places)) > 1:
+            exchanged = shapes.exchange_places(placed["text"])
+            assert Counter(re.split(r"[ ,]+", exchanged)) == Counter(re.split(r"[ ,]+", placed["text"]))
+            assert exchanged.split(", ")[0].endswith(told_places[1])
+            assert exchanged != placed["text"]
     assert all(told[word] > 10 for word in ("left", "right", "top", "bottom"))
 
 
@@ -325,6 +331,10 @@ def test_swapping_needs_a_relation_or_a_place() -> None:
         shapes.swap_place("a star to the left of a ring")
     with pytest.raises(ValueError, match="no relation"):
         shapes.swap_relation("a star top left, a ring right")
+    assert shapes.exchange_places("a star top left, a ring in the middle") == "a star in the middle, a ring top left"
+    for nothing in ("a star left, a ring left", "a star left of a ring", "a star top left"):
+        with pytest.raises(ValueError, match="place"):
+            shapes.exchange_places(nothing)
     swapped = shapes.swap_relation("a star to the left of a ring and below an upright cross")
     assert swapped == "a star to the right of a ring and above an upright cross"
     with pytest.raises(ValueError, match="no relation"):

@@ -19,6 +19,7 @@ from fiber.data.records import TEXT_OF, Sample
 from fiber.data.shapes_language import (
     KINDS,
     RELATIONS,
+    exchange_places,
     make_captions,
     make_expressions,
     swap_place,
@@ -34,6 +35,7 @@ __all__ = [
     "World",
     "answers",
     "categories",
+    "exchange_places",
     "generate",
     "generate_pairs",
     "swap_place",

@@ -21,6 +21,7 @@ CLEAR = 0.15  # a relation holds when the centres are this far apart along its a
 RELATIONS = ("left", "right", "above", "below")
 SWAPPED = {"left": "right", "right": "left", "above": "below", "below": "above"}
 OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+PLACED = r"(.+?) ((?:top|bottom)(?: left| right)?|left|right|in the middle)"
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
 ATTRIBUTES = ("size", "texture", "colour", "shape")
 
@@ -98,9 +99,25 @@ def swap_relation(text: str) -> str:
 def swap_place(text: str) -> str:
     """Put everything whose place is told on the opposite side: a true caption becomes a false one.
 
+    Who knows which places are taken, but not by what, tells most of these captions from the true ones.
     Raises ValueError where the text tells no place.
     """
     return _turned(text, r"\b(?:left|right|top|bottom)\b(?! of)", OPPOSITE, "place")
+
+
+def exchange_places(text: str) -> str:
+    """Give every object of a "placed" caption the place of the next one: a true caption becomes a false one, with the
+    same objects and the same places taken.
+
+    Raises ValueError where the text does not tell the places of two objects, or all have the same.
+    """
+    told = [re.fullmatch(PLACED, part) for part in text.split(", ")]
+    if len(told) < 2 or not all(told):
+        raise ValueError(f"no places to exchange in {text!r}")
+    whats, places = zip(*(part.groups() for part in told), strict=True)
+    if len(set(places)) == 1:
+        raise ValueError(f"everything stands in one place in {text!r}")
+    return ", ".join(f"{what} {place}" for what, place in zip(whats, places[1:] + places[:1], strict=True))
 
 
 def _turned(text: str, words: str, opposite: dict[str, str], what: str) -> str:

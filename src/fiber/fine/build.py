@@ -95,15 +95,9 @@ def plain_weights(config: Stage2Config, weights: Mapping[str, Tensor]) -> dict[s
     return merge_lora(tensors, config.tuning.lora_alpha, config.tuning.lora_rank)
 
 
-def export_detector(
-    config: Stage2Config,
-    tokenizer: PreTrainedTokenizerBase,
-    categories: Sequence[str],
-    weights: Mapping[str, Tensor],
-    figures: Mapping[str, float],
-) -> None:
-    """The export folder of a finished run. weights: of the task, by name; categories: class names trained on."""
-    about = ExportConfig(
+def detector_config(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> ExportConfig:
+    """What the export of a region-level run says about its model."""
+    return ExportConfig(
         stage="fine",
         model=config.model,
         vocab_size=len(tokenizer),
@@ -113,6 +107,17 @@ def export_detector(
         max_image_size=config.regions.max_side,
         detector=detector_options(config),
     )
+
+
+def export_detector(
+    config: Stage2Config,
+    tokenizer: PreTrainedTokenizerBase,
+    categories: Sequence[str],
+    weights: Mapping[str, Tensor],
+    figures: Mapping[str, float],
+) -> None:
+    """The export folder of a finished run. weights: of the task, by name; categories: class names trained on."""
     tensors = plain_weights(config, weights)
     card = Card([Path(source.path).name for source in config.data.train], config.train.steps, figures)
+    about = detector_config(config, tokenizer)
     write_export(Path(config.output) / "export", tensors, about, tokenizer, card=card, categories=categories)
