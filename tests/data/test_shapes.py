@@ -16,7 +16,7 @@ from skimage.draw import polygon2mask
 from fiber.data import shapes
 from fiber.data.records import TEXT_OF, validate_record
 from fiber.data.shapes_scene import OUTLINES, RGB, Scene, World, make_scene, paint, visible_masks
-from fiber.data.shapes_tasks import INVISIBLE, make_pairs
+from fiber.data.shapes_tasks import INVISIBLE, ask_count, make_pairs
 
 SCENES = 60
 WORLDS = list(shapes.WORLDS.values())
@@ -502,3 +502,12 @@ def test_bad_requests_say_what_is_wrong() -> None:
         replace(world, objects=(1, 9))
     with pytest.raises(ValueError, match="too small"):
         replace(world, image_size=8)
+
+
+def test_a_picture_that_shows_every_colour_and_shape_has_questions() -> None:
+    scene = make_scene(shapes.WORLDS["novel"], "test", 0, 198)
+    assert {obj.colour for obj in scene.objects} == set(scene.world.colours)
+    assert {obj.shape for obj in scene.objects} == set(scene.world.shapes)
+    counts = {ask_count(scene, np.random.default_rng(seed))[1] for seed in range(40)}
+    assert "0" not in counts
+    assert len(counts) > 1

@@ -110,7 +110,7 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Asked:
             questions.setdefault(len(fitting(scene, description)), []).append(description)
     questions.setdefault(len(scene.objects), []).append(Description())
     if rng.random() < 0.7:
-        del questions[0]
+        questions.pop(0, None)  # no word may be left that fits nothing
     number = pick(rng, sorted(questions))
     wrong = [str(n) for n in (number - 1, number + 1) if 0 <= n <= world.objects[1]]
     return f"how many {plural(pick(rng, questions[number]))} are there?", str(number), wrong
