@@ -20,7 +20,7 @@ for seed in ${SEEDS:-0 1 2}; do
     launch/stage2_fine.sh configs/stage2/shapes_long.yaml output="$out/${start}_$seed" seed="$seed" \
       init_from="${init[$start]}" tokenizer="$shapes/tokenizer" \
       data.train.0.path="$shapes/train" data.train.1.path="$shapes/train" \
-      eval.data.0.path="$shapes/val" eval.data.1.path="$shapes/val" train.steps=300 eval.every=100 "$@"
+      eval.data.0.path="$shapes/val" eval.data.1.path="$shapes/val" train.steps=240 eval.every=80 "$@"
     runs[$start]+="${runs[$start]:+,}$out/${start}_$seed"
   done
 done
