@@ -8,7 +8,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ -d .venv ]] && source .venv/bin/activate
 
-shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine} short=${SHORT:-400}
+shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine} short=${SHORT:-300}
 launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$out/stage1_short" tokenizer="$shapes/tokenizer" \
   data.train.0.path="$shapes/train" data.train.1.path="$shapes/arranged" eval.data=[] train.steps="$short" \
   pretrain.itc_only_steps=$((short / 4)) pretrain.random_negative_steps=$((short * 3 / 4))
@@ -20,7 +20,7 @@ for seed in ${SEEDS:-0 1 2}; do
     launch/stage2_fine.sh configs/stage2/shapes_long.yaml output="$out/${start}_$seed" seed="$seed" \
       init_from="${init[$start]}" tokenizer="$shapes/tokenizer" \
       data.train.0.path="$shapes/train" data.train.1.path="$shapes/train" \
-      eval.data.0.path="$shapes/val" eval.data.1.path="$shapes/val" train.steps=240 eval.every=80 "$@"
+      eval.data.0.path="$shapes/val" eval.data.1.path="$shapes/val" train.steps=200 eval.every=100 "$@"
     runs[$start]+="${runs[$start]:+,}$out/${start}_$seed"
   done
 done
