@@ -28,7 +28,8 @@ run() { # task, script, prefix of the shards, key.path=value ...
     words=("${paths[@]}" data.train.0.path="${set}train" eval.data.0.path="${set}val" "${shorter[@]}" "$@")
     mkdir -p "$out/${task}_$start"
     STAGE1=$init OUT=$out/${task}_$start TEST=${set}test launch/"$script" \
-      "configs/stage1/shapes_$task.yaml" "${words[@]}" | grep '^{"step"' >"$out/${task}_$start/test.json"
+      "configs/stage1/shapes_$task.yaml" "${words[@]}" | grep '^{"step"' >"$out/${task}_$start/test.json.new"
+    mv "$out/${task}_$start/test.json.new" "$out/${task}_$start/test.json" # whole or absent
     cat "$out/${task}_$start/test.json"
   done
 }
