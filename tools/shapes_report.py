@@ -41,7 +41,7 @@ def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 
     for name, swap in (("place", shapes.swap_place), ("exchange", shapes.exchange_places)):
         swapped = retrieval_sets(*common, batch=batch, swap=swap)
         other = evaluate_retrieval(model, *swapped, rerank_k=0, batch=batch, meter=meter).figures
-        found.figures |= {key.replace("swap", name): other[key] for key in other if key.startswith("swap_")}
+        found.figures.update({key.replace("swap", name): other[key] for key in other if key.startswith("swap_")})
     groups = shapes.visual_words(shapes.WORLDS[world])
     words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, meter=meter)
     return {"retrieval": found.figures, "mlm_visual": words}, found
