@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Every image-level task on the shapes world, from the longer stage 1 and from nothing, and one table of both beside what
-# can be had without looking (docs/shapes.md). Two ranks; about 40 minutes on two quiet cores. Run again to go on.
+# can be had without looking (docs/shapes.md). Two ranks; an hour or so on two cores. Run again to go on.
 #   launch/shapes_image_tasks.sh [key.path=value ...]
 # STAGE1: the run to start from; SHAPES: the shards; OUT: where runs and table go; TASKS, STARTS: some of them only;
 # PAIRS: pairs of pictures to train on; STEPS: steps of every task in place of its own number.
