@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 out=${OUT:-runs/shapes} run=${RUN:-runs/shapes_stage1}
 scenes=${SCENES:-20000} held_out=${HELD_OUT:-1000}
-shards() { python tools/make_shards.py shapes --captions placed --workers 2 --world "$@" | tail -n 1; }
+shards() { python tools/make_shards.py shapes --captions ordered --workers 2 --world "$@" | tail -n 1; }
 shards easy --split train --limit "$scenes" --out "$out/train"
 shards arranged --split train --limit $((scenes * 2 / 5)) --out "$out/arranged"
 shards easy --split val --limit $((held_out * 3 / 10)) --out "$out/val"

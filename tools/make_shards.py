@@ -63,9 +63,9 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
         sub.add_argument("--world", default="easy", help="easy, hard, novel or arranged")
         sub.add_argument(
             "--captions",
-            choices=("mixed", "full", "placed"),
+            choices=("mixed", "full", "ordered"),
             default="mixed",
-            help="full names every object, placed also says where in the picture",
+            help="full names every object, ordered also lists them from left to right or top to bottom",
         )
     if "image_size" in options:
         sub.add_argument("--image-size", type=int, help="pixels a side")

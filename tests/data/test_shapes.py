@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -151,10 +152,11 @@ def pair_statement_holds(text: str, left: Scene, right: Scene) -> bool:
     if found := re.fullmatch(r"the (left|right) image contains more (.+) than the (left|right) image", text):
         assert found[1] != found[3]
         return len(meant(found[2], sides[found[1]])) > len(meant(found[2], sides[found[3]]))
-    side, first, relation, second = re.fullmatch(
-        rf"the (left|right) image shows ({NOUN}) {RELATION} ({NOUN})", text
-    ).groups()
+    side, shown = re.fullmatch("the (left|right) image shows (.+)", text).groups()
     scene = sides[side]
+    if " and " in shown:
+        return all(meant(words, scene) for words in re.split(", | and ", shown))
+    first, relation, second = re.fullmatch(rf"({NOUN}) {RELATION} ({NOUN})", shown).groups()
     distances = [apart(relation, i, j, scene) for i in meant(first, scene) for j in meant(second, scene) if i != j]
     assert any(d > 0.15 for d in distances) or not any(d > 0 for d in distances), "an unclear relation"
     return any(d > 0.15 for d in distances)
@@ -292,32 +294,30 @@ def test_captions_are_true_and_their_spans_name_the_boxes(world: World, split: s
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
-def test_placed_captions_say_truly_where_every_object_stands(world: World) -> None:
+def test_ordered_captions_list_every_object_along_an_axis(world: World) -> None:
     told = Counter()
-    for scene, record in samples(world, "train", "placed"):
-        relational, placed = record["captions"]
-        assert caption_holds(relational["text"], scene)
-        assert sorted(i for phrase in placed["phrases"] for i in phrase["boxes"]) == list(range(len(scene.objects)))
-        ends = [phrase["span"][0][1] for phrase in placed["phrases"]]
-        for phrase, end in zip(placed["phrases"], ends, strict=True):
-            ((start, _),) = phrase["span"]
-            assert meant(placed["text"][start:end], scene) == phrase["boxes"]
-            obj = scene.objects[phrase["boxes"][0]]
-            place = placed["text"][end:].split(",")[0].split()
-            told.update(place)
-            assert ("left" in place, "right" in place) == (obj.x <= 0.42, obj.x >= 0.58)
-            assert ("top" in place, "bottom" in place) == (obj.y <= 0.42, obj.y >= 0.58)
-        if len(set(placed["text"].split()) & {"left", "right", "top", "bottom"}):
-            swapped = shapes.swap_place(placed["text"])
-            assert swapped != placed["text"]
-            assert shapes.swap_place(swapped) == placed["text"]
-        told_places = [placed["text"][end:].split(",")[0] for end in ends]
-        if len(set(told_places)) > 1:
-            exchanged = shapes.exchange_places(placed["text"])
-            assert Counter(re.split(r"[ ,]+", exchanged)) == Counter(re.split(r"[ ,]+", placed["text"]))
-            assert exchanged.split(", ")[0].endswith(told_places[1])
-            assert exchanged != placed["text"]
-    assert all(told[word] > 10 for word in ("left", "right", "top", "bottom"))
+    for scene, record in samples(world, "train", "ordered"):
+        first, second = record["captions"]
+        assert caption_holds(first["text"], scene)
+        order, _, listed = second["text"].partition(": ")
+        told[order if listed else "unordered"] += 1
+        if not listed:
+            assert caption_holds(second["text"], scene)
+            for places in ([obj.x for obj in scene.objects], [obj.y for obj in scene.objects]):
+                assert min(abs(p - q) for i, p in enumerate(places) for q in places[:i]) < 0.07
+            continue
+        found = [meant(words, scene) for words in listed.split(", ")]
+        assert found == [phrase["boxes"] for phrase in second["phrases"]]
+        assert sorted(index for (index,) in found) == list(range(len(scene.objects)))
+        axis = {"from left to right": "x", "from top to bottom": "y"}[order]
+        places = [getattr(scene.objects[index], axis) for (index,) in found]
+        assert all(after - before > 0.05 for before, after in pairwise(places))
+        for phrase in second["phrases"]:
+            ((start, end),) = phrase["span"]
+            assert meant(second["text"][start:end], scene) == phrase["boxes"]
+        with pytest.raises(ValueError, match="no relation"):
+            shapes.swap_relation(second["text"])
+    assert min(told["from left to right"], told["from top to bottom"]) > 10
 
 
 def test_arranged_scenes_show_nothing_that_easy_holds_out() -> None:
@@ -326,15 +326,7 @@ def test_arranged_scenes_show_nothing_that_easy_holds_out() -> None:
     assert shown <= set(easy.combinations) - set(easy.held_out)
 
 
-def test_swapping_needs_a_relation_or_a_place() -> None:
-    with pytest.raises(ValueError, match="no place"):
-        shapes.swap_place("a star to the left of a ring")
-    with pytest.raises(ValueError, match="no relation"):
-        shapes.swap_relation("a star top left, a ring right")
-    assert shapes.exchange_places("a star top left, a ring in the middle") == "a star in the middle, a ring top left"
-    for nothing in ("a star left, a ring left", "a star left of a ring", "a star top left"):
-        with pytest.raises(ValueError, match="place"):
-            shapes.exchange_places(nothing)
+def test_swapping_turns_every_relation_and_needs_one() -> None:
     swapped = shapes.swap_relation("a star to the left of a ring and below an upright cross")
     assert swapped == "a star to the right of a ring and above an upright cross"
     with pytest.raises(ValueError, match="no relation"):
@@ -484,10 +476,26 @@ def test_categories_have_a_long_tail() -> None:
     assert [c["id"] for c in shapes.categories(world)] == list(range(1, 57))
 
 
-def test_novel_shares_no_word_with_the_other_worlds() -> None:
+def test_novel_has_other_grounds_and_half_of_its_words_are_new() -> None:
     novel, others = shapes.WORLDS["novel"], [shapes.WORLDS["easy"], shapes.WORLDS["hard"]]
-    for other in others:
-        assert not {*novel.colours, *novel.shapes} & {*other.colours, *other.shapes}
+    assert max(max(ground) for ground in novel.backgrounds) < 64
+    assert min(min(ground) for other in others for ground in other.backgrounds) > 192
+    for own, known in (
+        (novel.colours, {word for other in others for word in other.colours}),
+        (novel.shapes, {word for other in others for word in other.shapes}),
+    ):
+        assert 2 * len(set(own) - known) in (len(own), len(own) + 1)
+
+
+def test_arranged_objects_stand_in_a_row_or_a_column() -> None:
+    layouts = Counter()
+    for scene, _ in samples(shapes.WORLDS["arranged"], "train"):
+        (x0, y0), (x1, y1) = ((obj.x, obj.y) for obj in scene.objects)
+        dx, dy = abs(x0 - x1), abs(y0 - y1)
+        assert max(dx, dy) > 0.35
+        assert min(dx, dy) < 0.05
+        layouts[dx > dy] += 1
+    assert min(layouts.values()) > SCENES / 4
 
 
 def test_bad_requests_say_what_is_wrong() -> None:

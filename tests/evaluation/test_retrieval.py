@@ -126,10 +126,21 @@ def test_matching_loss_and_swapped_relations_equal_full_forwards():
     with torch.no_grad():
         image = model.image_prefix(images["images"])[rows[chosen]]
         true = model.match_logits(image, model.text_prefix(texts["ids"], texts["mask"])[chosen])[:, 1]
+        prefixes = model.text_prefix(texts["ids"], texts["mask"])[chosen]
         swapped = model.text_prefix(texts["swapped_ids"], texts["swapped_mask"])[chosen]
         false = model.match_logits(image, swapped)[:, 1]
+        nearer = [
+            float(v @ t) > float(v @ s)
+            for v, t, s in zip(
+                model.image_embedding(image),
+                model.text_embedding(prefixes),
+                model.text_embedding(swapped),
+                strict=True,
+            )
+        ]
     assert found["swap_count"] == len(chosen)
     assert found["swap_accuracy"] == pytest.approx(float((true > false).float().mean()))
+    assert found["contrastive_swap_accuracy"] == pytest.approx(np.mean(nearer))
     assert pytest.approx(-(1 / 3) * math.log(1 / 3) - (2 / 3) * math.log(2 / 3)) == ITM_PRIOR
     assert found["itm_prior"] == ITM_PRIOR
 

@@ -2,8 +2,8 @@
 
     easy    64 px, 2-4 large objects, 6 colours x 5 shapes: small models learn it in minutes
     hard    96 px, 2-6 objects, 8 colours x 7 shapes, three sizes, textures
-    novel   96 px, other shapes, colours and backgrounds: a new domain for few-shot learning
-    arranged  64 px, two large objects of few kinds: what tells scenes apart is where things stand
+    novel   96 px, dark grounds, half of the shapes and colours new: another domain, for few-shot learning
+    arranged  64 px, two large objects of few kinds in a row or a column: only their order tells many scenes apart
 
 Splits: train, val, test (no held-out combination of colour and shape, neither in the pictures nor in the words) and
 compositional (at least one in every picture). Everything is a pure function of (world, split, seed, index);
@@ -19,10 +19,8 @@ from fiber.data.records import TEXT_OF, Sample
 from fiber.data.shapes_language import (
     KINDS,
     RELATIONS,
-    exchange_places,
     make_captions,
     make_expressions,
-    swap_place,
     swap_relation,
     texture_words,
 )
@@ -35,10 +33,8 @@ __all__ = [
     "World",
     "answers",
     "categories",
-    "exchange_places",
     "generate",
     "generate_pairs",
-    "swap_place",
     "swap_relation",
     "visual_words",
     "vocabulary_texts",

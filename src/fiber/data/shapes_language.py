@@ -15,13 +15,11 @@ import numpy as np
 
 from fiber.data.shapes_scene import Object, Scene, World
 
-KINDS = ("mixed", "full", "placed")  # of captions, see make_captions
-MIDDLE = 0.08  # an object this close to a middle line, in image sides, is said to be on neither side of it
+KINDS = ("mixed", "full", "ordered")  # of captions, see make_captions
+STEP = 0.06  # objects are told in order along an axis when each lies this far from the last, in image sides
 CLEAR = 0.15  # a relation holds when the centres are this far apart along its axis, in image sides
 RELATIONS = ("left", "right", "above", "below")
 SWAPPED = {"left": "right", "right": "left", "above": "below", "below": "above"}
-OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
-PLACED = r"(.+?) ((?:top|bottom)(?: left| right)?|left|right|in the middle)"
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six")
 ATTRIBUTES = ("size", "texture", "colour", "shape")
 
@@ -93,45 +91,10 @@ def swap_relation(text: str) -> str:
 
     Raises ValueError where the text has no relation.
     """
-    return _turned(text, r"\b(?:(?:left|right)(?= of)|above|below)\b", SWAPPED, "relation")
-
-
-def swap_place(text: str) -> str:
-    """Put everything whose place is told on the opposite side: a true caption becomes a false one.
-
-    Who knows which places are taken, but not by what, tells most of these captions from the true ones.
-    Raises ValueError where the text tells no place.
-    """
-    return _turned(text, r"\b(?:left|right|top|bottom)\b(?! of)", OPPOSITE, "place")
-
-
-def exchange_places(text: str) -> str:
-    """Give every object of a "placed" caption the place of the next one: a true caption becomes a false one, with the
-    same objects and the same places taken.
-
-    Raises ValueError where the text does not tell the places of two objects, or all have the same.
-    """
-    told = [re.fullmatch(PLACED, part) for part in text.split(", ")]
-    if len(told) < 2 or not all(told):
-        raise ValueError(f"no places to exchange in {text!r}")
-    whats, places = zip(*(part.groups() for part in told), strict=True)
-    if len(set(places)) == 1:
-        raise ValueError(f"everything stands in one place in {text!r}")
-    return ", ".join(f"{what} {place}" for what, place in zip(whats, places[1:] + places[:1], strict=True))
-
-
-def _turned(text: str, words: str, opposite: dict[str, str], what: str) -> str:
-    turned, count = re.subn(words, lambda word: opposite[word[0]], text)
+    turned, count = re.subn(r"\b(?:(?:left|right)(?= of)|above|below)\b", lambda word: SWAPPED[word[0]], text)
     if not count:
-        raise ValueError(f"no {what} to swap in {text!r}")
+        raise ValueError(f"no relation to swap in {text!r}")
     return turned
-
-
-def place_words(obj: Object) -> str:
-    """Where in the picture an object stands: "top left", "right", "in the middle"."""
-    row = "" if abs(obj.y - 0.5) < MIDDLE else "top" if obj.y < 0.5 else "bottom"
-    column = "" if abs(obj.x - 0.5) < MIDDLE else "left" if obj.x < 0.5 else "right"
-    return f"{row} {column}".strip() or "in the middle"
 
 
 def may_mention(scene: Scene, description: Description) -> bool:
@@ -235,12 +198,22 @@ def _caption(scene: Scene, full: bool, style: int, rng: np.random.Generator) -> 
     return parts
 
 
-def _placed_caption(scene: Scene, rng: np.random.Generator) -> list[Part]:
-    """Every object with its place: "a large red circle top left, a small blue star right"."""
-    parts: list[Part] = []
-    for index in rng.permutation(len(scene.objects)).tolist():
-        parts += [", "] if parts else []
-        parts += [(a(describe(scene, index, ("size",))), [index]), f" {place_words(scene.objects[index])}"]
+def _ordered_caption(scene: Scene, rng: np.random.Generator) -> list[Part] | None:
+    """Every object in the order of one axis: "from left to right: a red circle, a blue star". None where two of them
+    are about level on both axes."""
+    axes = []
+    for words, places in (
+        ("from left to right", [obj.x for obj in scene.objects]),
+        ("from top to bottom", [obj.y for obj in scene.objects]),
+    ):
+        if np.diff(sorted(places)).min() > STEP:
+            axes.append((words, np.argsort(places).tolist()))
+    if not axes:
+        return None
+    words, order = pick(rng, axes)
+    parts: list[Part] = [words]
+    for index in order:
+        parts += [", " if len(parts) > 1 else ": ", (a(describe(scene, index, ("size",))), [index])]
     return parts
 
 
@@ -248,7 +221,8 @@ def make_captions(scene: Scene, rng: np.random.Generator, kind: str = "mixed") -
     """Two captions of different wording, in the record schema.
 
     kind: "mixed" names two to all objects; "full" all of them, with their relations, so that a caption tells its
-    scene from others; "placed" is "full", but the second caption tells places in the picture instead of relations.
+    scene from others; "ordered" is "full", but the second caption lists them from left to right or top to
+    bottom where such an order is plain.
     Raises ValueError for another kind.
     """
     if kind not in KINDS:
@@ -256,8 +230,8 @@ def make_captions(scene: Scene, rng: np.random.Generator, kind: str = "mixed") -
     full = kind != "mixed"
     styles = rng.permutation(4)[:2].tolist()
     first = compose(_caption(scene, full, styles[0], rng))
-    if kind == "placed":
-        return [first, compose(_placed_caption(scene, rng))]
+    if kind == "ordered" and (listed := _ordered_caption(scene, rng)):
+        return [first, compose(listed)]
     while True:
         second = compose(_caption(scene, full, styles[1], rng))
         if second["text"] != first["text"]:

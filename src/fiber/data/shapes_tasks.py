@@ -35,6 +35,7 @@ from fiber.data.shapes_scene import Scene, World, generator, make_scene
 
 INVISIBLE = ("heavy", "wooden", "new", "cheap", "borrowed", "soft")
 SIZE_MENTIONED = 0.4  # share of existence sentences that also name a size, true or not
+LISTED = 0.5  # share of the sentences on two pictures that list the contents of one
 PAIRS_PER_SET = 4
 VQA_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # of ten annotators, this many agree; 1.0 from four on
 
@@ -230,11 +231,18 @@ class Claim:
     holds: Callable[[Scene, Scene], bool | None]
 
 
-def draw_claim(world: World, split: str, rng: np.random.Generator) -> Claim:
-    """A sentence on presence, number or relation of objects in two pictures."""
+def draw_claim(scenes: list[Scene], rng: np.random.Generator) -> Claim:
+    """A sentence on two pictures: half of them list what one shows (the contents of one of `scenes`), the others tell
+    presence, number or relation of objects."""
+    world, split = scenes[0].world, scenes[0].split
     one, two = _loose_description(world, split, rng), _loose_description(world, split, rng)
     kind, here = int(rng.integers(4)), int(rng.integers(2))
     side, other = ("left", "right") if here == 0 else ("right", "left")
+    if rng.random() < LISTED:
+        shown = pick(rng, scenes)
+        contents = [describe(shown, i, ("size",)) for i in rng.permutation(len(shown.objects)).tolist()]
+        *first, last = map(a, contents)
+        return Claim(f"the {side} image shows {', '.join(first)} and {last}", partial(_all_in, contents, here))
     if kind == 0:
         quantity = pick(rng, ("both", "neither", "at least one", "only"))
         subject = {"both": "both images contain", "only": f"only the {side} image contains"}
@@ -265,6 +273,10 @@ def _loose_description(world: World, split: str, rng: np.random.Generator) -> De
     if split == "compositional" or world.frequency(colour, shape) > 0:
         choices.append(Description(colour=colour, shape=shape))
     return pick(rng, choices)
+
+
+def _all_in(what: list[Description], here: int, left: Scene, right: Scene) -> bool:
+    return all(fitting((left, right)[here], description) for description in what)
 
 
 def _present_in(what: Description, quantity: str, here: int, left: Scene, right: Scene) -> bool:
@@ -316,7 +328,7 @@ def make_pairs(world: World, split: str, seed: int, number: int, pool: int = 10)
     order = [divmod(i, pool) for i in rng.permutation(pool * pool).tolist()]
     order = [(left, right) for left, right in order if left != right]
     while True:
-        claims = [draw_claim(world, split, rng) for _ in range(2)]
+        claims = [draw_claim(scenes, rng) for _ in range(2)]
         found: dict[tuple[bool, bool], tuple[int, int]] = {}
         for left, right in order:
             truth = tuple(claim.holds(scenes[left], scenes[right]) for claim in claims)

@@ -63,8 +63,9 @@ def evaluate_retrieval(
 
     Every rank must call and gets the same figures, for any number of ranks: `i2t_r{1,5,10}`, `t2i_r{1,5,10}`,
     `r_mean`, the same with `reranked_` before them, `itm_loss` (batches of `batch` texts with hard negatives drawn as
-    in training) beside `itm_prior`, `swap_accuracy` (share of the `swap_count` captions whose score falls when their
-    relation is swapped; chance 1/2), `images`, `texts`, `pairs` (scored for re-ranking), `chance_t2i_r1`.
+    in training) beside `itm_prior`, `swap_accuracy` (share of the `swap_count` captions whose match falls when their
+    relation is swapped; chance 1/2), `contrastive_swap_accuracy` (the same by contrastive similarity), `images`,
+    `texts`, `pairs` (scored for re-ranking), `chance_t2i_r1`.
     The model's mode is set to evaluation and put back.
     """
     cache, meter = cache or Cache(), meter or Meter()
@@ -157,19 +158,27 @@ def _itm_loss(
 def _swap_accuracy(
     model: CoarseModel, images: Images, texts: Texts, columns: dict[str, Tensor], batch: int, meter: Meter
 ) -> dict[str, float]:
-    """Share of captions with a relation that match their picture better than they do with the relation swapped."""
+    """Share of captions with a relation that fit their picture better than they do with the relation swapped."""
     text = torch.nonzero(columns["swapped_mask"].any(1)).squeeze(1)
     if not len(text):
         return {"swap_count": 0}
-    scores = []
     parts = zip(columns["swapped_ids"][text].split(batch), columns["swapped_mask"][text].split(batch), strict=True)
-    swapped = type(texts.prefixes).cat([model.text_prefix(ids, mask) for ids, mask in parts])
-    for prefixes, row in ((texts.prefixes, text), (swapped, torch.arange(len(text), device=text.device))):
-        logits = match_logits(
-            model, images, prefixes, texts.image_row[text], row, batch=batch, meter=meter, what="swapped relations"
-        )
-        scores.append(logits[:, 1])
-    return {"swap_accuracy": float((scores[0] > scores[1]).float().mean()), "swap_count": len(text)}
+    swapped = [model.text_prefix(ids, mask) for ids, mask in parts]
+    image = texts.image_row[text]
+    features = torch.cat([model.text_embedding(prefixes) for prefixes in swapped])
+    closer = (images.features[image] * (texts.features[text] - features)).sum(1) > 0
+    matched = []
+    for prefixes, row in (
+        (texts.prefixes, text),
+        (type(texts.prefixes).cat(swapped), torch.arange(len(text), device=text.device)),
+    ):
+        logits = match_logits(model, images, prefixes, image, row, batch=batch, meter=meter, what="swapped relations")
+        matched.append(logits[:, 1])
+    return {
+        "swap_accuracy": float((matched[0] > matched[1]).float().mean()),
+        "contrastive_swap_accuracy": float(closer.float().mean()),
+        "swap_count": len(text),
+    }
 
 
 # ---------------------------------------------------------------------------------------------- from shards
