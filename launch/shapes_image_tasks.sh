@@ -37,7 +37,7 @@ for task in ${TASKS:-vqa nlvr2 snli_ve retrieval_itc retrieval_itm caption}; do
   case $task in
     nlvr2) run nlvr2 nlvr2.sh pairs_ "$@" ;;
     retrieval_*) run "$task" retrieval.sh "" "$@" ;;
-    caption) GOLD="optim.lr=1e-4 train.steps=200" CIDER="optim.lr=5e-5 train.steps=100" run caption caption.sh "" "$@" ;;
+    caption) GOLD="optim.lr=1e-4 train.steps=150" CIDER="optim.lr=5e-5 train.steps=80" run caption caption.sh "" "$@" ;;
     *) run "$task" "$task.sh" "" "$@" ;;
   esac
 done

@@ -10,13 +10,19 @@ scenes=${SCENES:-20000} held_out=${HELD_OUT:-1000}
 shards() { python tools/make_shards.py shapes --captions ordered --workers 2 --world "$@" | tail -n 1; }
 shards easy --split train --limit "$scenes" --out "$out/train"
 shards arranged --split train --limit $((scenes * 2 / 5)) --out "$out/arranged"
+shards arranged --split test --limit $((held_out * 3 / 10)) --out "$out/arranged_test"
 shards easy --split val --limit $((held_out * 3 / 10)) --out "$out/val"
 shards easy --split test --limit "$held_out" --out "$out/test"
 shards easy --split compositional --limit $((held_out / 2)) --out "$out/compositional"
 [[ -f $out/tokenizer/tokenizer.json ]] || python tools/train_tokenizer.py "$out/train" --out "$out/tokenizer"
 
-launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" tokenizer="$out/tokenizer" \
+# First what order means, the contrastive loss alone on scenes that nothing but order tells apart; then everything.
+order=${run}_order
+[[ -d $order/export ]] || launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$order" init_from=null \
+  tokenizer="$out/tokenizer" data.train="[{path: $out/arranged}]" eval.data.0.path="$out/arranged_test" \
+  eval.every=400 train.steps=400 pretrain.itc_only_steps=400 pretrain.random_negative_steps=400 "$@"
+launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" init_from="$order" tokenizer="$out/tokenizer" \
   data.train.0.path="$out/train" data.train.1.path="$out/arranged" eval.data.0.path="$out/val" "$@"
-for split in test compositional; do
+for split in test compositional arranged_test; do
   python tools/shapes_report.py "$run" --shards "$out/$split" --out "$run/figures/$split" | grep -v '^{'
 done
