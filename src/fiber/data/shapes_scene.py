@@ -69,7 +69,7 @@ class World:
 
 
 _LIGHT = ((236, 234, 228), (222, 230, 236), (232, 224, 232), (222, 234, 224), (240, 230, 214), (214, 218, 226))
-_DARK = ((34, 40, 58), (44, 36, 54), (30, 48, 50), (52, 46, 42), (40, 40, 44))
+_DIM = ((168, 176, 160), (178, 166, 152), (152, 168, 180), (164, 160, 176))
 
 WORLDS = {
     "easy": World(
@@ -94,7 +94,7 @@ WORLDS = {
         tail=(0, 0.05, 0.3, 0.3, 1, 1, 1, 1),
         backgrounds=_LIGHT,
     ),
-    # A domain for few-shot learning: the grounds are dark, and half of the shapes and colours are in no other world.
+    # A domain for few-shot learning: the grounds are dimmer, and half of the shapes and colours are in no other world.
     "novel": World(
         name="novel",
         image_size=96,
@@ -104,7 +104,7 @@ WORLDS = {
         textures=("plain", "striped"),
         objects=(2, 5),
         tail=(0, 0.3, 1, 1, 1),
-        backgrounds=_DARK,
+        backgrounds=_DIM,
     ),
     # Two objects side by side or one above the other. Many scenes have the same two, and only their order tells the
     # scenes apart. Shows nothing that "easy" holds out.
