@@ -2,7 +2,7 @@
 
     easy    64 px, 2-4 large objects, 6 colours x 5 shapes: small models learn it in minutes
     hard    96 px, 2-6 objects, 8 colours x 7 shapes, three sizes, textures
-    novel   96 px, dark grounds, half of the shapes and colours new: another domain, for few-shot learning
+    novel   96 px, dimmer grounds, half of the shapes and colours new: another domain, for few-shot learning
     arranged  64 px, two large objects of few kinds in a row or a column: only their order tells many scenes apart
 
 Splits: train, val, test (no held-out combination of colour and shape, neither in the pictures nor in the words) and

@@ -94,7 +94,7 @@ WORLDS = {
         tail=(0, 0.05, 0.3, 0.3, 1, 1, 1, 1),
         backgrounds=_LIGHT,
     ),
-    # A domain for few-shot learning: the grounds are dimmer, and half of the shapes and colours are in no other world.
+    # A domain for few-shot learning: dimmer grounds, and half of the shapes and colours are in no other world.
     "novel": World(
         name="novel",
         image_size=96,
