@@ -10,7 +10,7 @@ source "$(dirname "$0")/common.sh"
 stage2=${STAGE2:-runs/shapes_stage2} shapes=${SHAPES:-runs/shapes} out=${OUT:-runs/shapes_regions}
 steps=${STEPS:-400} few_steps=${FEW_STEPS:-300} scenes=${SCENES:-2000} held_out=${HELD_OUT:-200}
 shots=${SHOTS:-1 3 5 10} seeds=${SEEDS:-0 1 2} modes=${MODES:-full frozen_towers lora linear prompt}
-declare -A rate=([full]=1e-3 [frozen_towers]=1e-3 [lora]=2e-3 [linear]=2e-3 [prompt]=2e-2)
+declare -A rate=([full]=1e-3 [frozen_towers]=1e-3 [lora]=2e-3 [linear]=2e-3 [prompt]=5e-3)
 from=(init_from="$stage2" tokenizer="$shapes/tokenizer")
 shards() { python tools/make_shards.py shapes --workers 2 "$@" | tail -n 1; }
 sets() { local list; list=$(printf '{path: %s, field: %s}, ' "$@") && echo "[$list]"; }
