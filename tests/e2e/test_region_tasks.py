@@ -112,7 +112,7 @@ def test_every_zero_stage_and_resume(world: Path, tasks: Path, tmp_path: Path) -
     few = tasks / "shards" / "novel_2_0"
     words = (
         f"init_from={world / 'stage2'}", f"tokenizer={world / 'tokenizer'}", f"data.train.0.path={few}",
-        "eval.data=[]", "train.log_every=1", "train.save_every=2", "optim.warmup=0", "optim.lr=1e-2",
+        "eval.data=[]", "train.log_every=1", "train.save_every=2", "optim.warmup=0", "optim.lr=1e-3",
         "optim.schedule=step", "optim.milestones=[0.99]",
     )  # fmt: skip
     config, tool = REPO / "configs" / "stage2" / "shapes_few_shot.yaml", REPO / "tools" / "train_many.py"
