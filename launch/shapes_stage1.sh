@@ -18,9 +18,9 @@ shards easy --split compositional --limit $((held_out / 2)) --out "$out/composit
 
 # First what order means, the contrastive loss alone on scenes that nothing but order tells apart; then everything.
 order=${run}_order
-[[ -d $order/export ]] || launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$order" init_from=null \
-  tokenizer="$out/tokenizer" data.train="[{path: $out/arranged}]" eval.data.0.path="$out/arranged_test" \
-  eval.every=400 train.steps=400 pretrain.itc_only_steps=400 pretrain.random_negative_steps=400 "$@"
+launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$order" init_from=null tokenizer="$out/tokenizer" \
+  data.train="[{path: $out/arranged}]" eval.data=[] train.steps=400 pretrain.itc_only_steps=400 \
+  pretrain.random_negative_steps=400 "$@"
 launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" init_from="$order" tokenizer="$out/tokenizer" \
   data.train.0.path="$out/train" data.train.1.path="$out/arranged" eval.data.0.path="$out/val" "$@"
 for split in test compositional arranged_test; do

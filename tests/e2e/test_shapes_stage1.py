@@ -1,7 +1,6 @@
 """launch/shapes_stage1.sh in a few steps: order first, then everything from it, then the figures of three sets."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
@@ -25,12 +24,11 @@ def test_the_longer_stage_1_learns_order_first_and_goes_on_from_there(tmp_path: 
     for folder in (order, last):
         rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows if "loss/itc" in row] == [0, 1, 2, 3]
-        assert "loss/itm" in rows[-2]
-        assert "eval/t2i_r1" in rows[-1]
+        assert "loss/itm" in next(row for row in rows if row["step"] == 3)
         assert (folder / "export" / "model.safetensors").stat().st_size > 0
+    assert "eval/t2i_r1" in rows[-1]
     assert f"weights of {order}\n" in run.stdout
     for split, images in (("test", 20), ("compositional", 10), ("arranged_test", 6)):
         found = json.loads((last / "figures" / split / "stage1.json").read_text())["retrieval"]
         assert found["images"] == images
         assert {"swap_accuracy", "contrastive_swap_accuracy", "reranked_t2i_r1"} <= found.keys()
-    assert os.path.getmtime(order / "export") < os.path.getmtime(last / "export")

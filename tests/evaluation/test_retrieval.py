@@ -125,8 +125,8 @@ def test_matching_loss_and_swapped_relations_equal_full_forwards():
     chosen = torch.nonzero(texts["swapped_mask"].any(1)).squeeze(1)
     with torch.no_grad():
         image = model.image_prefix(images["images"])[rows[chosen]]
-        true = model.match_logits(image, model.text_prefix(texts["ids"], texts["mask"])[chosen])[:, 1]
         prefixes = model.text_prefix(texts["ids"], texts["mask"])[chosen]
+        true = model.match_logits(image, prefixes)[:, 1]
         swapped = model.text_prefix(texts["swapped_ids"], texts["swapped_mask"])[chosen]
         false = model.match_logits(image, swapped)[:, 1]
         nearer = [
