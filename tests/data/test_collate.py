@@ -11,7 +11,7 @@ from fiber.data.collate import PretrainSample, collate
 from fiber.data.records import SampleFault
 from fiber.data.text import IGNORE, train_bpe
 from fiber.data.transforms import load_image
-from fiber.data.workers import SharedBuffers, copy_shared
+from fiber.data.workers import LARGE, OwnCopies, SharedBuffers
 
 
 def test_collate_stacks_what_has_a_shape_and_lists_the_rest() -> None:
@@ -50,11 +50,32 @@ def test_buffers_come_round_after_their_turns_and_grow() -> None:
 def test_a_copy_is_the_consumers_own() -> None:
     shared = torch.arange(4).share_memory_()
     plain = torch.arange(4)
-    batch = copy_shared({"x": shared, "list": [shared, "text"], "plain": plain})
+    batch = OwnCopies().copy({"x": shared, "list": [shared, "text"], "plain": plain})
     shared.zero_()
     assert batch["x"].tolist() == batch["list"][0].tolist() == [0, 1, 2, 3]
     assert batch["plain"] is plain
     assert batch["list"][1] == "text"
+
+
+def test_memory_of_a_copy_is_used_again_once_the_copy_is_gone() -> None:
+    copies, shared = OwnCopies(), torch.arange(LARGE).share_memory_()
+    first = copies.copy({"x": shared})
+    view = first["x"][5:10]
+    second = copies.copy({"x": shared})
+    place = first["x"].data_ptr()
+    assert second["x"].data_ptr() != place
+    del first
+    assert copies.copy({"x": shared})["x"].data_ptr() != place, "a view keeps the whole"
+    assert view.tolist() == [5, 6, 7, 8, 9]
+    del view
+    assert copies.copy({"x": shared})["x"].data_ptr() == place
+    smaller = copies.copy({"x": shared[: LARGE // 2].clone().share_memory_()})["x"]
+    assert smaller.tolist() == list(range(LARGE // 2))
+    larger = copies.copy({"x": torch.ones(2 * LARGE).share_memory_()})["x"]
+    assert larger.sum() == 2 * LARGE
+    assert len(copies.blocks) == 3, "second, smaller and larger"
+    del second, smaller, larger
+    assert torch.equal(copies.copy([shared])[0], shared)
 
 
 def test_a_pretraining_sample_is_what_the_coarse_task_takes(tmp_path: Path) -> None:

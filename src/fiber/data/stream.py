@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from fiber.data.records import BY_RULE, Sample, SampleFault, image_hash
 from fiber.data.shards import OPEN_FILES, ShardError, ShardSet
-from fiber.data.workers import copy_shared, next_batch, start_worker
+from fiber.data.workers import OwnCopies, next_batch, start_worker
 
 MakeSample = Callable[[Sample, str, int, np.random.Generator], dict[str, Any]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -413,14 +413,14 @@ def _batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: the global one belongs to the model
     )
-    budget = _FaultBudget(share)
+    budget, copies = _FaultBudget(share), OwnCopies()
     batches = iter(loader)
     while True:
         start = time.perf_counter()
         batch = next(batches, None)
         if batch is None:
             return
-        batch = copy_shared(batch)
+        batch = copies.copy(batch)
         batch["faults"] = found + batch["faults"]
         budget.spend(batch)
         batch["data_seconds"] = time.perf_counter() - start
