@@ -11,8 +11,8 @@ cd "$(dirname "$0")/.."
 shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine} short=${SHORT:-300}
 launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$out/stage1_short" init_from=null \
   tokenizer="$shapes/tokenizer" \
-  data.train.0.path="$shapes/train" data.train.1.path="$shapes/arranged" eval.data=[] train.steps="$short" \
-  pretrain.itc_only_steps=$((short / 4)) pretrain.random_negative_steps=$((short * 3 / 4))
+  data.train.0.path="$shapes/train" data.train.1.path="$shapes/arranged" data.train.2.path="$shapes/paired" \
+  eval.data=[] train.steps="$short" pretrain.itc_only_steps=$((short / 4)) pretrain.random_negative_steps=$((short * 3 / 4))
 
 starts=(nothing short longer)
 declare -A init=([nothing]=null [short]="$out/stage1_short" [longer]="$stage1") runs=()

@@ -60,7 +60,7 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
     if "config" in options:
         sub.add_argument("--config", type=Path, help="an ODinW YAML file; --raw is then the folder above odinw/")
     if "world" in options:
-        sub.add_argument("--world", default="easy", help="easy, hard, novel or arranged")
+        sub.add_argument("--world", default="easy", help="easy, hard, novel, arranged or paired")
         sub.add_argument(
             "--captions",
             choices=("mixed", "full", "ordered"),

@@ -320,9 +320,10 @@ def test_ordered_captions_list_every_object_along_an_axis(world: World) -> None:
     assert min(told["from left to right"], told["from top to bottom"]) > 10
 
 
-def test_arranged_scenes_show_nothing_that_easy_holds_out() -> None:
-    arranged, easy = shapes.WORLDS["arranged"], shapes.WORLDS["easy"]
-    shown = set(arranged.combinations) - set(arranged.held_out)
+@pytest.mark.parametrize("world", ["arranged", "paired"])
+def test_worlds_of_two_objects_show_nothing_that_easy_holds_out(world: str) -> None:
+    few, easy = shapes.WORLDS[world], shapes.WORLDS["easy"]
+    shown = set(few.combinations) - set(few.held_out)
     assert shown <= set(easy.combinations) - set(easy.held_out)
 
 
@@ -496,6 +497,20 @@ def test_arranged_objects_stand_in_a_row_or_a_column() -> None:
         assert min(dx, dy) < 0.05
         layouts[dx > dy] += 1
     assert min(layouts.values()) > SCENES / 4
+
+
+def test_paired_scenes_share_three_kinds_and_stand_in_a_line_or_anywhere() -> None:
+    world, in_line = shapes.WORLDS["paired"], 0
+    families: dict[int, set[tuple[str, str]]] = {}
+    for family in range(12):
+        for index in range(family * world.family, family * world.family + 40):
+            objects = make_scene(world, "test", 5, index).objects
+            families.setdefault(family, set()).update((obj.colour, obj.shape) for obj in objects)
+            in_line += max(abs(objects[0].x - objects[1].x), abs(objects[0].y - objects[1].y)) > 0.35
+    assert {len(kinds) for kinds in families.values()} == {3}
+    assert len(set.union(*families.values())) > 20
+    assert len({frozenset(kinds) for kinds in families.values()}) == 12
+    assert {(obj.colour, obj.shape) for obj in make_scene(world, "train", 5, 0).objects} <= set(world.combinations)
 
 
 def test_bad_requests_say_what_is_wrong() -> None:

@@ -4,6 +4,7 @@
     hard    96 px, 2-6 objects, 8 colours x 7 shapes, three sizes, textures
     novel   96 px, dimmer grounds, half of the shapes and colours new: another domain, for few-shot learning
     arranged  64 px, two large objects of few kinds in a row or a column: only their order tells many scenes apart
+    paired  64 px, two objects in a line or anywhere, of three kinds for many scenes in a row: the same for all kinds
 
 Splits: train, val, test (no held-out combination of colour and shape, neither in the pictures nor in the words) and
 compositional (at least one in every picture). Everything is a pure function of (world, split, seed, index);
@@ -157,7 +158,8 @@ def vocabulary_texts(world: World, scenes: int = 300) -> list[str]:
     texts += [word for words in visual_words(world).values() for word in words]
     texts += [*answers(world), *INVISIBLE]
     for index in range(scenes):
-        record = scene_record(make_scene(world, "train", 0, index), captions=KINDS[index % 3])
+        scene = make_scene(world, "train", 0, index * max(world.family, 1))
+        record = scene_record(scene, captions=KINDS[index % 3])
         texts += [entry[key] for field, key in TEXT_OF.items() for entry in record.get(field, [])]
     for number in range(scenes // 8):
         texts += [

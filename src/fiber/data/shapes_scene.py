@@ -19,6 +19,7 @@ CLEARANCE = (
 )
 MIN_DISTANCE = 0.22  # ... and in image sides, so that any two objects stand in at least one clear relation
 MIN_VISIBLE = 0.75  # smallest visible share of an object's own pixels ...
+FAMILY_KINDS = 3  # combinations of colour and shape in a family of scenes
 JUDGED_AT = 64  # ... counted at this size, whatever size is drawn: a scene is the same at every size
 
 
@@ -39,7 +40,8 @@ class World:
     objects: tuple[int, int]
     tail: tuple[float, ...]
     backgrounds: tuple[tuple[int, int, int], ...]
-    in_line: bool = False  # objects stand in one row or one column, spread evenly; else anywhere
+    in_line: float = 0.0  # share of scenes whose objects stand in one row or one column, spread evenly; else anywhere
+    family: int = 0  # so many scenes in a row show the same FAMILY_KINDS combinations only; 0: each shows any
 
     def __post_init__(self) -> None:
         if len(self.tail) != len(self.colours):
@@ -118,7 +120,22 @@ WORLDS = {
         objects=(2, 2),
         tail=(0, 1, 1),
         backgrounds=_LIGHT,
-        in_line=True,
+        in_line=1.0,
+    ),
+    # Two objects of any kind "easy" shows, but the same three kinds for many scenes in a row: of one shard, too, many
+    # scenes have the same two, and only where these stand tells them apart.
+    "paired": World(
+        name="paired",
+        image_size=64,
+        shapes=("circle", "square", "triangle", "star", "cross"),
+        colours=("red", "orange", "yellow", "green", "blue", "purple"),
+        sizes=(("small", 0.14, 0.16), ("large", 0.22, 0.245)),
+        textures=("plain",),
+        objects=(2, 2),
+        tail=(0, 1, 1, 1, 1, 1),
+        backgrounds=_LIGHT,
+        in_line=0.5,
+        family=500,
     ),
 }
 
@@ -180,9 +197,11 @@ def make_scene(world: World, split: str, seed: int, index: int, part: int = 0) -
     key = (seed, SPLITS.index(split), index, part)
     rng = generator(key, "layout")
     count = int(rng.integers(world.objects[0], world.objects[1] + 1))
+    in_line = world.in_line == 1 or (world.in_line > 0 and rng.random() < world.in_line)
+    weights = _family_weights(world, seed, split, index // world.family) if world.family else _weights(world)
     while True:  # a crowded draw is thrown away whole, but not its number of objects: counts stay balanced
-        drawn = _draw_objects(world, split, count, rng)
-        objects = _line_up(drawn, rng) if world.in_line else _place(drawn, rng)
+        drawn = _draw_objects(world, split, count, weights, rng)
+        objects = _line_up(drawn, rng) if in_line else _place(drawn, rng)
         if objects is None:
             continue
         if _all_visible(np.stack([draw_mask(obj, JUDGED_AT) for obj in objects])):
@@ -197,8 +216,10 @@ def _all_visible(masks: np.ndarray) -> bool:
     return bool((seen >= MIN_VISIBLE * own).all())
 
 
-def _draw_objects(world: World, split: str, count: int, rng: np.random.Generator) -> list[Object]:
-    pairs, weights = _combination_weights(world)
+def _draw_objects(
+    world: World, split: str, count: int, weights: np.ndarray, rng: np.random.Generator
+) -> list[Object]:
+    pairs = world.combinations
     chosen = [pairs[i] for i in rng.choice(len(pairs), size=count, p=weights)]
     if split == "compositional":
         held_out = world.held_out
@@ -215,13 +236,23 @@ def _draw_objects(world: World, split: str, count: int, rng: np.random.Generator
             continue
         taken.add((colour, shape, word))
         objects.append(Object(str(shape), str(colour), word, texture, 0.0, 0.0, radius, angle))
-    return objects if len(objects) == count else _draw_objects(world, split, count, rng)
+    return objects if len(objects) == count else _draw_objects(world, split, count, weights, rng)
 
 
 @cache
-def _combination_weights(world: World) -> tuple[list[tuple[str, str]], np.ndarray]:
+def _weights(world: World) -> np.ndarray:
+    """Probability of every combination."""
     weights = np.array([world.frequency(*pair) for pair in world.combinations])
-    return world.combinations, weights / weights.sum()
+    return weights / weights.sum()
+
+
+@cache
+def _family_weights(world: World, seed: int, split: str, family: int) -> np.ndarray:
+    """Probability of every combination in the scenes of one family: a few, drawn by their own frequencies."""
+    weights = _weights(world)
+    rng = np.random.default_rng((seed, SPLITS.index(split), family))
+    chosen = rng.choice(len(weights), size=FAMILY_KINDS, replace=False, p=weights)
+    return np.isin(np.arange(len(weights)), chosen) / FAMILY_KINDS
 
 
 def _place(objects: list[Object], rng: np.random.Generator, tries: int = 12) -> list[Object] | None:
