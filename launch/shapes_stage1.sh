@@ -25,9 +25,9 @@ launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="${run}_order" in
   data.train="[{path: $out/arranged}]" train.steps=400 "$@"
 launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="${run}_places" init_from="${run}_order" "${alone[@]}" \
   data.train="[{path: $out/arranged, weight: 1}, {path: $out/paired, weight: 4}]" train.steps=600 "$@"
-launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" init_from="${run}_places" tokenizer="$out/tokenizer" \
-  data.train.0.path="$out/train" data.train.1.path="$out/arranged" data.train.2.path="$out/paired" \
-  eval.data.0.path="$out/val" "$@"
+launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$run" init_from="${run}_places" \
+  tokenizer="$out/tokenizer" data.train.0.path="$out/train" data.train.1.path="$out/arranged" \
+  data.train.2.path="$out/paired" eval.data.0.path="$out/val" "$@"
 for split in test compositional arranged_test paired_test; do
   python tools/shapes_report.py "$run" --shards "$out/$split" --out "$run/figures/$split" | grep -v '^{'
 done
