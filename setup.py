@@ -36,5 +36,5 @@ setup(
         "lint": ["ruff>=0.8"],
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
     },
-    entry_points={"console_scripts": ["fiber=fiber.cli:main"]},
+    entry_points={"console_scripts": ["fiber=fiber.cli.main:main"]},
 )

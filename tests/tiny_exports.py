@@ -9,9 +9,9 @@ from PIL import Image
 from torch import nn
 
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.data.text import train_bpe
 from fiber.fine.model import FiberDetector
 from fiber.weights.export import Card, ExportConfig, write_export

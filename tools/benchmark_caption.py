@@ -5,7 +5,7 @@ import torch
 
 from benchmark_common import PAD, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
-from fiber.coarse.generate import Marks, beam_search, next_logits
+from fiber.coarse.decoding import Marks, beam_search, next_logits
 
 BEAMS = 5
 

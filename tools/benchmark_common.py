@@ -14,10 +14,10 @@ from torch import Tensor
 
 from fiber import distributed
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
-from fiber.config_stage1 import Stage1Config
+from fiber.config.stage1 import Stage1Config
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PAD = 1

@@ -8,13 +8,13 @@ import torch
 from benchmark_common import DTYPES, PAD, BenchOptions, compare, ratios
 from fiber import distributed
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
-from fiber.config_stage2 import Stage2Config
-from fiber.evaluation.lvis import PER_IMAGE
-from fiber.fine.build import detector_options
+from fiber.backbone.init import initialise
+from fiber.config.stage2 import Stage2Config
+from fiber.data.prompts import SPECIALS, Prompt
+from fiber.evaluation.metrics.lvis_ap import PER_IMAGE
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, Detections
-from fiber.fine.prompts import SPECIALS, Prompt
+from fiber.tasks.fine_run import detector_options
 
 CLASSES, CHUNK, TOKENS = 1203, 40, 3  # tokens of a name, its full stop not counted
 START, END = 0, 2

@@ -13,12 +13,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmark_common import BenchConfig
-from fiber.data.collate import PretrainSample, collate
+from fiber.data.collate import collate
+from fiber.data.loader import make_loader
+from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
-from fiber.data.shards import ShardSet, write_dataset
-from fiber.data.stream import MixedStream, Source, make_loader
+from fiber.data.samples.pretrain import PretrainSample
+from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
-from fiber.data.transforms import load_image
+from fiber.data.writer import write_dataset
+from fiber.images.resize import load_image
 
 WIDTH, HEIGHT = 500, 375
 QUALITY, CONTRAST = 85, 45  # together: 68 kB a picture

@@ -4,7 +4,8 @@ import torch
 
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
-from fiber.evaluation.gallery import Cache, Meter, encode_images, encode_texts, match_logits
+from fiber.evaluation.gallery import Cache, encode_images, encode_texts, match_logits
+from fiber.evaluation.progress import Meter
 from fiber.training.flops import matmul_ceiling, pair_cost, peak_flops
 
 

@@ -9,7 +9,7 @@ from fiber.coarse.itc import draw_negatives, itc_loss, negative_weights
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import mlm_loss
 from fiber.coarse.model import FusedFeatures
-from fiber.coarse.pretrain import PretrainTask
+from fiber.tasks.pretrain import PretrainTask
 from fiber.training.flops import matmul_ceiling, pair_cost, peak_flops
 
 Losses = dict[str, Tensor]

@@ -21,17 +21,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fiber.config import ConfigError, load_config
-from fiber.config_stage1 import Stage1Config
-from fiber.config_stage2 import Stage2Config
+from fiber.config.base import load_config
+from fiber.config.stage1 import Stage1Config
+from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer
-from fiber.fine.build import detector_config, plain_weights
-from fiber.predict import build
-from fiber.programs import write_program
+from fiber.errors import ConfigError, WeightsError
+from fiber.tasks.fine_run import detector_config, plain_weights
 from fiber.training.checkpoint import Checkpoints
 from fiber.weights.export import CONFIG, Card, Export, coarse_config, read_export, write_export
-from fiber.weights.load import WeightsError
+from fiber.weights.from_export import build
 from fiber.weights.official_file import convert, derive, read_official, write_official
+from fiber.weights.program import write_program
 
 OFFICIAL, PROGRAM = (".ckpt", ".pth", ".pt"), ".pt2"
 

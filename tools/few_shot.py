@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from fiber.data.few_shot import write_few_shot
-from fiber.data.shards import ShardError
+from fiber.errors import ShardError
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -21,8 +21,9 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from fiber.data.records import FIELDS, TEXT_OF, Record, Sample, SampleFault, validate_record
-from fiber.data.shards import ShardError, ShardSet
+from fiber.data.records import FIELDS, TEXT_OF, Record, Sample, validate_record
+from fiber.data.shards import ShardSet
+from fiber.errors import SampleFault, ShardError
 
 COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4", "#008080", "#aa6e28", "#800000")
 _EXAMPLES = 5
@@ -72,7 +73,7 @@ def statistics(shards: ShardSet, limit: int) -> dict[str, list[float]]:
 
 def verify(shards: ShardSet) -> Counter[str]:
     """Everything wrong with the set: reason -> count. Prints the first examples of each."""
-    from fiber.data.transforms import decode  # brings torch: only where it is needed
+    from fiber.images.codec import decode  # brings torch: only where it is needed
 
     wrong: Counter[str] = Counter()
 
@@ -121,7 +122,7 @@ def contact_sheet(shards: ShardSet, path: Path, number: int, side: int, columns:
 
 
 def _tile(sample: Sample, names: dict[int, str], side: int) -> Image.Image:
-    from fiber.data.transforms import decode
+    from fiber.images.codec import decode
 
     each = side // len(sample.images)
     pictures = [Image.fromarray(decode(data)) for _, data in sample.images]

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from fiber.config import to_dict
+from fiber.config.base import to_dict
+from fiber.errors import WeightsError
 from fiber.weights.export import Card, Export, read_export, write_export
-from fiber.weights.load import WeightsError
 
 FREE = {
     "model.image.drop_path",

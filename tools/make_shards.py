@@ -16,18 +16,18 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from fiber.data.converters.engine import Job, convert
-from fiber.data.converters.items import ConversionError, Request
-from fiber.data.converters.packing import Packing
+from fiber.data.convert.engine import Job, convert
+from fiber.data.convert.items import ConversionError, Request
+from fiber.data.convert.packing import Packing
 from fiber.data.records import RecordError
-from fiber.data.shards import ShardError
+from fiber.errors import ShardError
 
 DATASETS = (
     "coco_captions", "flickr30k", "visual_genome", "sbu", "cc3m", "vqav2", "nlvr2", "snli_ve", "nocaps",
     "flickr30k_entities", "mdetr_json", "refcoco", "coco_detection", "lvis", "objects365", "odinw", "shapes",
     "photographs",
 )  # fmt: skip
-"""Modules of fiber.data.converters; each has read(Request) -> Source, SPLITS and sometimes VARIANTS and OPTIONS."""
+"""Modules of fiber.data.convert; each has read(Request) -> Source, SPLITS and sometimes VARIANTS and OPTIONS."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sets = top.add_subparsers(dest="dataset", metavar="DATASET", required=True)
     for name in DATASETS:
-        module = importlib.import_module(f"fiber.data.converters.{name}")
+        module = importlib.import_module(f"fiber.data.convert.{name}")
         summary = module.__doc__.strip().splitlines()[0]
         sub = sets.add_parser(name, help=summary, description=module.__doc__,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.drop_leaks, workers=options.workers, overwrite=options.overwrite,
     )  # fmt: skip
     try:
-        module = importlib.import_module(f"fiber.data.converters.{options.dataset}")
+        module = importlib.import_module(f"fiber.data.convert.{options.dataset}")
         if options.split not in module.SPLITS:
             raise ConversionError(
                 f"{options.dataset} has no split {options.split!r}; one of {', '.join(module.SPLITS)}"

@@ -9,7 +9,7 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.states import ImageState, TextState
 from fiber.backbone.text import RobertaTower
-from fiber.coarse.caption import (
+from fiber.coarse.caption_losses import (
     caption_labels,
     caption_logits,
     gold_loss,
@@ -18,12 +18,12 @@ from fiber.coarse.caption import (
     start_captions,
     token_losses,
 )
-from fiber.coarse.generate import Marks, greedy
+from fiber.coarse.decoding import Marks, greedy
 from fiber.coarse.itc import Contrast, FeatureQueue, itc_loss, negative_weights
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import IGNORED, mlm_loss
 from fiber.coarse.model import CoarseModel
-from fiber.config import OptimConfig
+from fiber.config.base import OptimConfig
 from fiber.training.optim import learning_rate, parameter_groups
 from fiber.weights.load import resize_bias_table
 from fiber.weights.official import coarse_names, from_official, is_derived, official_name

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from fiber.data.shards import ShardSet
-from fiber.evaluation.detection import coco_ap, coco_ground_truth
+from fiber.evaluation.metrics.coco_ap import coco_ap, coco_ground_truth
 
 Figures = dict[str, float]
 UNSEEN, KNOWN = "shapes_easy_compositional", "shapes_easy_test"

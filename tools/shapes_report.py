@@ -18,13 +18,13 @@ from PIL import Image
 
 import fiber
 from fiber.coarse.model import CoarseModel
-from fiber.data import shapes
 from fiber.data.records import annotation_text
+from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
-from fiber.data.transforms import decode
-from fiber.evaluation.gallery import Meter
-from fiber.evaluation.mlm import evaluate_visual_words
+from fiber.evaluation.progress import Meter
 from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
+from fiber.evaluation.visual_words import evaluate_visual_words
+from fiber.images.codec import decode
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -14,11 +14,11 @@ import json
 import shlex
 from pathlib import Path
 
-from fiber.config import Command, parse_command
-from fiber.config_stage2 import Stage2Config, validate_stage2
-from fiber.distributed import Watchdog
+from fiber.config.base import Command, parse_command
+from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.stage2_fine import stage2
 from fiber.training import run
+from fiber.training.watchdog import Watchdog
 from fiber.weights.export import inherited_sizes
 
 

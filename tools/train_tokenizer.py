@@ -16,8 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fiber.data import records
-from fiber.data.shards import ShardError, ShardSet
+from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
+from fiber.errors import ShardError
 
 TEXT_FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements")
 

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 
-from fiber.data.shards import ShardError, ShardSet
+from fiber.data.prompts import PromptBuilder
+from fiber.data.samples.regions import FIELDS
+from fiber.data.shards import ShardSet
+from fiber.errors import ShardError, WeightsError
 from fiber.evaluation.figures import draw_predictions, tile
 from fiber.evaluation.regions import WholePicture
-from fiber.fine.prompts import PromptBuilder
-from fiber.fine.samples import FIELDS
-from fiber.predict import build
 from fiber.weights.export import read_export
-from fiber.weights.load import WeightsError
+from fiber.weights.from_export import build
 
 
 def main() -> None:

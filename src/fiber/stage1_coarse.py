@@ -15,17 +15,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.coarse.build import build_sample, build_task, export_model, open_tokenizer, start_from
-from fiber.config import Command
-from fiber.config_stage1 import Stage1Config, validate
+from fiber.config.base import Command
+from fiber.config.stage1 import Stage1Config, validate
 from fiber.data.collate import collate
-from fiber.distributed import Watchdog
 from fiber.evaluation import image_tasks
 from fiber.evaluation.captioning import caption_reward
-from fiber.evaluation.gallery import Meter
+from fiber.evaluation.progress import Meter
+from fiber.tasks.coarse_run import build_sample, build_task, export_model, open_tokenizer, start_from
 from fiber.training import run, zero
 from fiber.training.flops import pair_cost
 from fiber.training.loop import FlopsPerSample
+from fiber.training.watchdog import Watchdog
 
 
 def stage1(command: Command, watchdog: Watchdog) -> None:

@@ -16,17 +16,17 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config import Command
-from fiber.config_stage2 import Stage2Config, validate_stage2
-from fiber.data.stream import MixedStream
-from fiber.distributed import Watchdog
+from fiber.config.base import Command
+from fiber.config.stage2 import Stage2Config, validate_stage2
+from fiber.data.order import MixedStream
+from fiber.data.samples.regions import RegionSample, RegionShards, collate_regions
 from fiber.evaluation import region_tasks
-from fiber.evaluation.gallery import Meter
-from fiber.fine.build import build_sample, build_task, export_detector, open_tokenizer, start_from
-from fiber.fine.samples import RegionSample, RegionShards, collate_regions
+from fiber.evaluation.progress import Meter
+from fiber.tasks.fine_run import build_sample, build_task, export_detector, open_tokenizer, start_from
 from fiber.training import run, zero
 from fiber.training.flops import picture_cost
 from fiber.training.loop import Batch, FlopsPerSample
+from fiber.training.watchdog import Watchdog
 
 
 def stage2(command: Command, watchdog: Watchdog) -> None:

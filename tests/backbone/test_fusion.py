@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.backbone.text import RobertaTower
 
 B, L, VOCABULARY = 3, 6, 40

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.coarse.caption import caption_labels, gold_loss, gold_weights, mle_loss
+from fiber.coarse.caption_losses import caption_labels, gold_loss, gold_weights, mle_loss
 from fiber.coarse.mlm import IGNORED
 
 VOCABULARY = 4

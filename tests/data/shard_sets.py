@@ -7,7 +7,7 @@ import numpy as np
 import simplejpeg
 
 from fiber.data.records import Sample
-from fiber.data.shards import ShardWriter
+from fiber.data.writer import ShardWriter
 
 CAPTIONS = (1, 2, 3, 2, 1, 3, 2, 1, 3, 2)  # of the pictures of a shard of ten: twenty in all
 

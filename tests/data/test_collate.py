@@ -7,11 +7,12 @@ import pytest
 import torch
 from shard_sets import make_sample
 
-from fiber.data.collate import PretrainSample, collate
-from fiber.data.records import SampleFault
+from fiber.data.collate import collate
+from fiber.data.samples.pretrain import PretrainSample
 from fiber.data.text import IGNORE, train_bpe
-from fiber.data.transforms import load_image
 from fiber.data.workers import LARGE, OwnCopies, SharedBuffers
+from fiber.errors import SampleFault
+from fiber.images.resize import load_image
 
 
 def test_collate_stacks_what_has_a_shape_and_lists_the_rest() -> None:

@@ -6,15 +6,8 @@ import pickle
 
 import pytest
 
-from fiber.data.records import (
-    RecordError,
-    annotation_text,
-    clean_text,
-    count,
-    image_hash,
-    sniff,
-    validate_record,
-)
+from fiber.data.records import RecordError, annotation_text, clean_text, count, image_hash, validate_record
+from fiber.images.codec import sniff
 
 GOOD = {
     "image_id": "coco_1",

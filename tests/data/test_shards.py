@@ -11,8 +11,10 @@ import webdataset
 from shard_sets import jpeg, make_sample
 
 from fiber.data.index import scan_tar
-from fiber.data.records import RecordError, Sample, SampleFault
-from fiber.data.shards import ShardError, ShardSet, ShardWriter, build_index, write_dataset
+from fiber.data.records import RecordError, Sample
+from fiber.data.shards import ShardSet, build_index
+from fiber.data.writer import ShardWriter, write_dataset
+from fiber.errors import SampleFault, ShardError
 
 LABELS = {"split": "train", "provenance": "made by a test", "licence": "MIT"}
 

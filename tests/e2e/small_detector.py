@@ -5,10 +5,10 @@ from typing import Any
 
 import yaml
 
-from fiber.config import load_config
-from fiber.config_stage2 import Stage2Config
+from fiber.config.base import load_config
+from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.fine.build import build_task, export_detector
+from fiber.tasks.fine_run import build_task, export_detector
 
 MODEL = {
     "image": {"embed_dim": 16, "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 4], "window": 4, "drop_path": 0.0},

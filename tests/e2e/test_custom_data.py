@@ -12,7 +12,7 @@ from launcher import REPO, environment, free_port
 from small_detector import write_detector
 from torchvision.ops import box_iou
 
-from fiber.data.shapes import WORLDS, generate
+from fiber.data.shapes.world import WORLDS, generate
 
 
 def commands() -> list[str]:

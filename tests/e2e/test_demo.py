@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launcher import REPO, environment, free_port
 
-from fiber.cli import main as fiber
+from fiber.cli.main import main as fiber
 from tiny_exports import pictures
 
 NOT_RUN_HERE = ("make demo", "make test")  # `launch/demo.sh` is what the first runs; the second would run this

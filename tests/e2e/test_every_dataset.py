@@ -13,17 +13,20 @@ from tiny_detector import LIMIT, tiny_detector
 import make_shards
 from fiber.backbone.build import build_backbone
 from fiber.coarse.model import CoarseModel
-from fiber.coarse.pretrain import PretrainTask
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.config_stage1 import PretrainConfig
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.stage1 import PretrainConfig
 from fiber.data import records
-from fiber.data.collate import PretrainSample, collate
-from fiber.data.shards import ShardError, ShardSet
-from fiber.data.stream import MixedStream, Source, make_loader
+from fiber.data.collate import collate
+from fiber.data.loader import make_loader
+from fiber.data.order import MixedStream, Source
+from fiber.data.prompts import PromptBuilder
+from fiber.data.samples.pretrain import PretrainSample
+from fiber.data.samples.regions import RegionSample, RegionShards, collate_regions
+from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
+from fiber.errors import ShardError
 from fiber.fine.model import GroundingTask
-from fiber.fine.prompts import PromptBuilder
-from fiber.fine.samples import RegionSample, RegionShards, collate_regions
+from fiber.tasks.pretrain import PretrainTask
 
 TEXTS = ("captions", "expressions", "questions", "hypotheses", "statements")
 REGIONS = ("captions", "expressions", "boxes")

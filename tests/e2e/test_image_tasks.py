@@ -12,13 +12,14 @@ from launcher import REPO, Job, environment, free_port, losses, metrics
 
 import fiber
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config import load_config
-from fiber.config_stage1 import FIELDS, Stage1Config
-from fiber.data.shapes import WORLDS, answers, generate, generate_pairs
-from fiber.data.shards import ShardSet, write_dataset
+from fiber.config.base import load_config
+from fiber.config.stage1 import FIELDS, Stage1Config
+from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
+from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
+from fiber.data.writer import write_dataset
 from fiber.weights.export import coarse_config, write_export
 
 SCRIPT = Path(__file__).with_name("zero_stages.py")

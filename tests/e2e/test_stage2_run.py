@@ -8,14 +8,14 @@ import yaml
 from launcher import REPO, Job, losses, metrics
 
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config import load_config
-from fiber.config_stage2 import Stage2Config
+from fiber.config.base import load_config
+from fiber.config.stage2 import Stage2Config
 from fiber.data.records import Sample
-from fiber.data.shapes import WORLDS, categories, generate
-from fiber.data.shards import ShardWriter, write_dataset
+from fiber.data.shapes.world import WORLDS, categories, generate
 from fiber.data.text import load_tokenizer
+from fiber.data.writer import ShardWriter, write_dataset
 from fiber.weights.export import ExportConfig, read_export, write_export
 
 STAGE2 = REPO / "src" / "fiber" / "stage2_fine.py"

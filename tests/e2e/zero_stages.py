@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from fiber import distributed
-from fiber.config import Command, load_config
-from fiber.config_stage1 import Stage1Config, validate
-from fiber.distributed import Watchdog
+from fiber.config.base import Command, load_config
+from fiber.config.stage1 import Stage1Config, validate
 from fiber.stage1_coarse import stage1
+from fiber.training.watchdog import Watchdog
 
 
 def main() -> None:

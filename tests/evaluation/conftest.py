@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from fiber.evaluation.grounding import Phrase
+from fiber.evaluation.metrics.grounding_recall import Phrase
 
 
 @pytest.fixture(scope="module")

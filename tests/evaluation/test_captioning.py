@@ -10,23 +10,25 @@ import torch
 import torch.multiprocessing as mp
 
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
-from fiber.coarse.caption_task import CaptionTask
-from fiber.coarse.generate import Caption, Marks, beam_search
+from fiber.backbone.init import initialise
+from fiber.coarse.decoding import Caption, Marks, beam_search
 from fiber.coarse.model import CoarseModel
-from fiber.config import ConfigError, EvalConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.config_stage1 import CaptionConfig, Stage1Config
-from fiber.data.captions import PictureSample
-from fiber.data.shapes import WORLDS, generate
-from fiber.data.shards import ShardSet, ShardWriter
-from fiber.data.tasks import Picture
+from fiber.config.base import EvalConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.stage1 import CaptionConfig, Stage1Config
+from fiber.data.samples.captions import PictureSample
+from fiber.data.samples.text import Picture
+from fiber.data.shapes.world import WORLDS, generate
+from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.evaluation import caption as metrics
-from fiber.evaluation.caption import DocumentFrequency, cider_d
+from fiber.data.writer import ShardWriter
+from fiber.errors import ConfigError
 from fiber.evaluation.captioning import CiderReward, caption_reward, evaluate_captions, server_id
-from fiber.evaluation.gallery import Meter
 from fiber.evaluation.image_tasks import Asked
+from fiber.evaluation.metrics import caption_scores as metrics
+from fiber.evaluation.metrics.caption_scores import DocumentFrequency, cider_d
 from fiber.evaluation.predictions import read_predictions
+from fiber.evaluation.progress import Meter
+from fiber.tasks.caption import CaptionTask
 
 PICTURES, LENGTH = 7, 12
 

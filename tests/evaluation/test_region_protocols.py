@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fiber.data.converters import coco_format
+from fiber.data.convert import coco_format
 from fiber.data.records import Record, Sample
-from fiber.data.shards import ShardSet, write_dataset
-from fiber.evaluation.detection import ROW_KEY
+from fiber.data.shards import ShardSet
+from fiber.data.writer import write_dataset
+from fiber.evaluation.metrics.coco_ap import ROW_KEY
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions
 from fiber.evaluation.regions import score
 

@@ -19,19 +19,20 @@ from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from fiber.backbone.build import build_backbone
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Sample
-from fiber.data.shapes import WORLDS, categories, generate, vocabulary_texts
-from fiber.data.shards import ShardSet, write_dataset
+from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
+from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.draw import COLOURS
+from fiber.data.writer import write_dataset
 from fiber.evaluation.figures import draw_predictions
-from fiber.evaluation.gallery import Meter
 from fiber.evaluation.predictions import read_predictions
+from fiber.evaluation.progress import Meter
 from fiber.evaluation.regions import WholePicture, evaluate_regions, questions, write_predictions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
-from fiber.fine.prompts import PromptBuilder
+from fiber.images.draw import COLOURS
 
 ABOUT = {"split": "test", "provenance": "painted", "licence": "none"}
 NAMES = ("cat", "dog", "traffic light")

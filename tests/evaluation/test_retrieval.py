@@ -8,9 +8,9 @@ import torch
 import torch.multiprocessing as mp
 
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.evaluation.gallery import Cache
 from fiber.evaluation.retrieval import ITM_PRIOR, candidates, evaluate_retrieval
 

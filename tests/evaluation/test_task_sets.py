@@ -11,16 +11,17 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from fiber.coarse.build import build_task
-from fiber.config import DataConfig, EvalConfig, ImageTowerConfig, ModelConfig, SourceConfig, TextTowerConfig
-from fiber.config_stage1 import FIELDS, Stage1Config
+from fiber.config.base import DataConfig, EvalConfig, ImageTowerConfig, ModelConfig, SourceConfig, TextTowerConfig
+from fiber.config.stage1 import FIELDS, Stage1Config
 from fiber.data.records import LABELS, Sample
-from fiber.data.shapes import WORLDS, answers, generate, generate_pairs
-from fiber.data.shards import ShardSet, write_dataset
+from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
+from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.evaluation import vqa
-from fiber.evaluation.gallery import Meter
+from fiber.data.writer import write_dataset
 from fiber.evaluation.image_tasks import best, evaluate
+from fiber.evaluation.metrics import vqa_accuracy as vqa
+from fiber.evaluation.progress import Meter
+from fiber.tasks.coarse_run import build_task
 
 SCENES, PAIRS = 9, 12
 TASKS = ("vqa", "nlvr2", "entailment", "retrieval_itc", "retrieval_itm")

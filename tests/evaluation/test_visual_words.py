@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from fiber.backbone.build import build_backbone
-from fiber.backbone.initialise import initialise
+from fiber.backbone.init import initialise
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.data.shapes import WORLDS, generate, swap_relation, visual_words, vocabulary_texts
-from fiber.data.shards import ShardSet, write_dataset
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.data.shapes.world import WORLDS, generate, swap_relation, visual_words, vocabulary_texts
+from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
-from fiber.evaluation.mlm import evaluate_visual_words, masked_words
+from fiber.data.writer import write_dataset
 from fiber.evaluation.retrieval import evaluate_retrieval, retrieval_sets
+from fiber.evaluation.visual_words import evaluate_visual_words, masked_words
 
 SCENES, SIZE, LENGTH = 6, 32, 32
 WORLD = WORLDS["easy"]

@@ -13,10 +13,10 @@ from transformers import RobertaTokenizerFast
 
 from fiber import distributed
 from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
+from fiber.data.prompts import PromptBuilder
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector, GroundingTask
 from fiber.fine.postprocess import GROUNDING, Selection, detections
-from fiber.fine.prompts import PromptBuilder
 
 SIZES = torch.tensor([[50, 64], [64, 41]])
 

@@ -7,15 +7,7 @@ from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
 from fiber.fine.boxes import decode, make_anchors
 from fiber.fine.dyhead import HeadOutput
-from fiber.fine.losses import (
-    Targets,
-    assign_batch,
-    centerness,
-    detection_losses,
-    focal_loss,
-    token_targets,
-    totals,
-)
+from fiber.fine.losses import Targets, assign_batch, centerness, detection_losses, focal_loss, token_targets, totals
 
 LENGTH = 6
 LEVELS = make_anchors([(8, 8), (4, 4)], [24, 48], [8, 16])

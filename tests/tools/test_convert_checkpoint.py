@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import fiber
-from fiber.coarse.build import build_model
-from fiber.coarse.caption import caption_logits, start_captions
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig, save_config
-from fiber.config_stage1 import Stage1Config
-from fiber.config_stage2 import DetectorConfig, RegionConfig, Stage2Config
+from fiber.coarse.caption_losses import caption_logits, start_captions
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig, save_config
+from fiber.config.stage1 import Stage1Config
+from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config
 from fiber.data.text import train_bpe
-from fiber.fine.build import build_detector
+from fiber.tasks.coarse_run import build_model
+from fiber.tasks.fine_run import build_detector
 from fiber.weights.export import read_export
 from released import detection_file, lightning_file, word_tokenizer
 

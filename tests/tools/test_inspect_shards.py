@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from fiber.data.records import Sample
-from fiber.data.shards import ShardWriter, write_dataset
+from fiber.data.writer import ShardWriter, write_dataset
 
-sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/converters")]
+sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/convert")]
 import raw
 
 import inspect_shards

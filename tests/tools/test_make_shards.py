@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fiber.data import shapes
+from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
 
-sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/converters")]
+sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/convert")]
 import raw
 
 import make_shards

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
-from fiber.data.shapes import WORLDS, categories, generate
-from fiber.data.shards import write_dataset
-from fiber.draw import COLOURS
+from fiber.data.shapes.world import WORLDS, categories, generate
+from fiber.data.writer import write_dataset
 from fiber.evaluation.figures import Shown, draw_regions, tile
+from fiber.images.draw import COLOURS
 from tiny_exports import coarse_export, fine_export
 
 REPO = Path(__file__).resolve().parents[2]

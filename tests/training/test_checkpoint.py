@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from toy_task import Regression, batch_of
 
-from fiber.config import ConfigError, OptimConfig, TrainConfig
+from fiber.config.base import OptimConfig, TrainConfig
+from fiber.errors import ConfigError
 from fiber.training import zero
 from fiber.training.checkpoint import Checkpoints, is_whole, rng_state, seed_all, set_rng_state
 from fiber.training.optim import AdamW, set_learning_rate

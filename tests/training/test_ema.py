@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_task import Regression, batch_of
 
-from fiber.config import OptimConfig, TrainConfig
+from fiber.config.base import OptimConfig, TrainConfig
 from fiber.training import zero
 from fiber.training.ema import Ema
 from fiber.training.optim import set_learning_rate

@@ -6,7 +6,7 @@ from torch import nn
 
 from fiber.backbone.build import build_backbone
 from fiber.coarse.model import CoarseModel
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.fine.model import FiberDetector
 from fiber.training.flops import PairCost, count, matmul_ceiling, pair_cost, peak_flops, picture_cost
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 from toy_task import Regression, batch_of
 
-from fiber.config import ConfigError, OptimConfig, TrainConfig
-from fiber.distributed import Watchdog
+from fiber.config.base import OptimConfig, TrainConfig
+from fiber.errors import ConfigError
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, seed_all
 from fiber.training.ema import Ema
 from fiber.training.optim import learning_rate
 from fiber.training.tracking import Tracker
+from fiber.training.watchdog import Watchdog
 
 OPTIM = OptimConfig(lr=0.01, warmup=2, clip=1.0)
 pytestmark = pytest.mark.usefixtures("alone")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from toy_task import Regression
 
-from fiber.config import OptimConfig
+from fiber.config.base import OptimConfig
 from fiber.training.optim import (
     AdamW,
     build_optimizer,

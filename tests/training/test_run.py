@@ -13,19 +13,12 @@ from toy_task import Regression, batch_of
 from transformers import RobertaConfig, RobertaModel
 
 from fiber.backbone.lora import LoraLinear, merge_lora
-from fiber.coarse.build import build_task
-from fiber.config import (
-    EvalConfig,
-    ImageTowerConfig,
-    ModelConfig,
-    OptimConfig,
-    TextTowerConfig,
-    TrainConfig,
-)
-from fiber.config_stage1 import Stage1Config
+from fiber.config.base import EvalConfig, ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TrainConfig
+from fiber.config.stage1 import Stage1Config
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.distributed import Watchdog
+from fiber.tasks.coarse_run import build_task
 from fiber.training import run, zero
+from fiber.training.watchdog import Watchdog
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 import torch
 from toy_task import Regression, batch_of
 
-from fiber.config import ConfigError, OptimConfig, TrainConfig
+from fiber.config.base import OptimConfig, TrainConfig
+from fiber.errors import ConfigError
 from fiber.training import zero
 from fiber.training.optim import AdamW, set_learning_rate
 

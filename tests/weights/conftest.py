@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from fiber.coarse.build import build_model
 from fiber.coarse.model import CoarseModel
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.config_stage1 import Stage1Config
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.stage1 import Stage1Config
 from fiber.data.text import train_bpe
+from fiber.tasks.coarse_run import build_model
 
 
 @pytest.fixture(scope="session")

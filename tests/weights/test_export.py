@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from fiber.errors import WeightsError
 from fiber.weights.export import Card, coarse_config, export_folder, read_export, write_export
-from fiber.weights.load import WeightsError
 
 
 def test_an_export_reads_back_equal(tmp_path, model, config, tokenizer):

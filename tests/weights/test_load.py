@@ -11,8 +11,9 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
 from fiber.coarse.model import CoarseModel
+from fiber.errors import WeightsError
 from fiber.fine.model import FiberDetector
-from fiber.weights.load import NEW_IN_FINE, WeightsError, load_weights, resize_bias_table
+from fiber.weights.load import NEW_IN_FINE, load_weights, resize_bias_table
 
 IMAGE = {"embed_dim": 8, "depths": (1, 2), "heads": (1, 2)}
 TEXT = {"width": 16, "layers": 2, "heads": 2, "intermediate": 32}

@@ -6,7 +6,7 @@ import os
 import pytest
 import torch
 
-from fiber.weights.load import WeightsError
+from fiber.errors import WeightsError
 from fiber.weights.official import is_queue
 from fiber.weights.official_file import convert, derive, load_safely, read_official
 from released import coarse_weights, detection_file, fine_weights, lightning_file

@@ -11,7 +11,7 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
 from fiber.data.text import train_bpe
-from fiber.weights.load import WeightsError
+from fiber.errors import WeightsError
 from fiber.weights.pretrained import load_pretrained_towers
 
 DEPTHS, HEADS, WIDTH = (2, 2, 4, 2), (1, 2, 4, 8), 16

@@ -3,7 +3,7 @@
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
-from fiber.config import ModelConfig
+from fiber.config.base import ModelConfig
 
 ROBERTA_POSITIONS = 514  # rows of the position table, kept for any text length that fits
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from fiber.data.records import Record
-from fiber.data.shards import ShardError, ShardSet, write_dataset
+from fiber.data.shards import ShardSet
+from fiber.data.writer import write_dataset
+from fiber.errors import ShardError
 
 
 def choose(classes: Sequence[Collection[int]], shots: int, seed: int) -> list[int]:

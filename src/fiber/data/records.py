@@ -22,6 +22,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from fiber.errors import SampleFault
+
 Record = dict[str, Any]
 
 FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements", "boxes")
@@ -43,17 +45,6 @@ EXTENSIONS = ("jpg", "png", "webp")
 
 BY_RULE = frozenset({"no_known_answer"})
 """Reasons of `SampleFault` that a task's rule has, not damage: counted and replaced alike, but never too many."""
-
-
-class SampleFault(Exception):
-    """One sample is unusable. `reason` is a short countable word ("undecodable_image"), the message says the rest."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
-
-    def __reduce__(self) -> tuple:
-        return type(self), (self.reason, str(self))
 
 
 class RecordError(SampleFault):
@@ -80,17 +71,6 @@ def clean_text(text: str) -> str:
 def image_hash(image_id: str) -> int:
     """A stable non-negative 63-bit hash of a record's image_id (fits an int64 tensor)."""
     return int.from_bytes(hashlib.blake2b(image_id.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def sniff(data: bytes) -> str | None:
-    """The true extension of encoded image bytes by their magic number; None if not one of EXTENSIONS."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return None
 
 
 def count(record: Record, field: str) -> int:
@@ -222,3 +202,6 @@ def validate_record(record: Record, categories: set[int] | None = None) -> None:
     _check_boxes(record, categories)
     _check_texts(record)
     _check_answers(record)
+
+
+REQUIRED = ("image_id", "width", "height", "source")

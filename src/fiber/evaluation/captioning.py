@@ -14,17 +14,23 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
-from fiber.coarse.caption_task import CaptionTask
-from fiber.coarse.generate import Caption, Marks, beam_search
-from fiber.config import ConfigError
-from fiber.config_stage1 import CaptionConfig
-from fiber.data.captions import PictureSample, all_texts
+from fiber.coarse.decoding import Caption, Marks, beam_search
+from fiber.config.stage1 import CaptionConfig
+from fiber.data.samples.captions import PictureSample, all_texts
+from fiber.data.samples.text import Picture
 from fiber.data.shards import ShardSet
-from fiber.data.tasks import Picture
-from fiber.evaluation import caption as metrics
-from fiber.evaluation.caption import DocumentFrequency, best_constant, cider_d, coco_tools_missing, tokenize
+from fiber.errors import ConfigError
+from fiber.evaluation.loader import Share
+from fiber.evaluation.metrics import caption_scores as metrics
+from fiber.evaluation.metrics.caption_scores import (
+    DocumentFrequency,
+    best_constant,
+    cider_d,
+    coco_tools_missing,
+    tokenize,
+)
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
-from fiber.evaluation.retrieval import Share
+from fiber.tasks.caption import CaptionTask
 
 if TYPE_CHECKING:
     from fiber.evaluation.image_tasks import Asked, Example, Figures

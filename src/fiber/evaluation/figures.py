@@ -9,14 +9,14 @@ import torch
 from PIL import Image, ImageDraw
 from torchvision.ops import nms
 
+from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
-from fiber.data.transforms import decode_pil
-from fiber.draw import COLOURS, draw_boxes, draw_text
 from fiber.evaluation.regions import WholePicture, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
-from fiber.fine.prompts import PromptBuilder
+from fiber.images.codec import decode_pil
+from fiber.images.draw import COLOURS, draw_boxes, draw_text
 
 OVERLAP = 0.6  # IoU above which two boxes stand on one place
 MOST = 30  # boxes drawn in a picture: with a thousand classes asked for, more would hide it

@@ -6,16 +6,16 @@ stay with the rank that made them, and that rank scores the pairs of its images.
 Shape letters: N images, M texts, n images of this rank, K pairs, H feature width, L text length.
 """
 
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fiber import distributed
 from fiber.backbone.states import ImageState, State, TextState
 from fiber.coarse.model import CoarseModel
+from fiber.evaluation.progress import Meter
 
 
 @dataclass(frozen=True)
@@ -50,23 +50,6 @@ class Texts:
     image_row: Tensor
     features: Tensor
     prefixes: TextState
-
-
-@dataclass(frozen=True)
-class Meter:
-    """How an evaluation shows that it lives: `show` a bar with the time left on rank 0, and `beat` called after
-    every batch (a watchdog's, say)."""
-
-    show: bool = False
-    beat: Callable[[], None] = lambda: None
-
-    def __call__(self, batches: Iterable, what: str, total: int | None = None) -> Iterable:
-        """The batches, counted; `total` for a stream that does not know how many it has."""
-        total = len(batches) if isinstance(batches, Sized) else total
-        hidden = not (self.show and distributed.is_main())
-        for batch in tqdm(batches, desc=what, total=total, unit="batch", disable=hidden, leave=False):
-            yield batch
-            self.beat()
 
 
 @torch.no_grad()

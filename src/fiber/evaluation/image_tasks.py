@@ -23,17 +23,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.coarse.tasks import ClassifyTask, VqaTask
-from fiber.config_stage1 import Stage1Config
+from fiber.config.stage1 import Stage1Config
 from fiber.data.records import LABELS, annotation_text
+from fiber.data.samples.text import AskedSample, Picture
 from fiber.data.shards import ShardSet
-from fiber.data.tasks import AskedSample, Picture
-from fiber.data.transforms import decode_pil
-from fiber.evaluation import nlvr2, vqa
 from fiber.evaluation.captioning import evaluate_captions
-from fiber.evaluation.gallery import Meter
+from fiber.evaluation.loader import Share
+from fiber.evaluation.metrics import nlvr2_accuracy as nlvr2
+from fiber.evaluation.metrics import vqa_accuracy as vqa
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions, write_results
-from fiber.evaluation.retrieval import Retrieval, Share, evaluate_retrieval, retrieval_sets
+from fiber.evaluation.progress import Meter
+from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
+from fiber.images.codec import decode_pil
+from fiber.tasks.image_text import ClassifyTask, VqaTask
 
 EXAMPLES = 8  # pictures of a set that are drawn
 HITS = 10  # best texts of each picture, and pictures of each text, that are written

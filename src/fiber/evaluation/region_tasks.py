@@ -8,13 +8,13 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
-from fiber.config_stage2 import Stage2Config
+from fiber.config.stage2 import Stage2Config
+from fiber.data.prompts import PromptBuilder
 from fiber.data.shards import ShardSet
 from fiber.evaluation.figures import draw_predictions
-from fiber.evaluation.gallery import Meter
+from fiber.evaluation.progress import Meter
 from fiber.evaluation.regions import WholePicture, evaluate_regions
 from fiber.fine.model import FiberDetector
-from fiber.fine.prompts import PromptBuilder
 
 
 def evaluate(

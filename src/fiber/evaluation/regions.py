@@ -20,17 +20,20 @@ import torch
 
 from fiber import distributed
 from fiber.backbone.states import TextState
+from fiber.data.loader import eval_loader
+from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.data.records import Record, Sample
-from fiber.data.shards import ShardError, ShardSet
-from fiber.data.stream import eval_loader
-from fiber.evaluation import detection, grounding, lvis
-from fiber.evaluation.gallery import Meter
+from fiber.data.samples.regions import open_image
+from fiber.data.shards import ShardSet
+from fiber.errors import ShardError
+from fiber.evaluation.metrics import coco_ap as detection
+from fiber.evaluation.metrics import grounding_recall as grounding
+from fiber.evaluation.metrics import lvis_ap as lvis
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
+from fiber.evaluation.progress import Meter
+from fiber.fine.inference import Search, fit, search
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
-from fiber.fine.prompts import Prompt, PromptBuilder
-from fiber.fine.samples import open_image
-from fiber.fine.search import Search, fit, search
 
 SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
 

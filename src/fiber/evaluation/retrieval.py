@@ -4,7 +4,7 @@ Letters: N images, M texts (one or more a picture), K pairs.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +12,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fiber import distributed
 from fiber.coarse.itc import draw_negatives, negative_weights
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.model import CoarseModel
-from fiber.data.collate import collate
 from fiber.data.records import Sample, annotation_text
 from fiber.data.shards import ShardSet
-from fiber.data.stream import eval_loader
 from fiber.data.text import encode
-from fiber.data.transforms import load_image
-from fiber.evaluation.gallery import Cache, Images, Meter, Texts, encode_images, encode_texts, match_logits
-from fiber.evaluation.recall import retrieval_recall
+from fiber.evaluation.gallery import Cache, Images, Texts, encode_images, encode_texts, match_logits
+from fiber.evaluation.loader import Share
+from fiber.evaluation.metrics.retrieval_recall import retrieval_recall
+from fiber.evaluation.progress import Meter
+from fiber.images.resize import load_image
 
 ITM_PRIOR = math.log(3) - 2 / 3 * math.log(2)  # entropy of one match to two non-matches: 0.6365
 KS = (1, 5, 10)
@@ -182,37 +181,6 @@ def _swap_accuracy(
 
 
 # ---------------------------------------------------------------------------------------------- from shards
-
-
-@dataclass(frozen=True)
-class Share:
-    """This rank's batches of a shard set, afresh at each iteration; see `data.stream.eval_loader` for `per`."""
-
-    shards: ShardSet
-    field: str
-    make_sample: Callable
-    per: str
-    batch: int
-    workers: int
-
-    def __iter__(self) -> Iterator[dict]:
-        return eval_loader(
-            self.shards,
-            self.field,
-            self.make_sample,
-            collate,
-            batch=self.batch,
-            rank=distributed.rank(),
-            world=distributed.world_size(),
-            workers=self.workers,
-            per=self.per,
-        )
-
-    def __len__(self) -> int:
-        counts = self.shards.counts(self.field)
-        items = {"annotation": int(counts.sum()), "image": int((counts > 0).sum()), "picture": len(counts)}[self.per]
-        share = len(range(distributed.rank(), items, distributed.world_size()))
-        return -(-share // self.batch)
 
 
 def retrieval_sets(

@@ -14,12 +14,12 @@ from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import PixelNorm
 from fiber.backbone.states import ImageState, TextState
+from fiber.data.prompts import Prompt
 from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
 from fiber.fine.fpn import FeaturePyramid
 from fiber.fine.losses import PUBLISHED_WEIGHTS, LossWeights, Targets, assign_batch, detection_losses, totals
 from fiber.fine.postprocess import DETECTION, Detections, Selection, detections
-from fiber.fine.prompts import Prompt
 
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
 

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fiber import distributed
-from fiber.config import ConfigError
+from fiber.errors import ConfigError
 from fiber.training import zero
 from fiber.training.ema import Ema
 from fiber.training.optim import AdamW

@@ -21,24 +21,21 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fiber import distributed
-from fiber.config import OptimConfig, TrainConfig
-from fiber.distributed import Watchdog
+from fiber.config.base import OptimConfig, TrainConfig
+from fiber.errors import NonFiniteError
 from fiber.training import zero
 from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
 from fiber.training.flops import peak_flops
 from fiber.training.optim import AdamW, learning_rate, set_learning_rate, weight_decay_factor
-from fiber.training.record import Record
+from fiber.training.selection import Record
 from fiber.training.tracking import Tracker
+from fiber.training.watchdog import Watchdog
 
 Batch = dict[str, Any]
 Evaluate = Callable[[Any, int], dict[str, float]]
 FlopsPerSample = Callable[[Batch], float]
 """Useful forward FLOP of one sample of a batch (training/flops.py)."""
-
-
-class NonFiniteError(RuntimeError):
-    """The loss or the gradient is not finite more often than tolerated; names the step and the samples."""
 
 
 @dataclass

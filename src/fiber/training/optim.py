@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fiber.config import OptimConfig
+from fiber.config.base import OptimConfig
 
 ROLES = ("base", "cross_modal", "head", "gate")
 

@@ -15,16 +15,17 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
-from fiber.config import Command, ConfigError, exit_with, load_config, parse_command, save_config, to_dict
-from fiber.data.shards import ShardError, ShardSet
-from fiber.data.stream import Collate, DataFaultError, MakeSample, MixedStream, Per, Source, make_loader
-from fiber.distributed import Watchdog
+from fiber.config.base import Command, exit_with, load_config, parse_command, save_config, to_dict
+from fiber.data.loader import Collate, MakeSample, make_loader
+from fiber.data.order import MixedStream, Per, Source
+from fiber.data.shards import ShardSet
+from fiber.errors import ConfigError, DataFaultError, ShardError, WeightsError
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
 from fiber.training.ema import Ema
 from fiber.training.tracking import Tracker
+from fiber.training.watchdog import Watchdog
 from fiber.weights.export import inherited_sizes
-from fiber.weights.load import WeightsError
 from fiber.weights.pretrained import load_pretrained_towers
 
 EXPECTED = (ConfigError, ShardError, WeightsError, DataFaultError, loop.NonFiniteError)

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fiber import distributed
-from fiber.config import ConfigError, OptimConfig, TrainConfig
+from fiber.config.base import OptimConfig, TrainConfig
+from fiber.errors import ConfigError
 from fiber.training.optim import AdamW, build_optimizer
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

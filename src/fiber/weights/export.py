@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fiber.config import ConfigError, ModelConfig, load_config, to_dict
-from fiber.config_stage1 import Stage1Config
-from fiber.config_stage2 import DetectorConfig
+from fiber.config.base import ModelConfig, load_config, to_dict
+from fiber.config.stage1 import Stage1Config
+from fiber.config.stage2 import DetectorConfig
 from fiber.data.text import load_tokenizer
-from fiber.weights.load import WeightsError
+from fiber.errors import ConfigError, WeightsError
 
 WEIGHTS, CONFIG, EXTRAS = "model.safetensors", "config.json", "official_extras.safetensors"
 ANSWERS, CATEGORIES = "answers.json", "categories.json"

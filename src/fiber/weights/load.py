@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.errors import WeightsError
+
 NEW_IN_FINE = ("backbone.image.stage_norms.*", "fpn.*", "head.*", "prompt")
 """What a detector has that a model at image level does not: `allow_new` of the transfer from stage 1 to stage 2."""
 
@@ -22,10 +24,6 @@ ADAPTERS = ("*.lora_down", "*.lora_up")
 BIAS_TABLE = ".relative_position_bias"
 POSITIONS = "text.embeddings.position.weight"
 VOCABULARY = ("text.embeddings.word.weight", "heads.mlm.decoder.weight", "heads.mlm.decoder.bias")
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit a model, or a file that is not what it is taken for; the message says what to do."""
 
 
 @dataclass

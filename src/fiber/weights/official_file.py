@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fiber.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.errors import WeightsError
 from fiber.weights.export import Export, ExportConfig
-from fiber.weights.load import WeightsError
 from fiber.weights.official import coarse_names, is_queue, to_official, to_ours
 from fiber.weights.official_fine import fine_names, from_official_fine, to_official_fine
 

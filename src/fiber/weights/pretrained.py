@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.data.text import load_tokenizer
-from fiber.weights.load import LoadReport, WeightsError, load_weights
+from fiber.errors import WeightsError
+from fiber.weights.load import LoadReport, load_weights
 from fiber.weights.official import backbone_names, to_ours
 from fiber.weights.official_file import load_safely
 

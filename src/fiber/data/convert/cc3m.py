@@ -1,0 +1,41 @@
+"""Conceptual Captions 3M: pictures fetched with img2dataset or in ViLT's layout, captions from Google's TSV.
+
+The TSV has no header and two columns, caption then URL. Many URLs are dead; what is missing is counted and listed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fiber.data.convert import web_pairs
+from fiber.data.convert.bigjson import open_text
+from fiber.data.convert.items import ConversionError, Request, Source
+
+SPLITS = ("train", "val")
+
+LICENCE = "captions and list: freely usable for any purpose with acknowledgement (Google); pictures: their owners'"
+FILES = {"train": "Train_GCC-training*.tsv", "val": "Validation_GCC-*.tsv"}
+
+
+def read(request: Request) -> Source:
+    """One record a picture with its caption."""
+    raw, split = request.raw, request.split
+    lists = [request.annotations] if request.annotations else sorted(raw.glob(FILES[split]))
+    images = request.images or next((p for p in (raw / f"images_{split}", raw / split) if p.is_dir()), raw)
+    rows = captions(lists[0]) if lists else None
+    annotations = [raw / f"{split}_annot.json", images / f"{split}_annot.json"]
+    layout, items = web_pairs.find(images, "cc3m", annotations, rows)
+    total = sum(1 for _ in captions(lists[0])) if lists else None
+    provenance = {"converter": "cc3m", "layout": layout, "list": lists[0].name if lists else None, "rows": total}
+    return Source("cc3m", split, LICENCE, provenance, items, total, placeholders=True)
+
+
+def captions(path: Path) -> Iterator[str]:
+    """First columns of the TSV. Raises ConversionError naming a line that has not two columns."""
+    with open_text(path) as lines:
+        for number, line in enumerate(lines, 1):
+            columns = line.rstrip("\r\n").split("\t")
+            if len(columns) != 2:
+                raise ConversionError(f"{path}, line {number}: {len(columns)} columns, expected caption<TAB>url")
+            yield columns[0]

@@ -1,0 +1,55 @@
+"""COCO captions: Karpathy's split file (default) or the captions_*.json of 2014 and 2017.
+
+Karpathy's train, val, test and restval stay apart; the papers train on train + restval (FIBER: train + val).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fiber.data.convert import coco_folder, karpathy
+from fiber.data.convert.bigjson import Grouped, count_array, iter_array
+from fiber.data.convert.items import ConversionError, Item, Request, Source, existing
+
+SPLITS = ("train", "restval", "val", "test")
+VARIANTS = ("karpathy", "2014", "2017")
+
+LICENCE = "annotations CC-BY-4.0 (COCO consortium); pictures: terms of Flickr and of each photographer"
+
+
+def read(request: Request) -> Source:
+    """One record a picture with all its captions."""
+    raw, split = request.raw, request.split
+    if request.variant == "karpathy":
+        places = [raw / "karpathy" / "dataset_coco.json", raw / "dataset_coco.json"]
+        path = existing([request.annotations] if request.annotations else places, "Karpathy's dataset_coco.json")
+        items = karpathy.items(
+            path,
+            split,
+            "coco",
+            lambda entry: f"coco_{entry['cocoid']}",
+            lambda entry: coco_folder.picture(request, entry["cocoid"], entry["filepath"]),
+        )
+        total = karpathy.count(path, split)
+    else:
+        if split not in ("train", "val") and request.annotations is None:
+            raise ConversionError(f"captions of {split!r} are not published; only Karpathy's file has that split")
+        places = [raw / "annotations" / f"captions_{split}{request.variant}.json"]
+        path = existing([request.annotations] if request.annotations else places, "the captions file")
+        items, total = _plain(path, request), count_array(path, "images")
+    provenance = {"converter": "coco_captions", "variant": request.variant, "file": path.name,
+                  "bytes": path.stat().st_size}  # fmt: skip
+    return Source("coco_captions", split, LICENCE, provenance, items, total)
+
+
+def _plain(path: Path, request: Request) -> Iterator[Item]:
+    captions = Grouped(path, "annotations", lambda entry: entry["image_id"])
+    subset = f"{request.split}{request.variant}"
+    for image in iter_array(path, "images"):
+        record = {
+            "image_id": f"coco_{image['id']}",
+            "source": "coco",
+            "captions": [{"text": entry["caption"]} for entry in captions[image["id"]]],
+        }
+        yield Item(record, (coco_folder.picture(request, image["id"], subset),))

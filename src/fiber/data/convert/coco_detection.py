@@ -1,0 +1,30 @@
+"""COCO detection: instances_*.json of 2017 (default) or 2014; category ids stay COCO's (1..90 with gaps)."""
+
+from __future__ import annotations
+
+from fiber.data.convert import coco_folder, coco_format
+from fiber.data.convert.bigjson import count_array
+from fiber.data.convert.items import Request, Source, existing
+
+SPLITS = ("train", "val")
+VARIANTS = ("2017", "2014")
+
+LICENCE = "annotations CC-BY-4.0 (COCO consortium); pictures: terms of Flickr and of each photographer"
+
+
+def read(request: Request) -> Source:
+    """One record a picture, crowd regions marked, pictures without objects kept."""
+    subset = f"{request.split}{request.variant}"
+    places = [request.raw / "annotations" / f"instances_{subset}.json", request.raw / f"instances_{subset}.json"]
+    path = existing([request.annotations] if request.annotations else places, "the instances file")
+    classes = coco_format.categories(path)
+    items = coco_format.items(
+        path,
+        "coco",
+        {entry["id"] for entry in classes},
+        lambda image: f"coco_{image['id']}",
+        lambda image: coco_folder.picture(request, image["id"], subset),
+    )
+    provenance = {"converter": "coco_detection", "file": path.name, "bytes": path.stat().st_size}
+    total = count_array(path, "images")
+    return Source("coco_detection", request.split, LICENCE, provenance, items, total, categories=classes)

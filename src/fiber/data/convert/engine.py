@@ -1,0 +1,427 @@
+"""The engine under all converters: items in, a finished folder of shards out.
+
+The stream of items is cut into pieces of equal length, one piece a shard. A piece depends on nothing but its items,
+so pieces are made by any number of processes, in any order, with the same bytes. Each is made in a hidden folder and
+renamed when whole (``OUT/.partial/000012``); after a kill, the same command goes on with the pieces that are
+missing. At the end the shards move to their places, then come the index and, last, ``dataset.json``: a folder that
+has one is complete. Everything left out is in ``drops.jsonl``, one line each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fiber.data.convert.images import PictureError
+from fiber.data.convert.items import ConversionError, Drop, Item, Made, Source
+from fiber.data.convert.packing import Packing, pack
+from fiber.data.index import Index
+from fiber.data.records import FIELDS
+from fiber.data.shards import ShardSet
+from fiber.data.writer import ShardWriter
+
+PARTIAL = ".partial"
+LEAK = "in an evaluation set"
+_PROBE = 32  # items whose packed size sets the length of a piece
+_EXAMPLES = 5  # of each reason in the summary; all are in drops.jsonl
+_SAME_BYTES = 3  # a picture seen this often in one shard of web pictures is a host's "not available"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the user can choose. The first group decides the bytes; a resumed run must have the same.
+
+    shard_samples, shard_mb: a shard holds as many items as both allow. against: shard folders (or text files with
+    an image id a line) of evaluation sets. drop_leaks: leave their pictures out instead of only reporting them.
+    """
+
+    out: Path
+    packing: Packing = field(default_factory=Packing)
+    shard_samples: int = 1000
+    shard_mb: float = 256.0
+    limit: int | None = None
+    against: tuple[Path, ...] = ()
+    drop_leaks: bool = False
+
+    workers: int = 1
+    overwrite: bool = False
+
+
+@dataclass
+class _Piece:
+    """What a worker needs beside the items; made once, sent to every worker."""
+
+    out: Path
+    name: str
+    packing: Packing
+    categories: set[int] | None
+    leaks: dict[str, str]
+    drop_leaks: bool
+    placeholders: bool
+    length: int = 0
+
+
+def convert(source: Source, job: Job) -> dict[str, Any]:
+    """Writes the data set and returns the summary (JSON-able).
+
+    Raises ConversionError: nothing could be made, the folder holds something else, a worker died.
+    """
+    began = time.monotonic()
+    job.out.mkdir(parents=True, exist_ok=True)
+    plan = _plan(source, job)
+    if (done := _finished(job, plan)) is not None:
+        return done
+    items = itertools.islice(_guarded(source), job.limit)
+    head = list(itertools.islice(items, _PROBE))
+    known = {category["id"] for category in source.categories} if source.categories else None
+    leaks = evaluation_ids(job.against)
+    piece = _Piece(
+        job.out, source.name, job.packing, known, leaks, job.drop_leaks, source.placeholders, _piece_length(head, job)
+    )
+    partial = _partial_folder(job, {**plan, "piece_length": piece.length})
+    total = source.total if job.limit is None else min(source.total or job.limit, job.limit)
+    pieces = _cut(itertools.chain(head, items), piece.length)
+    reports = _run(pieces, piece, partial, total, job)
+    summary = _finish(source, job, plan, partial, reports)
+    seconds = time.monotonic() - began
+    return {**summary, "seconds": round(seconds, 2), "items_per_second": round(summary["items"] / seconds, 1)}
+
+
+def _guarded(source: Source) -> Iterator[Item | Made | Drop]:
+    """The items; an annotation file that is not what it should be becomes one clear error."""
+    number = 0
+    try:
+        for item in source.items:
+            yield item
+            number += 1
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        files = source.provenance.get("file") or ", ".join(source.provenance.get("files", ()))
+        what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ConversionError(
+            f"{files}: what follows item {number} is not in the format of {source.name}: {what}"
+        ) from error
+
+
+def evaluation_ids(places: tuple[Path, ...]) -> dict[str, str]:
+    """image_id -> name of the evaluation set that has it. A place is a shard folder or a text file of ids."""
+    found: dict[str, str] = {}
+    for place in places:
+        if place.is_dir():
+            shards = ShardSet(place)
+            found.update((shards.record(i)["image_id"], shards.name) for i in range(len(shards)))
+        elif place.is_file():
+            found.update((line.strip(), place.name) for line in place.read_text().splitlines() if line.strip())
+        else:
+            raise ConversionError(f"{place}: no such evaluation set (a folder of shards or a text file of image ids)")
+    return found
+
+
+def make_key(number: int, image_id: str) -> str:
+    """A sample's key: unique by its number in the conversion, readable by its image id, without dots."""
+    return f"{number:08d}-{re.sub('[^A-Za-z0-9_-]', '_', image_id)[:60]}"
+
+
+def _plan(source: Source, job: Job) -> dict[str, Any]:
+    """Everything that decides the bytes."""
+    options = {
+        **asdict(job.packing),
+        "shard_samples": job.shard_samples,
+        "shard_mb": job.shard_mb,
+        "limit": job.limit,
+        "against": [path.name for path in job.against],
+        "drop_leaks": job.drop_leaks,
+    }
+    plan = {"name": source.name, "split": source.split, "provenance": source.provenance, "options": options}
+    return json.loads(json.dumps(plan))  # as it will be read back
+
+
+def _finished(job: Job, plan: dict[str, Any]) -> dict[str, Any] | None:
+    """The summary of the same conversion if it is complete already. Raises ConversionError if it is another one."""
+    described, partial = job.out / "dataset.json", job.out / PARTIAL
+    if job.overwrite:
+        for path in [*job.out.glob("*.tar"), *(job.out / n for n in ("index.json", "index.npz", "drops.jsonl"))]:
+            path.unlink(missing_ok=True)
+        described.unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+    if not described.exists():
+        if not partial.exists() and any(job.out.glob("*.tar")):
+            raise ConversionError(f"{job.out} holds tars of something else; choose another --out")
+        return None
+    info = json.loads(described.read_text())
+    if info.get("conversion") != plan:
+        raise ConversionError(
+            f"{job.out} already holds {info.get('name')!r} ({info.get('split')}, {info.get('samples')} samples) made "
+            "from other files or with other options; choose another --out or pass --overwrite"
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    return {**_summary(info, job), "already_complete": True}
+
+
+def _partial_folder(job: Job, plan: dict[str, Any]) -> Path:
+    partial = job.out / PARTIAL
+    partial.mkdir(exist_ok=True)
+    stored = partial / "plan.json"
+    if stored.exists():
+        before = json.loads(stored.read_text())
+        if before != plan:
+            changed = [key for key in plan if before.get(key) != plan[key]]
+            raise ConversionError(
+                f"{partial} belongs to an interrupted conversion with other {', '.join(changed)}; "
+                "repeat that command to finish it, or pass --overwrite to start afresh"
+            )
+    else:
+        _write_json(stored, plan)
+    for stale in partial.glob(".*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    return partial
+
+
+def _piece_length(head: list[Item | Made | Drop], job: Job) -> int:
+    """Items a shard, from the packed size of the first ones: a function of the input alone."""
+    sizes = []
+    for item in head:
+        if not isinstance(item, Drop):
+            sample, _ = _make(item, "probe", replace(job.packing, decode_check=False), None)
+            sizes.extend([sum(len(data) for _, data in sample.images) + 2048] if sample else [])
+    if not sizes:
+        return job.shard_samples
+    return max(1, min(job.shard_samples, int(job.shard_mb * 1e6 * len(sizes) / sum(sizes))))
+
+
+def _make(item: Item | Made, key: str, packing: Packing, categories: set[int] | None) -> tuple[Any, list[Drop]]:
+    if isinstance(item, Made):
+        return replace(item.make(), key=key), []
+    return pack(item, key, packing, categories)
+
+
+def _cut(items: Iterator[Any], length: int) -> Iterator[tuple[int, list[Any]]]:
+    for number in itertools.count():
+        piece = list(itertools.islice(items, length))
+        if not piece:
+            return
+        yield number, piece
+
+
+# --------------------------------------------------------------------------------------- workers
+
+
+def _run(
+    pieces: Iterator[tuple[int, list[Any]]], piece: _Piece, partial: Path, total: int | None, job: Job
+) -> list[Path]:
+    """Makes every piece that is not there yet; the folders of all pieces in order."""
+    folders: list[Path] = []
+    bar = tqdm(total=total, unit="img", desc=piece.name, file=sys.stderr, smoothing=0.05)
+
+    def missing() -> Iterator[tuple[int, list[Any]]]:
+        for number, items in pieces:
+            folders.append(partial / f"{number:06d}")
+            if folders[-1].exists():
+                bar.update(len(items))
+            else:
+                yield number, items
+
+    with bar:
+        if job.workers == 1:
+            _start_worker(piece, None)
+            for number, items in missing():
+                bar.update(_make_piece(number, items))
+            return folders
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(job.workers, context, _start_worker, (piece, os.getpid()))
+        waiting: deque = deque()
+        try:
+            for number, items in missing():
+                waiting.append(pool.submit(_make_piece, number, items))
+                if len(waiting) > 2 * job.workers:
+                    bar.update(waiting.popleft().result())
+            while waiting:
+                bar.update(waiting.popleft().result())
+        except BrokenProcessPool:
+            raise ConversionError(
+                "a worker process died (out of memory?); run the same command again to go on, with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return folders
+
+
+_piece: _Piece  # set once in each worker
+
+
+def _start_worker(piece: _Piece, parent: int | None) -> None:
+    global _piece
+    _piece = piece
+    if parent is not None:
+        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    """A killed parent cannot tell its workers; they notice and go, so that nothing keeps writing behind a rerun."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _make_piece(number: int, items: list[Item | Made | Drop]) -> int:
+    """Writes one piece aside and renames it into place. Returns its number of items."""
+    piece = _piece
+    final = piece.out / PARTIAL / f"{number:06d}"
+    aside = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    unavailable = _repeated(items) if piece.placeholders else set()
+    drops: list[Drop] = []
+    # One tar a piece: the length was chosen for that, so neither limit of the writer may cut it.
+    with ShardWriter(aside, piece.name, max_samples=len(items) + 1, max_bytes=1 << 62) as writer:
+        for offset, item in enumerate(items):
+            if isinstance(item, Drop):
+                drops.append(item)
+                continue
+            image_id = item.image_id
+            if (evaluation := piece.leaks.get(image_id)) is not None:
+                drops.append(Drop(LEAK, image_id, evaluation, kept=not piece.drop_leaks))
+                if piece.drop_leaks:
+                    continue
+            if offset in unavailable:
+                drops.append(Drop("placeholder picture", image_id, f"the same bytes {_SAME_BYTES} times or more"))
+                continue
+            sample, dropped = _make(item, make_key(number * piece.length + offset, image_id), piece.packing,
+                                    piece.categories)  # fmt: skip
+            drops += dropped
+            if sample is not None:
+                writer.add(sample)
+    _write_json(aside / "drops.json", {"items": len(items), "drops": [list(vars(drop).values()) for drop in drops]})
+    if final.exists():  # an earlier worker whose parent was killed finished it after all: same bytes
+        shutil.rmtree(aside)
+    else:
+        os.replace(aside, final)
+    return len(items)
+
+
+def _repeated(items: list[Item | Made | Drop]) -> set[int]:
+    """Places of the items whose picture has the same bytes as several others'."""
+    places: dict[bytes, list[int]] = {}
+    for offset, item in enumerate(items):
+        if isinstance(item, Item):
+            try:
+                digest = hashlib.blake2b(item.pictures[0].read(), digest_size=16).digest()
+            except PictureError:
+                continue
+            places.setdefault(digest, []).append(offset)
+    return {offset for same in places.values() if len(same) >= _SAME_BYTES for offset in same}
+
+
+# --------------------------------------------------------------------------------------- finishing
+
+
+def _finish(source: Source, job: Job, plan: dict[str, Any], partial: Path, folders: list[Path]) -> dict[str, Any]:
+    """Moves the shards to their places and writes the index, drops.jsonl and, last, dataset.json."""
+    indexes, reasons, noted, items = [], Counter(), Counter(), 0
+    examples: dict[str, list[str]] = {}
+    aside = partial / "drops.jsonl"
+    with open(aside, "w", encoding="utf-8") as lines:
+        for folder in folders:
+            report = json.loads((folder / "drops.json").read_text())
+            items += report["items"]
+            for reason, subject, detail, kept in report["drops"]:
+                (noted if kept else reasons)[reason] += 1
+                shown = examples.setdefault(reason, [])
+                if len(shown) < _EXAMPLES:
+                    shown.append(f"{subject}: {detail}")
+                line = {"reason": reason, "subject": subject, "detail": detail, "kept": kept}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+            index = Index.load((folder / "index.json").read_text(), folder / "index.npz")
+            for shard in index.shards:
+                tar = folder / shard["name"]
+                shard["name"] = f"{source.name}-{len(indexes):06d}.tar"
+                if tar.exists():
+                    os.replace(tar, job.out / shard["name"])
+                indexes.append(index)
+    if not indexes:
+        shutil.rmtree(partial)
+        raise ConversionError(_nothing_made(items, reasons, examples))
+    index = _join(indexes)
+    index.save(job.out)
+    os.replace(aside, job.out / "drops.jsonl")
+    totals = index.counts.sum(0, dtype=np.int64)
+    info = {
+        "name": source.name,
+        "split": source.split,
+        "samples": len(index),
+        "annotations": {name: int(n) for name, n in zip(FIELDS, totals, strict=True) if n},
+        "categories": source.categories or [],
+        "answers": source.answers or [],
+        "provenance": source.provenance,
+        "licence": source.licence,
+        "created_by": "fiber tools/make_shards.py",
+        "items": items,
+        "dropped": {reason: {"count": n, "examples": examples[reason]} for reason, n in reasons.most_common()},
+        "noted": {reason: {"count": n, "examples": examples[reason]} for reason, n in noted.most_common()},
+        "conversion": plan,
+    }
+    _write_json(job.out / "dataset.json", info)
+    shutil.rmtree(partial)
+    return _summary(info, job)
+
+
+def _join(indexes: list[Index]) -> Index:
+    """One index of pieces of one shard each, in order."""
+
+    def all_of(name: str) -> np.ndarray:
+        return np.concatenate([getattr(index, name) for index in indexes])
+
+    def running(ends: list[np.ndarray]) -> np.ndarray:
+        """Running ends of each piece, moved behind the last end of the piece before."""
+        starts = np.cumsum([0, *(end[-1] for end in ends[:-1])])
+        return np.concatenate([end + start for end, start in zip(ends, starts, strict=True)])
+
+    first = running([index.first_image[1:] for index in indexes])
+    return Index(
+        shards=[shard for index in indexes for shard in index.shards],
+        record=all_of("record"),
+        first_image=np.concatenate([[0], first]).astype(np.int64),
+        images=all_of("images"),
+        extension=all_of("extension"),
+        counts=all_of("counts"),
+        keys=all_of("keys"),
+        key_end=running([index.key_end for index in indexes]).astype(np.int64),
+    )
+
+
+def _nothing_made(items: int, reasons: Counter, examples: dict[str, list[str]]) -> str:
+    if not items:
+        return "the annotation files hold nothing for this split"
+    reason, count = reasons.most_common(1)[0]
+    hint = "; is --raw (or --images) the right folder?" if reason == "missing image" else ""
+    return f"none of {items} items could be used: {reason} ({count} times), first {examples[reason][0]}{hint}"
+
+
+def _summary(info: dict[str, Any], job: Job) -> dict[str, Any]:
+    keys = ("name", "split", "items", "samples", "annotations", "dropped", "noted")
+    shards = sorted(job.out.glob("*.tar"))
+    size = sum(path.stat().st_size for path in shards)
+    return {"out": str(job.out), **{key: info[key] for key in keys}, "shards": len(shards), "bytes": size}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    """Written aside and renamed, so that it is whole or absent."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)

@@ -1,0 +1,149 @@
+"""What a converter yields: items (a record and where its pictures are) and drops (what was left out and why)."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fiber.data.convert.images import PictureError
+from fiber.data.records import Record, Sample
+
+
+class ConversionError(Exception):
+    """The conversion cannot go on: one message that names the file and says what to do about it."""
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Something not in the result: a whole picture, or one annotation of it.
+
+    reason: short stable phrase to count by. subject: image id. detail: the rest.
+    kept: only noted (a clipped box), not lost.
+    """
+
+    reason: str
+    subject: str
+    detail: str = ""
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Where encoded bytes lie: the first of ``paths`` that exists; of that file, ``length`` bytes from ``offset``.
+
+    line: the bytes are the base64 text in the last column of the line that begins at ``offset`` (TSV of GLIP).
+    """
+
+    paths: tuple[str, ...]
+    offset: int = 0
+    length: int | None = None
+    line: bool = False
+
+    def read(self) -> bytes:
+        """The encoded bytes. Raises PictureError("missing image") naming the first place looked at."""
+        for path in self.paths:
+            try:
+                with open(path, "rb") as file:
+                    if self.offset:
+                        file.seek(self.offset)
+                    if self.line:
+                        return base64.b64decode(file.readline().rstrip(b"\r\n").rpartition(b"\t")[2])
+                    return file.read() if self.length is None else file.read(self.length)
+            except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+                continue
+            except OSError as error:
+                raise PictureError("unreadable file", str(error)) from None
+            except ValueError as error:  # base64
+                raise PictureError("broken picture", str(error)) from None
+        raise PictureError("missing image", self.paths[0] if self.paths else "no path")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture (two for a pair) before its pixels are read.
+
+    record: as in `fiber.data.records`, without width and height; boxes in pixels of the annotated size.
+    size: (width, height) the annotations were made for, where the files say so.
+    drops: annotations the converter itself left out of this record.
+    """
+
+    record: Record
+    pictures: tuple[Picture, ...]
+    size: tuple[int, int] | None = None
+    drops: tuple[Drop, ...] = ()
+
+    @property
+    def image_id(self) -> str:
+        """The record's."""
+        return self.record["image_id"]
+
+
+@dataclass(frozen=True)
+class Made:
+    """A sample that is computed, not read. make: picklable, called in a worker."""
+
+    image_id: str
+    make: Callable[[], Sample]
+
+
+@dataclass
+class Source:
+    """A data set as a converter understands it.
+
+    items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
+    placeholders: the pictures come from the web, where a host may answer with one and the same "not available"
+    picture: bytes seen three times in a shard are dropped.
+    """
+
+    name: str
+    split: str
+    licence: str
+    provenance: dict[str, Any]
+    items: Iterable[Item | Made | Drop]
+    total: int | None = None
+    categories: list[dict[str, Any]] | None = None
+    answers: list[str] | None = None
+    placeholders: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked of a converter: the options of tools/make_shards.py that decide what is read.
+
+    raw: folder with the files as downloaded. annotations, images: places that differ from the official layout.
+    variant: which of the things a module can read (its VARIANTS). answers: a ready answer vocabulary (VQA).
+    The last group belongs to the generated sets.
+    """
+
+    split: str
+    raw: Path = Path()
+    annotations: Path | None = None
+    images: Path | None = None
+    variant: str | None = None
+    answers: Path | None = None
+    config: Path | None = None
+    limit: int | None = None
+
+    world: str = "easy"
+    image_size: int | None = None
+    seed: int = 0
+    captions: str = "mixed"
+
+
+def existing(candidates: Sequence[Path], what: str) -> Path:
+    """The first candidate that exists. Raises ConversionError listing all of them."""
+    for path in candidates:
+        if path.exists():
+            return path
+    tried = "".join(f"\n  {path}" for path in candidates)
+    raise ConversionError(f"{what} not found; looked for{tried}\nsee docs/data.md for the expected folder")
+
+
+def picture_in(folders: Iterable[Path | str], *names: str) -> Picture:
+    """A picture that may lie under any of the folders under any of the names."""
+    return Picture(tuple(os.path.join(folder, name) for folder in folders for name in names))

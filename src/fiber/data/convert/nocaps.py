@@ -1,0 +1,42 @@
+"""NoCaps: novel object captioning on OpenImages pictures; val has ten captions a picture, test none.
+
+A record keeps the picture's `domain` (in-domain, near-domain, out-domain), by which scores are reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fiber.data.convert.bigjson import Grouped, count_array, has_array, iter_array
+from fiber.data.convert.items import Item, Request, Source, existing, picture_in
+
+SPLITS = ("val", "test")
+
+LICENCE = "annotations CC-BY-2.0 (nocaps); pictures CC-BY-2.0 (Open Images)"
+FILES = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
+
+
+def read(request: Request) -> Source:
+    """One record a picture. Its image id is nocaps_<id>, the id submissions ask for."""
+    name = FILES[request.split]
+    places = [request.raw / name, request.raw / "annotations" / name]
+    path = existing([request.annotations] if request.annotations else places, name)
+    provenance = {"converter": "nocaps", "file": path.name, "bytes": path.stat().st_size}
+    total = count_array(path, "images")
+    return Source("nocaps", request.split, LICENCE, provenance, _items(path, request), total)
+
+
+def _items(path: Path, request: Request) -> Iterator[Item]:
+    captions = None
+    if has_array(path, "annotations"):
+        captions = Grouped(path, "annotations", lambda entry: entry["image_id"])
+    roots = [request.images] if request.images else [request.raw / "images", request.raw]
+    folders = [place for root in roots for place in (root, root / request.split)]
+    for image in iter_array(path, "images"):
+        record = {"image_id": f"nocaps_{image['id']}", "source": "nocaps"}
+        if "domain" in image:
+            record["domain"] = image["domain"]
+        if captions is not None:
+            record["captions"] = [{"text": entry["caption"]} for entry in captions[image["id"]]]
+        yield Item(record, (picture_in(folders, image["file_name"]),))

@@ -1,0 +1,191 @@
+"""One item -> one sample: read the pictures, check them, fit the record to the stored pixels, validate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fiber.data.convert.images import MAX_PIXELS, STORED, PictureError, check_decodes, shrink, size_of, sniff
+from fiber.data.convert.items import Drop, Item
+from fiber.data.records import FIELDS, Record, RecordError, Sample, clean_text, validate_record
+
+_SLACK = 1.0  # pixels a box may leave the picture by, as in the schema: rounding of annotators, not an error
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How pictures are stored. max_side: long side in pixels. reencode: every picture becomes an RGB JPEG."""
+
+    decode_check: bool = True
+    max_side: int | None = None
+    reencode: bool = False
+    quality: int = 92
+
+
+def pack(item: Item, key: str, packing: Packing, categories: set[int] | None) -> tuple[Sample | None, list[Drop]]:
+    """The sample, or None where the picture is unusable or nothing annotated is left; and what was dropped."""
+    image_id = item.record["image_id"]
+    drops = list(item.drops)
+    try:
+        images, sizes, originals = [], [], []
+        for picture in item.pictures:
+            kind, data, original = _load(picture.read(), packing)
+            size = size_of(data, kind)
+            images.append((kind, data))
+            originals.append(original)
+            sizes.append(size)
+        record = _fit(item, originals[0], sizes[0], drops)
+        if not record.get("boxes") and categories is None:
+            record.pop("boxes", None)  # only a detection set says "looked at, nothing found"
+        if len(sizes) == 2:
+            record["images"] = [{"width": width, "height": height} for width, height in sizes]
+        if not any(field in record for field in FIELDS) and any(field in item.record for field in FIELDS):
+            raise PictureError("no annotations left", "all of them were dropped")
+        validate_record(record, categories)
+    except (PictureError, RecordError) as error:
+        return None, [*drops, Drop(error.reason, image_id, getattr(error, "detail", str(error)))]
+    return Sample(key, images, record), drops
+
+
+def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
+    """(kind, bytes to store, size before shrinking)."""
+    kind = sniff(data)
+    if kind not in STORED and not packing.reencode:
+        raise PictureError("unsupported format", f"{kind}; --reencode stores it as JPEG")
+    size = size_of(data, kind)
+    if size[0] * size[1] > MAX_PIXELS:
+        raise PictureError("picture too large", f"{size[0]} x {size[1]} pixels")
+    if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
+        return "jpg", shrink(data, packing.max_side, packing.quality), size
+    if packing.decode_check:
+        check_decodes(data, kind)
+    return kind, data, size
+
+
+def _fit(item: Item, original: tuple[int, int], stored: tuple[int, int], drops: list[Drop]) -> Record:
+    """A copy of the record with sizes, boxes in stored pixels, clean texts; empty fields left out."""
+    record = {field: value for field, value in item.record.items() if value != [] or field == "boxes"}
+    record["width"], record["height"] = stored
+    image_id = record["image_id"]
+    if "boxes" in record:
+        annotated = item.size or original
+        if not _same_shape(annotated, original):
+            raise PictureError("size mismatch", f"annotated as {annotated}, the picture is {original}")
+        scale = (stored[0] / annotated[0], stored[1] / annotated[1])
+        kept = _fit_boxes(record["boxes"], scale, stored, image_id, drops)
+        record["boxes"] = [box for box in kept if box is not None]
+        _renumber(record, kept, image_id, drops)
+    for field, key in (("captions", "text"), ("expressions", "text"), ("questions", "question"),
+                       ("hypotheses", "text"), ("statements", "text")):  # fmt: skip
+        if field in record:
+            record[field] = _clean_texts(record[field], key, image_id, drops)
+            if not record[field]:
+                del record[field]
+    return record
+
+
+def _same_shape(annotated: tuple[int, int], actual: tuple[int, int]) -> bool:
+    """Equal sizes, or one a rescaled copy of the other (a folder of resized pictures) up to a pixel of rounding."""
+    (w0, h0), (w1, h1) = annotated, actual
+    scale = math.sqrt((w1 * h1) / (w0 * h0)) if w0 > 0 and h0 > 0 else 0
+    return abs(w0 * scale - w1) <= 1 + scale and abs(h0 * scale - h1) <= 1 + scale
+
+
+def _fit_boxes(
+    boxes: list[dict[str, Any]], scale: tuple[float, float], stored: tuple[int, int], image_id: str, drops: list[Drop]
+) -> list[dict[str, Any] | None]:
+    """Scaled and clipped boxes, None where nothing is left of one."""
+    kept: list[dict[str, Any] | None] = []
+    sides = (scale[0], scale[1], scale[0], scale[1])
+    limits = (stored[0], stored[1], stored[0], stored[1])
+    for entry in boxes:
+        box = [float(x) for x in entry["box"]]
+        if not all(map(math.isfinite, box)):
+            drops.append(Drop("box not finite", image_id, str(entry["box"])))
+            kept.append(None)
+            continue
+        if scale != (1.0, 1.0):
+            box = [x * side for x, side in zip(box, sides, strict=True)]
+        if box[2] <= box[0] or box[3] <= box[1]:
+            drops.append(Drop("box without area", image_id, str(entry["box"])))
+            kept.append(None)
+            continue
+        if any(x < -_SLACK or x > limit + _SLACK for x, limit in zip(box, limits, strict=True)):
+            box = [min(max(x, 0.0), float(limit)) for x, limit in zip(box, limits, strict=True)]
+            outside = box[2] <= box[0] or box[3] <= box[1]
+            reason = "box outside the picture" if outside else "box clipped to the picture"
+            drops.append(Drop(reason, image_id, f"{entry['box']} in {stored}", kept=not outside))
+            if outside:
+                kept.append(None)
+                continue
+        fitted = {**entry, "box": box}
+        if "area" in entry and scale != (1.0, 1.0):
+            fitted["area"] = entry["area"] * scale[0] * scale[1]
+        kept.append(fitted)
+    return kept
+
+
+def _renumber(record: Record, kept: list[dict[str, Any] | None], image_id: str, drops: list[Drop]) -> None:
+    """Box indices of phrases and expressions after boxes went; what referred to a lost box goes too."""
+    if all(box is not None for box in kept):
+        return
+    new = {}
+    for old, box in enumerate(kept):
+        if box is not None:
+            new[old] = len(new)
+    if "captions" in record:
+        record["captions"] = [
+            {
+                **caption,
+                **(
+                    {
+                        "phrases": [
+                            {**p, "boxes": [new[b] for b in p["boxes"] if b in new]} for p in caption["phrases"]
+                        ]
+                    }
+                    if "phrases" in caption
+                    else {}
+                ),
+            }
+            for caption in record["captions"]
+        ]
+    if "expressions" in record:
+        lost = [e for e in record["expressions"] if e["box"] not in new]
+        drops.extend(Drop("expression without a box", image_id, e["text"]) for e in lost)
+        record["expressions"] = [{**e, "box": new[e["box"]]} for e in record["expressions"] if e["box"] in new]
+
+
+def _clean_texts(entries: list[dict[str, Any]], key: str, image_id: str, drops: list[Drop]) -> list[dict[str, Any]]:
+    """White space normalised, spans moved along, entries without text left out."""
+    cleaned = []
+    for entry in entries:
+        raw = entry[key]
+        text = clean_text(raw) if isinstance(raw, str) else ""
+        if not text:
+            drops.append(Drop("empty text", image_id, repr(raw)))
+            continue
+        if text != raw and ("span" in entry or "phrases" in entry):
+            entry = _move_spans(entry, raw)
+        cleaned.append(entry if text == raw else {**entry, key: text})
+    return cleaned
+
+
+def _move_spans(entry: dict[str, Any], raw: str) -> dict[str, Any]:
+    """Spans of ``raw`` as spans of ``clean_text(raw)``."""
+    place, at = [], 0  # place[i]: where character i of raw begins in the clean text
+    for i, char in enumerate(raw):
+        place.append(at)
+        if not char.isspace() or (at > 0 and i + 1 < len(raw) and not raw[i + 1].isspace()):
+            at += 1
+    place.append(at)
+
+    def move(spans: list[list[int]]) -> list[list[int]]:
+        return [[place[start], place[end]] if end <= len(raw) else [start, end] for start, end in spans]
+
+    moved = dict(entry)
+    if "span" in entry:
+        moved["span"] = move(entry["span"])
+    if "phrases" in entry:
+        moved["phrases"] = [{**phrase, "span": move(phrase["span"])} for phrase in entry["phrases"]]
+    return moved

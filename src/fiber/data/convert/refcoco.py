@@ -1,0 +1,75 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg from their own files: refs(*).p and instances.json (lichengunc/refer).
+
+The pickles are read by an unpickler that can build nothing but plain data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fiber.data.convert import coco_folder
+from fiber.data.convert.bigjson import Grouped, iter_array
+from fiber.data.convert.items import ConversionError, Drop, Item, Request, Source, existing
+from fiber.data.plain_pickle import load_plain
+
+SPLITS = ("train", "val", "testA", "testB", "test")
+VARIANTS = ("refcoco-unc", "refcoco-google", "refcoco+-unc", "refcocog-umd", "refcocog-google")
+
+LICENCE = "annotations Apache-2.0 (refer) and CC-BY-4.0 (COCO); pictures: terms of Flickr"
+
+
+def load_refs(path: Path) -> list[dict[str, Any]]:
+    """The list in a refs(*).p (Python 2, protocol 0). Raises ConversionError for anything but plain data."""
+    try:
+        refs = load_plain(path)
+    except ValueError as error:
+        raise ConversionError(str(error)) from None
+    if not isinstance(refs, list) or not all(isinstance(ref, dict) for ref in refs):
+        raise ConversionError(f"{path}: expected a pickled list of references")
+    return refs
+
+
+def read(request: Request) -> Source:
+    """One record a picture: boxes of its referred objects and their expressions."""
+    data, _, split_by = request.variant.partition("-")
+    places = [request.raw / data, request.raw / "data" / data, request.raw]
+    if request.annotations is not None:
+        path = existing([request.annotations], "the references")
+    else:
+        path = existing([place / f"refs({split_by}).p" for place in places], f"refs({split_by}).p of {data}")
+    instances = existing([path.parent / "instances.json"], "instances.json beside the references")
+    refs = load_refs(path)
+    splits = sorted({ref["split"] for ref in refs})
+    if request.split not in splits:
+        raise ConversionError(f"{path} has no split {request.split!r}; it has {', '.join(splits)}")
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for ref in refs:
+        if ref["split"] == request.split:
+            by_image.setdefault(ref["image_id"], []).append(ref)
+    provenance = {"converter": "refcoco", "variant": request.variant, "file": path.name, "bytes": path.stat().st_size}
+    name = f"{data.replace('+', 'plus')}_{split_by}"
+    return Source(name, request.split, LICENCE, provenance, _items(by_image, instances, request), len(by_image))
+
+
+def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: Request) -> Iterator[Item]:
+    annotations = Grouped(instances, "annotations", lambda entry: entry["id"])
+    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in iter_array(instances, "images")
+             if entry["id"] in by_image}  # fmt: skip
+    for image, refs in by_image.items():
+        image_id, boxes, expressions, drops = f"coco_{image}", {}, [], []
+        for ref in refs:
+            found = annotations[ref["ann_id"]]
+            if not found:
+                drops.append(Drop("unknown object", image_id, f"reference {ref['ref_id']}: {ref['ann_id']}"))
+                continue
+            x, y, width, height = found[0]["bbox"]
+            box = {"box": [x, y, x + width, y + height], "id": ref["ann_id"]}
+            boxes.setdefault(ref["ann_id"], (len(boxes), box))
+            number = boxes[ref["ann_id"]][0]
+            expressions += [{"text": s["sent"], "box": number, "id": s["sent_id"]} for s in ref["sentences"]]
+        record = {"image_id": image_id, "source": request.variant.partition("-")[0],
+                  "boxes": [box for _, box in boxes.values()], "expressions": expressions}  # fmt: skip
+        picture = coco_folder.picture(request, image, "train2014")
+        yield Item(record, (picture,), sizes.get(image), tuple(drops))

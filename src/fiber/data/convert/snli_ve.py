@@ -1,0 +1,49 @@
+"""SNLI-VE: does a Flickr30k picture entail, contradict or leave open a sentence? JSON lines.
+
+The hypothesis (sentence2) is the only text: the picture is the premise, its caption (sentence1) is not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from fiber.data.convert.bigjson import Grouped
+from fiber.data.convert.flickr30k import picture
+from fiber.data.convert.items import Drop, Item, Request, Source, existing
+from fiber.data.records import LABELS
+
+SPLITS = ("train", "dev", "test")
+
+LICENCE = "SNLI CC-BY-SA-4.0; pictures: Flickr30k, terms of Flickr, non-commercial research and education only"
+
+
+def read(request: Request) -> Source:
+    """One record a picture with its hypotheses."""
+    name = f"snli_ve_{request.split}.jsonl"
+    places = [request.raw / name, request.raw / "data" / name]
+    path = existing([request.annotations] if request.annotations else places, name)
+    by_picture = Grouped(path, None, _picture_of, lines=True)
+    provenance = {"converter": "snli_ve", "file": path.name, "bytes": path.stat().st_size}
+    return Source("snli_ve", request.split, LICENCE, provenance, _items(by_picture, request), len(by_picture))
+
+
+def _picture_of(entry: dict[str, Any]) -> str:
+    return str(entry["Flickr30K_ID"]).removesuffix(".jpg")
+
+
+def _items(by_picture: Grouped, request: Request) -> Iterator[Item | Drop]:
+    for name in by_picture:
+        image_id = f"flickr_{name}"
+        hypotheses, drops = [], []
+        for entry in by_picture[name]:
+            if entry["gold_label"] not in LABELS:  # "-": the annotators did not agree
+                drops.append(Drop("no gold label", image_id, entry["pairID"]))
+                continue
+            hypotheses.append({"text": entry["sentence2"], "label": entry["gold_label"], "id": entry["pairID"]})
+        if not hypotheses:
+            yield from drops
+            yield Drop("no hypotheses left", image_id)
+            continue
+        record = {"image_id": image_id, "source": "snli_ve", "hypotheses": hypotheses}
+        yield Item(record, (picture(request, f"{name}.jpg"),), drops=tuple(drops))

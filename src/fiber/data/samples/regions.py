@@ -1,0 +1,272 @@
+"""Region samples: a record becomes a caption, boxes in pixels of the resized picture, and the tokens that each box
+answers to. Grounding captions, referring expressions and detection labels all take this form.
+
+Nothing is dropped silently: each box that cannot be used leaves a `Fault` with its reason. Two exclusions are rules,
+not faults: crowd regions of detection sets, and captions' phrases without boxes.
+
+Shape letters: B pictures, (H,W) padded size, (h,w) a picture's own, L text length, n boxes of a picture, N of all.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fiber.data import records
+from fiber.data.loader import Fault
+from fiber.data.prompts import MAX_NEGATIVES, Prompt, PromptBuilder
+from fiber.data.records import Record, Sample
+from fiber.data.shards import ShardSet
+from fiber.data.workers import empty
+from fiber.errors import SampleFault, ShardError
+from fiber.images.augment import mentions_sides
+from fiber.images.codec import decode
+
+MULTIPLE = 32  # padded sides are multiples of the coarsest backbone stride
+FIELDS = ("captions", "expressions", "boxes")
+"""Annotation fields that region samples are made of."""
+
+
+@dataclass(frozen=True)
+class SetFacts:
+    """What a picture's record does not say about its set: the folder, class names in the order of their ids, and the
+    place of each id among them."""
+
+    path: str
+    names: list[str]
+    index: dict[int, int]
+
+
+class RegionShards(ShardSet):
+    """Shards whose records carry the facts of their set, under "set": the sets of a mix have different classes."""
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__(path)
+        ordered = sorted(self.categories, key=lambda category: category["id"])  # as evaluation asks for them
+        index = {category["id"]: place for place, category in enumerate(ordered)}
+        self.facts = SetFacts(str(self.path), [category["name"] for category in ordered], index)
+
+    def check(self, field: str, whole: PromptBuilder | None = None) -> None:
+        """Raises ShardError where `field` of these records cannot be made into region samples (judging captions by
+        the first hundred pictures), or where `whole` cannot put all classes into one caption."""
+        if field == "boxes" and not self.facts.names:
+            raise ShardError(f"{self.path}: its dataset.json lists no categories, so its boxes have no names")
+        if field == "boxes" and whole is not None:
+            try:
+                whole.classes(self.facts.names)
+            except ValueError as error:
+                raise ShardError(f"regions.classes: all of {self.path}: {error}; or choose sampled") from None
+        first = (self.record(i) for i in range(min(len(self), 100)))
+        if field == "captions" and not any("phrases" in c for record in first for c in record.get("captions", ())):
+            raise ShardError(f"{self.path}: its captions have no phrases with boxes, nothing to ground")
+
+    def read(self, i: int) -> Sample:
+        """See ShardSet.read."""
+        sample = super().read(i)
+        sample.record["set"] = self.facts
+        return sample
+
+
+# ---------------------------------------------------------------------------------------------- pictures
+
+
+def fitted(width: int, height: int, short: int, longest: int) -> tuple[int, int]:
+    """(w, h) with the aspect kept: the short side `short`, or less where the long side would pass `longest`."""
+    scale = min(short / min(width, height), longest / max(width, height))
+    return max(round(width * scale), 1), max(round(height * scale), 1)
+
+
+def open_image(sample: Sample) -> np.ndarray:
+    """The picture as uint8 RGB (H, W, 3). SampleFault("size_mismatch") where it has not the size that its record, and
+    so its boxes, speak of."""
+    image = decode(sample.images[0][1])
+    expected = (sample.record["height"], sample.record["width"])
+    if image.shape[:2] != expected:
+        raise SampleFault("size_mismatch", f"the picture is {image.shape[:2]} (h, w), its record says {expected}")
+    return image
+
+
+def resize(image: np.ndarray, width: int, height: int) -> Tensor:
+    """uint8 (H, W, 3) -> uint8 (3, height, width), bilinear with antialiasing."""
+    pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
+    if pixels.shape[2:] != (height, width):
+        pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
+    return pixels[0]
+
+
+def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """uint8 pictures (3,h,w) -> (B,3,H,W), zero at the bottom and right, and their sizes (B,2) int64 (h, w). H and W
+    are the least multiples of 32 that hold them all."""
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    height, width = (-(-sizes // MULTIPLE) * MULTIPLE).amax(0).tolist()
+    padded = empty((len(images), 3, height, width), torch.uint8).zero_()
+    for place, image in zip(padded, images, strict=True):
+        place[:, : image.shape[1], : image.shape[2]] = image
+    return padded, sizes
+
+
+# ---------------------------------------------------------------------------------------------- training samples
+
+
+class RegionSample:
+    """make_sample of stage 2, see `__call__`. short_sides: one is drawn for each sample; max_side caps the other side
+    (px). flip: probability of mirroring a picture whose caption has no left or right. classes: what the caption of a
+    picture with labels names: "sampled", the classes in it and absent ones drawn at random, shuffled; "all", every
+    class of the set in order, as evaluation asks for them."""
+
+    def __init__(
+        self,
+        builder: PromptBuilder,
+        *,
+        short_sides: Sequence[int],
+        max_side: int,
+        flip: float = 0.5,
+        classes: Literal["sampled", "all"] = "sampled",
+        max_negatives: int = MAX_NEGATIVES,
+    ) -> None:
+        self.builder, self.short_sides, self.max_side = builder, tuple(short_sides), max_side
+        self.flip, self.classes, self.max_negatives = flip, classes, max_negatives
+        self._whole: dict[str, Prompt] = {}  # prompts of all classes, by set
+
+    def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
+        """image uint8 (3,h,w); prompt; boxes (n,4) float32 xyxy px of that image, clipped to it; box_tokens (n,L)
+        bool, L the text limit; dropped: one Fault a box left out.
+
+        A box that several phrases of a caption name has the tokens of them all. Raises SampleFault.
+        """
+        side, mirror = self.short_sides[rng.integers(len(self.short_sides))], rng.random() < self.flip
+        record = sample.record
+        if field == "boxes":
+            prompt, tokens, reasons = self._labels(record, rng)
+        else:
+            prompt, tokens, reasons = self._phrases(record, field, annotation)
+        image = open_image(sample)
+        height, width = image.shape[:2]
+        new_width, new_height = fitted(width, height, side, self.max_side)
+        boxes, box_tokens = [], []
+        for index, row in tokens.items():
+            box, reason = clipped(box_at(record, index), width, height)
+            if reason:
+                reasons.append(reason)
+            else:
+                boxes.append(box)
+                box_tokens.append(row)
+        scale = torch.tensor([new_width / width, new_height / height] * 2)
+        placed = torch.tensor(boxes, dtype=torch.float32).view(-1, 4) * scale
+        pixels = resize(image, new_width, new_height)
+        if mirror and not mentions_sides(prompt.text):
+            pixels = pixels.flip(2)
+            placed[:, [0, 2]] = new_width - placed[:, [2, 0]]
+        origin = record["set"].path
+        return {
+            "image": pixels,
+            "prompt": prompt,
+            "boxes": placed,
+            "box_tokens": torch.stack(box_tokens) if box_tokens else prompt.token_map[:0],
+            "dropped": [Fault(origin, sample.key, reason) for reason in reasons],
+        }
+
+    def _phrases(self, record: Record, field: str, annotation: int) -> tuple[Prompt, dict[int, Tensor], list[str]]:
+        """Prompt, tokens (L,) by index of the box, reasons of boxes left out: of a caption or an expression."""
+        text, phrases = phrases_with_boxes(record, field, annotation)
+        prompt = self.builder.sentence(text, [span for span, _ in phrases])
+        tokens: dict[int, Tensor] = {}
+        reasons: list[str] = []
+        for row, (span, boxes) in zip(prompt.token_map, phrases, strict=True):
+            if any(start < 0 or end > len(text) for start, end in span):
+                reasons += ["span_outside_text"] * len(boxes)
+            elif not row.any():
+                reasons += ["phrase_beyond_text_limit"] * len(boxes)
+            else:
+                for index in boxes:
+                    tokens[index] = tokens[index] | row if index in tokens else row
+        return prompt, tokens, reasons
+
+    def _labels(self, record: Record, rng: np.random.Generator) -> tuple[Prompt, dict[int, Tensor], list[str]]:
+        """The same of a picture with class labels. Absent classes are sampled from the record's list where it has one
+        (a set that is not annotated exhaustively), else from all others."""
+        facts: SetFacts = record["set"]
+        labels: dict[int, int] = {}
+        reasons = []
+        for place, box in enumerate(record.get("boxes", [])):
+            if box.get("crowd"):
+                continue
+            if box.get("category") in facts.index:
+                labels[place] = facts.index[box["category"]]
+            else:
+                reasons.append("unknown_category")
+        if self.classes == "all":
+            prompt, left_out = self._all_classes(facts), []
+        else:
+            listed = record.get("negative_categories")
+            negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]
+            positives = sorted(set(labels.values()))
+            try:
+                prompt, left_out = self.builder.detection(facts.names, positives, rng, negatives, self.max_negatives)
+            except ValueError as error:
+                raise SampleFault("empty_prompt", str(error)) from None
+        rows = dict(zip(prompt.classes, prompt.token_map, strict=True))
+        reasons += ["class_beyond_text_limit" for label in labels.values() if label in set(left_out)]
+        return prompt, {place: rows[label] for place, label in labels.items() if label in rows}, reasons
+
+    def _all_classes(self, facts: SetFacts) -> Prompt:
+        if facts.path not in self._whole:
+            self._whole[facts.path] = self.builder.classes(facts.names)
+        return self._whole[facts.path]
+
+
+def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str, list[tuple[list, list[int]]]]:
+    """The text of a caption or an expression and its phrases, each (spans, indices of its boxes); an expression
+    without span means its whole text. Phrases without boxes are left out."""
+    text = records.annotation_text(record, field, annotation)
+    entry = records.annotation(record, field, annotation)
+    if field == "expressions":
+        return text, [(entry.get("span") or [[0, len(text)]], [entry["box"]])]
+    phrases = [(phrase["span"], phrase["boxes"]) for phrase in entry.get("phrases", ()) if phrase.get("boxes")]
+    return text, phrases
+
+
+def box_at(record: Record, index: int) -> Any:
+    """Box number `index` of a record. Raises SampleFault("bad_index")."""
+    boxes = record.get("boxes", [])
+    if not (isinstance(index, int) and 0 <= index < len(boxes)):
+        raise SampleFault("bad_index", f"box {index!r} is not among the record's {len(boxes)} boxes")
+    return boxes[index]["box"]
+
+
+def clipped(box: Sequence[float], width: int, height: int) -> tuple[list[float], str]:
+    """A box cut to its picture, and "" or why it cannot be used: "box_not_finite"; "box_without_area", which corners
+    in the wrong order and boxes outside the picture have too."""
+    if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
+        return [], "box_not_finite"
+    x0, x1 = (min(max(x, 0), width) for x in box[0::2])
+    y0, y1 = (min(max(y, 0), height) for y in box[1::2])
+    return [x0, y0, x1, y1], "" if x1 > x0 and y1 > y0 else "box_without_area"
+
+
+def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples -> the batch of GroundingTask: images (B,3,H,W) uint8, sizes (B,2), ids and mask (B,L) cut to the
+    longest caption, boxes (N,4), box_image (N,), box_tokens (N,L); and dropped, the Faults of all."""
+    images, sizes = pad_images([sample["image"] for sample in samples])
+    prompts = [sample["prompt"] for sample in samples]
+    length = int(max(prompt.mask.sum() for prompt in prompts))
+    counts = torch.tensor([len(sample["boxes"]) for sample in samples])
+    return {
+        "images": images,
+        "sizes": sizes,
+        "ids": torch.stack([prompt.ids[:length] for prompt in prompts]),
+        "mask": torch.stack([prompt.mask[:length] for prompt in prompts]),
+        "boxes": torch.cat([sample["boxes"] for sample in samples]),
+        "box_image": torch.repeat_interleave(torch.arange(len(samples)), counts),
+        "box_tokens": torch.cat([sample["box_tokens"][:, :length] for sample in samples]),
+        "texts": [prompt.text for prompt in prompts],
+        "dropped": [fault for sample in samples for fault in sample["dropped"]],
+    }

@@ -1,0 +1,113 @@
+"""Samples of the tasks fine-tuned at image level: one text of a record and the picture, or the pair, it speaks of.
+
+Shape letters: S image side, L text length, A answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from fiber.data.records import LABELS, Sample, annotation, annotation_text
+from fiber.data.text import encode
+from fiber.errors import SampleFault
+from fiber.images.augment import augment, mentions_sides
+from fiber.images.codec import decode, decode_pil
+from fiber.images.resize import load_image
+
+CLASSES: Mapping[str, tuple] = {"hypotheses": LABELS, "statements": (False, True)}
+"""Labels of a field in class order."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Encoded bytes -> uint8 (3,S,S). `exact`: decoded and resized by Pillow alone. `augmented`: cropped, mirrored
+    and changed at random; pictures whose text speaks of left or right are mirrored only with `flip_sides`."""
+
+    size: int
+    exact: bool = False
+    augmented: bool = False
+    flip_sides: bool = False
+
+    def __call__(self, data: bytes, text: str, rng: np.random.Generator) -> Tensor:
+        """Raises SampleFault("undecodable_image" | "huge_image")."""
+        if not self.augmented:
+            return load_image(data, self.size, self.exact)
+        image = decode_pil(data) if self.exact else Image.fromarray(decode(data))
+        return augment(image, self.size, rng, flip=self.flip_sides or not mentions_sides(text))
+
+
+@dataclass(frozen=True)
+class TextSample:
+    """make_sample of retrieval, and what the samples below add to.
+
+    Returns images uint8 (3,S,S), or (2,3,S,S) for the `pictures` of a pair; ids, mask int64 (L,); text (str).
+    """
+
+    tokenizer: PreTrainedTokenizerFast
+    picture: Picture
+    max_text: int
+    pictures: int = 1
+
+    def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        text = annotation_text(sample.record, field, number)
+        if len(sample.images) < self.pictures:
+            raise SampleFault("missing_image", f"{self.pictures} pictures are asked for, it has {len(sample.images)}")
+        images = [self.picture(data, text, rng) for _, data in sample.images[: self.pictures]]
+        ids, mask = encode(self.tokenizer, text, self.max_text)
+        return {
+            "images": images[0] if self.pictures == 1 else torch.stack(images),
+            "ids": ids,
+            "mask": mask,
+            "text": text,
+        }
+
+
+@dataclass(frozen=True)
+class AskedSample(TextSample):
+    """For evaluation: also the annotation itself, and the image_id (str) of its record as `image`."""
+
+    def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        made = super().__call__(sample, field, number, rng)
+        return made | {"annotation": annotation(sample.record, field, number), "image": sample.record["image_id"]}
+
+
+@dataclass(frozen=True)
+class LabelledSample(TextSample):
+    """For training on hypotheses and statements: also labels (int), the class as `CLASSES` orders them."""
+
+    def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        label = annotation(sample.record, field, number).get("label")
+        if label not in CLASSES[field]:
+            raise SampleFault("no_label", f"{field}[{number}] has the label {label!r}, not one of {CLASSES[field]}")
+        return super().__call__(sample, field, number, rng) | {"labels": CLASSES[field].index(label)}
+
+
+@dataclass(frozen=True)
+class VqaSample(TextSample):
+    """For training on questions: also targets float32 (A,), the score of every answer of the vocabulary, and
+    answers_outside (int), how many given answers are not in it.
+
+    `answers`: answer -> class. A question none of whose answers has a class is left out
+    (SampleFault "no_known_answer", a rule and no damage: `records.BY_RULE`).
+    """
+
+    answers: Mapping[str, int] = field(kw_only=True)
+
+    def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
+        given = annotation(sample.record, field, number).get("answers", [])
+        known = [entry for entry in given if entry["answer"] in self.answers]
+        if not known:
+            raise SampleFault("no_known_answer", f"no answer of {field}[{number}] is in the vocabulary")
+        targets = torch.zeros(len(self.answers))
+        for entry in known:
+            targets[self.answers[entry["answer"]]] = entry["score"]
+        made = super().__call__(sample, field, number, rng)
+        return made | {"targets": targets, "answers_outside": len(given) - len(known)}

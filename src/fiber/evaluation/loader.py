@@ -1,0 +1,40 @@
+"""A rank's share of an evaluation set, as batches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from fiber import distributed
+from fiber.data.collate import collate
+from fiber.data.loader import eval_loader
+from fiber.data.shards import ShardSet
+
+
+@dataclass(frozen=True)
+class Share:
+    """This rank's batches of a shard set, afresh at each iteration; see `data.stream.eval_loader` for `per`."""
+
+    shards: ShardSet
+    field: str
+    make_sample: Callable
+    per: str
+    batch: int
+    workers: int
+
+    def __iter__(self) -> Iterator[dict]:
+        return eval_loader(
+            self.shards,
+            self.field,
+            self.make_sample,
+            collate,
+            batch=self.batch,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            workers=self.workers,
+            per=self.per,
+        )
+
+    def __len__(self) -> int:
+        counts = self.shards.counts(self.field)
+        items = {"annotation": int(counts.sum()), "image": int((counts > 0).sum()), "picture": len(counts)}[self.per]
+        share = len(range(distributed.rank(), items, distributed.world_size()))
+        return -(-share // self.batch)

@@ -1,0 +1,25 @@
+"""How an evaluation shows that it lives."""
+
+from collections.abc import Callable, Iterable, Sized
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from fiber import distributed
+
+
+@dataclass(frozen=True)
+class Meter:
+    """How an evaluation shows that it lives: `show` a bar with the time left on rank 0, and `beat` called after
+    every batch (a watchdog's, say)."""
+
+    show: bool = False
+    beat: Callable[[], None] = lambda: None
+
+    def __call__(self, batches: Iterable, what: str, total: int | None = None) -> Iterable:
+        """The batches, counted; `total` for a stream that does not know how many it has."""
+        total = len(batches) if isinstance(batches, Sized) else total
+        hidden = not (self.show and distributed.is_main())
+        for batch in tqdm(batches, desc=what, total=total, unit="batch", disable=hidden, leave=False):
+            yield batch
+            self.beat()

@@ -1,0 +1,77 @@
+"""The one way from pictures and prompts to boxes, of evaluation and of a user's own pictures alike.
+
+A picture is padded to its own multiple of 32 and computed together with those of the same size only, because windows,
+norms and averages of the model see the padding. So what is found in a picture does not depend on its neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fiber.backbone.states import TextState
+from fiber.data.prompts import Prompt
+from fiber.data.samples.regions import MULTIPLE, fitted, pad_images, resize
+from fiber.fine.model import FiberDetector
+from fiber.fine.postprocess import Detections, Selection
+
+
+@dataclass(frozen=True)
+class Search:
+    """One picture as the network sees it, uint8 RGB (3,h,w); the size (width, height) px in which boxes are wanted;
+    the prompts that ask for them, none of them empty."""
+
+    image: Tensor
+    size: tuple[int, int]
+    prompts: Sequence[Prompt]
+
+
+def fit(image: np.ndarray, short: int, longest: int) -> Tensor:
+    """uint8 RGB (H,W,3) -> (3,h,w) with its short side at `short`, its long side at most `longest` (px)."""
+    height, width = image.shape[:2]
+    return resize(image, *fitted(width, height, short, longest))
+
+
+def search(
+    model: FiberDetector,
+    searches: Sequence[Search],
+    selection: Selection,
+    *,
+    keep: int | None = None,
+    pairs: int = 8,
+    text: TextState | None = None,
+) -> list[Detections]:
+    """Detections of each search, best first, on the CPU, fp32, boxes clipped to the picture and in its wanted size.
+
+    Labels are `Prompt.classes`. Every prompt gives up to `selection.keep` detections, `keep` cuts their union;
+    `pairs` (picture, prompt) pairs are computed at a time. `text`: `model.read` of the prompts where all searches
+    have the same.
+    """
+    device = next(model.parameters()).device
+    found = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * len(searches)
+    asking = sorted((i for i, one in enumerate(searches) if one.prompts), key=lambda i: _padded(searches[i]))
+    for _, group in groupby(asking, key=lambda i: _padded(searches[i])):
+        rows = list(group)
+        images, sizes = pad_images([searches[i].image for i in rows])
+        prompts = [searches[i].prompts for i in rows]
+        detected = model.detect(
+            images.to(device), sizes.to(device), prompts, selection, keep=keep, pairs=pairs, text=text
+        )
+        for i, one in zip(rows, detected, strict=True):
+            found[i] = _in_wanted_pixels(one, searches[i])
+    return found
+
+
+def _padded(one: Search) -> tuple[int, int]:
+    """(H, W) of a picture when it is padded alone."""
+    height, width = one.image.shape[1:]
+    return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
+
+
+def _in_wanted_pixels(found: Detections, one: Search) -> Detections:
+    height, width = one.image.shape[1:]
+    scale = torch.tensor([one.size[0] / width, one.size[1] / height] * 2)
+    return Detections(found.boxes.float().cpu() * scale, found.scores.float().cpu(), found.labels.cpu())

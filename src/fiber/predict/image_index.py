@@ -1,0 +1,78 @@
+"""Contrastive features of a folder's pictures, kept beside them and reused."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fiber.predict.sources import PictureError, expand
+
+INDEX_FILE = ".fiber-index.npz"
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Features (N,H) fp32 of the pictures `paths` (relative) under `folder`; how many of them were `encoded` now
+    rather than read from the file; what could not be read, with the reason."""
+
+    folder: Path
+    paths: list[str]
+    features: Tensor
+    encoded: int
+    unreadable: list[str]
+
+
+def build_index(folder: Path, file: Path, model: str, encode: Callable[[Path], Tensor]) -> ImageIndex:
+    """Index of `folder`, read from `file` where that holds unchanged pictures (same size and time of change) of the
+    same model, and written back. `model` is a `fingerprint`, `encode` gives a picture's feature (H,).
+
+    Raises PictureError where the folder has no readable picture.
+    """
+    known = _read(file, model)
+    stamps, features, unreadable, encoded = {}, {}, [], 0
+    for path in expand([folder]):
+        name, stat = path.relative_to(folder).as_posix(), path.stat()
+        stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
+        if name in known and known[name][0] == stamp:
+            features[name] = known[name][1]
+        else:
+            try:
+                features[name] = encode(path).numpy()
+            except PictureError as error:
+                unreadable.append(str(error))
+                continue
+            encoded += 1
+        stamps[name] = stamp
+    if not features:
+        raise PictureError(f"no readable picture in {folder}: {unreadable[0]}")
+    stacked = np.stack(list(features.values()))
+    if encoded or len(known) != len(features):
+        with file.open("wb") as out:  # np.savez would add its suffix to a name without one
+            np.savez(out, features=stacked, facts=json.dumps({"model": model, "stamps": stamps}))
+    return ImageIndex(folder, list(features), torch.from_numpy(stacked), encoded, unreadable)
+
+
+def fingerprint(model: nn.Module, image_size: int) -> str:
+    """A name for the weights and the size that contrastive image features depend on."""
+    digest = hashlib.sha256(str(image_size).encode())
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("heads.contrastive.image", "backbone.image")):
+            digest.update(tensor.double().sum().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path, model: str) -> dict[str, tuple[str, np.ndarray]]:
+    """Stamp and feature of each picture in an index file; nothing if it is of another model."""
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as saved:
+        facts = json.loads(str(saved["facts"]))
+        if facts["model"] != model:
+            return {}
+        rows = zip(facts["stamps"].values(), saved["features"], strict=True)
+        return dict(zip(facts["stamps"], rows, strict=True))

@@ -1,0 +1,120 @@
+"""A user's own pictures: files, folders and globs to paths, and any image file to upright RGB."""
+
+import glob
+import io
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from fiber.errors import SampleFault
+from fiber.images.codec import MAX_PIXELS, decode_pil
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+REDUCED_SIDE = 2048  # a JPEG beyond MAX_PIXELS is decoded at a fraction of its size, its sides no smaller than this
+
+Source = str | Path | Image.Image | np.ndarray
+
+
+class PictureError(ValueError):
+    """A picture that cannot be read, or a source without pictures; the message names it."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """`image`: upright RGB, possibly reduced; `width` and `height` px of the upright original, in which boxes are
+    given; `name`: the path, or "" for a picture that came from memory."""
+
+    image: Image.Image
+    width: int
+    height: int
+    name: str
+
+
+def open_picture(source: Source) -> Picture:
+    """A path, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> Picture.
+
+    EXIF orientation is applied, transparency laid over white. Raises PictureError.
+    """
+    if isinstance(source, str | Path):
+        return _open_file(Path(source))
+    image = source if isinstance(source, Image.Image) else Image.fromarray(np.asarray(source))
+    buffer = io.BytesIO()
+    # One path for all modes: as a lossless file. PNG knows neither CMYK and kin nor floats.
+    known = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+    upright = ImageOps.exif_transpose(image)
+    (upright if upright.mode in known else upright.convert("RGB")).save(buffer, "PNG", compress_level=0)
+    return _decode(buffer.getvalue(), "")
+
+
+def expand(sources: Iterable[str | Path]) -> list[Path]:
+    """Files, folders (their pictures, recursively, sorted) and globs -> paths in order, each once. Raises
+    PictureError for a source that yields nothing."""
+    paths: dict[Path, None] = {}
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+        elif path.is_file():
+            found = [path]
+        else:
+            found = sorted(Path(match) for match in glob.glob(str(source), recursive=True) if Path(match).is_file())
+        if not found:
+            kind = "no pictures in the folder" if path.is_dir() else "no such file, folder or match:"
+            raise PictureError(f"{kind} {source}")
+        paths |= dict.fromkeys(found)
+    return list(paths)
+
+
+def _open_file(path: Path) -> Picture:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise PictureError(f"{path}: {error.strerror}") from None
+    return _decode(data, str(path))
+
+
+def _decode(data: bytes, name: str) -> Picture:
+    try:
+        width, height, huge_jpeg = _probe(data)
+        image = _reduced(data) if huge_jpeg else decode_pil(data)
+    except SampleFault as fault:
+        raise PictureError(f"{name or 'picture'}: {fault}") from None
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
+        raise PictureError(f"{name or 'picture'}: not a readable image ({error})") from None
+    if not huge_jpeg:
+        width, height = image.size
+    return Picture(image, width, height, name)
+
+
+def _probe(data: bytes) -> tuple[int, int, bool]:
+    """Upright size from the header, and whether this is a JPEG too large to decode whole."""
+    with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        width, height = (image.height, image.width) if turned else image.size
+        return width, height, image.format == "JPEG" and width * height > MAX_PIXELS
+
+
+def _reduced(data: bytes) -> Image.Image:
+    """A JPEG decoded at the smallest of 1/2, 1/4, 1/8 of its size that keeps both sides at REDUCED_SIDE."""
+    with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (REDUCED_SIDE, REDUCED_SIDE))
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+class _no_pixel_limit:
+    """Pillow's limit on pixels lifted, and its notes on odd files silenced, while a header is read or a picture is
+    decoded at a fraction of its size."""
+
+    def __enter__(self) -> None:
+        self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        self.warnings = warnings.catch_warnings()
+        self.warnings.__enter__()
+        warnings.simplefilter("ignore")
+
+    def __exit__(self, *error: object) -> None:
+        Image.MAX_IMAGE_PIXELS = self.limit
+        self.warnings.__exit__(*error)

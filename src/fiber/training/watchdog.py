@@ -1,0 +1,155 @@
+"""Guards a job against dead and hung ranks."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from fiber.distributed import GRACE_S, gather_objects, rank, world_size
+
+_LOST_PEER = (
+    "onnection closed by peer",
+    "onnection reset by peer",
+    "onnection refused",
+    "Timed out waiting",
+    "Broken pipe",
+)
+
+
+class Watchdog:
+    """Ends this rank when it makes no progress for `timeout_s`, and says which rank the job was waiting for.
+
+    A thread of every rank writes a pulse (counter, step, phase) to the launcher's key-value store every
+    `period_s`. When the loop has not called `beat` for `timeout_s`, the thread compares two readings of all
+    pulses: ranks without one are stopped or dead; if all have one, those furthest behind are named. It prints
+    that, dumps the stacks, kills pulseless ranks of its own host (a stopped process ignores the launcher's
+    SIGTERM) and exits with status 1; the launcher then ends the job. `faulthandler` is armed a little later, for
+    the case that no Python thread can run any more.
+    """
+
+    def __init__(self, timeout_s: float, period_s: float = 0.5) -> None:
+        self.timeout_s, self.period_s = timeout_s, period_s
+        self._step, self._phase, self._count = 0, "starting", 0
+        self._last = time.monotonic()
+        self._members = gather_objects((socket.gethostname(), os.getpid()))
+        self._stop, self._suspicion = threading.Event(), threading.Event()
+        self._store = _connect_store()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        self.beat(0, "starting")
+
+    def beat(self, step: int, phase: str) -> None:
+        """Progress: the loop enters `phase` ("data", "compute", "evaluation", ...) of `step`."""
+        self._step, self._phase, self._last = step, phase, time.monotonic()
+        faulthandler.dump_traceback_later(self.timeout_s + 2 * GRACE_S, exit=True)
+
+    def suspect(self) -> None:
+        """Look at the other ranks' pulses now and report those without (on SIGTERM: a launcher sends it when a
+        rank has died)."""
+        self._suspicion.set()
+
+    def close(self) -> None:
+        self._phase = "finished"
+        self._pulse()
+        self._stop.set()
+        faulthandler.cancel_dump_traceback_later()
+        self._thread.join(timeout=5.0)
+
+    def end(self, why: str, only_if_missing: bool = False) -> None:
+        """Print `why`, the state of the other ranks and all stacks, and end this process with status 1.
+
+        Ranks of this host without a pulse are killed: a stopped process would keep the launcher waiting. With
+        `only_if_missing` nothing happens unless some rank has no pulse. Takes a few seconds.
+        """
+        lines, pids = self._diagnose()
+        # A rank that has closed meanwhile needs nobody any more: others may have left, and the store with rank 0.
+        if only_if_missing and (self._stop.is_set() or not any("no pulse" in line for line in lines)):
+            return
+        me = f"rank {rank()} on {socket.gethostname()}, in {self._phase} of step {self._step}"
+        print("\n".join([f"\nwatchdog: {why} ({me})", *(f"watchdog: {line}" for line in lines)]), file=sys.stderr)
+        sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
+        for pid in pids:
+            with suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+        os._exit(1)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Where a collective fails because another rank has gone, name that rank and end this one with status 1."""
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER)
+            if not lost:
+                raise
+            self.end(f"a collective failed: {str(error).splitlines()[0][:200]}")
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.period_s):
+            self._pulse()
+            if self._suspicion.is_set():
+                self._suspicion.clear()
+                self.end("asked to end", only_if_missing=True)
+            if time.monotonic() - self._last > self.timeout_s:
+                self.end(f"no progress for {self.timeout_s:g} s")
+
+    def _pulse(self) -> None:
+        self._count += 1
+        if self._store is not None:
+            with suppress(RuntimeError):  # the store is gone with rank 0; the time-out still ends this rank
+                self._store.set(f"pulse/{rank()}", json.dumps([self._count, self._step, self._phase]))
+
+    def _diagnose(self) -> tuple[list[str], list[int]]:
+        """-> (one line a suspicious rank, pids of those on this host that have no pulse)."""
+        if self._store is None:
+            return [], []
+        readings: list[list] = []
+        reader = threading.Thread(target=self._read_twice, args=(readings,), daemon=True)
+        reader.start()
+        for _ in range(8):
+            reader.join(timeout=self.period_s)
+            self._pulse()  # this may be the thread that does so otherwise
+        who = [f"rank {r} on {host} (pid {pid})" for r, (host, pid) in enumerate(self._members)]
+        if len(readings) == 2:
+            before, pulses = readings
+            changed = [old != new for old, new in zip(before, pulses, strict=True)]
+            silent = [r for r, p in enumerate(pulses) if p is None or not (changed[r] or p[2] == "finished")]
+        else:  # the store does not answer: it lives with rank 0
+            pulses, silent = [None] * len(who), [0]
+        if silent:
+            last = [f" since {p[2]} of step {p[1]}" if p else "" for p in pulses]
+            here = socket.gethostname()
+            pids = [pid for r, (host, pid) in enumerate(self._members) if r in silent and host == here]
+            return [f"{who[r]} has no pulse{last[r]}" for r in silent], pids
+        behind = min((step, phase != "data") for _, step, phase in pulses)
+        waiting = [r for r, (_, step, phase) in enumerate(pulses) if (step, phase != "data") == behind]
+        return [f"{who[r]} is alive in {pulses[r][2]} of step {pulses[r][1]}" for r in waiting], []
+
+    def _read_twice(self, readings: list[list]) -> None:
+        keys = [f"pulse/{r}" for r in range(world_size())]
+        with suppress(RuntimeError):
+            store = _connect_store()  # waiting for an answer, a connection is closed to everybody else
+            for wait in (0.0, 3 * self.period_s):
+                time.sleep(wait)
+                readings.append([json.loads(store.get(k)) if store.check([k]) else None for k in keys])
+
+
+def _connect_store() -> Any:
+    """A connection of our own to the launcher's store (the group's is busy while a collective waits on it)."""
+    if world_size() == 1:
+        return None
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    return dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=5))

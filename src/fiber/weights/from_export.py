@@ -1,0 +1,44 @@
+"""A model built of an export, with its weights."""
+
+from fnmatch import filter as matching
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from fiber.backbone.build import build_backbone
+from fiber.coarse.model import CoarseModel
+from fiber.weights.export import Export
+from fiber.weights.load import LoadReport, load_weights
+
+if TYPE_CHECKING:
+    from fiber.fine.model import FiberDetector
+
+OPTIONAL = {
+    "cross_modal": "heads.cross_modal.*",
+    "contrastive": "heads.contrastive.*",
+    "temperature": "heads.temperature.*",
+    "itm": "heads.itm.*",
+    "mlm": "heads.mlm.*",
+    "caption_maps": "backbone.fusion.caption_maps.*",
+}
+
+
+def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
+    """The model of an export with its weights, on the CPU. Heads that the file lacks as a whole stay new (their tasks
+    are not offered); a head that it has in part is a WeightsError."""
+    config = export.config
+    fine = config.stage == "fine"
+    backbone = build_backbone(config.model, config.vocab_size, config.pad_id, config.max_text, fine=fine)
+    if fine:
+        from fiber.fine.model import FiberDetector  # torchvision's operators take seconds to import
+
+        model: nn.Module = FiberDetector(backbone, **config.detector)
+    else:
+        model = CoarseModel(
+            backbone,
+            head_width=config.model.head_width,
+            vocab_size=config.vocab_size,
+            classifiers=config.classifiers,
+        )
+    absent = [pattern for pattern in OPTIONAL.values() if not matching(export.tensors, pattern)]
+    return model, load_weights(model, export.tensors, allow_new=absent)

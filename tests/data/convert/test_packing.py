@@ -1,0 +1,149 @@
+"""From item to sample: boxes and spans by hand, every reason to drop."""
+
+import math
+
+import pytest
+import raw
+
+from fiber.data.convert.items import Drop, Item, Picture
+from fiber.data.convert.packing import Packing, _move_spans, _same_shape, pack
+from fiber.data.records import clean_text, validate_record
+
+
+@pytest.fixture
+def picture(tmp_path):
+    return Picture((str(raw.put(tmp_path / "a.jpg", raw.picture(0))),))  # 64 x 48
+
+
+def packed(record, picture, **more):
+    item = Item({"image_id": "x", "source": "test", **record}, (picture,), **more)
+    sample, drops = pack(item, "key", Packing(), None)
+    if sample is not None:
+        validate_record(sample.record)
+    return sample, [(drop.reason, drop.kept) for drop in drops]
+
+
+def test_boxes_are_clipped_dropped_and_renumbered(picture):
+    boxes = [
+        [0, 0, 0, 9],
+        [10, 10, 20, 20],
+        [-30, 5, -2, 9],
+        [60, 40, 90, 90],
+        [5, 5, math.nan, 9],
+        [-0.5, -0.5, 64.5, 48.5],
+    ]
+    record = {
+        "boxes": [{"box": box} for box in boxes],
+        "captions": [{"text": "two things", "phrases": [{"span": [[0, 3]], "boxes": [0, 1, 3]},
+                                                        {"span": [[4, 10]], "boxes": [2]}]}],
+        "expressions": [{"text": "kept", "box": 3}, {"text": "gone", "box": 2}],
+    }  # fmt: skip
+    sample, drops = packed(record, picture)
+    # Half a pixel over the border is rounding and stays; more is clipped.
+    assert [b["box"] for b in sample.record["boxes"]] == [
+        [10, 10, 20, 20],
+        [60, 40, 64, 48],
+        [-0.5, -0.5, 64.5, 48.5],
+    ]
+    assert [p["boxes"] for p in sample.record["captions"][0]["phrases"]] == [[0, 1], []]
+    assert sample.record["expressions"] == [{"text": "kept", "box": 1}]
+    assert sorted(drops) == sorted([
+        ("box without area", False), ("box outside the picture", False), ("box clipped to the picture", True),
+        ("box not finite", False), ("expression without a box", False),
+    ])  # fmt: skip
+
+
+def test_boxes_follow_a_resized_picture(picture):
+    sample, _ = packed({"boxes": [{"box": [64, 48, 640, 480], "area": 200.0}]}, picture, size=(640, 480))
+    assert sample.record["boxes"] == [{"box": pytest.approx([6.4, 4.8, 64, 48]), "area": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("annotated", "actual", "same"),
+    [((640, 480), (640, 480), True), ((640, 427), (500, 334), True), ((640, 427), (500, 333), True),
+     ((500, 334), (640, 427), True), ((480, 640), (640, 480), False), ((640, 480), (640, 470), False),
+     ((0, 0), (5, 5), False)],
+)  # fmt: skip
+def test_same_shape(annotated, actual, same):
+    assert _same_shape(annotated, actual) is same
+
+
+def test_another_shape_is_dropped(picture):
+    assert packed({"boxes": [{"box": [1, 1, 5, 5]}]}, picture, size=(48, 64)) == (None, [("size mismatch", False)])
+    sample, _ = packed({"captions": [{"text": "no box, no harm"}]}, picture, size=(48, 64))
+    assert sample is not None
+
+
+@pytest.mark.parametrize("text", ["  A  man\ton a\n moped. ", "plain", " x", "a  b", "\u00a0wide\u2003blank "])
+def test_spans_move_with_the_white_space(text):
+    clean = clean_text(text)
+    for start in range(len(text)):
+        for end in range(start + 1, len(text) + 1):
+            words = clean_text(text[start:end])
+            if not words or text[start].isspace() or text[end - 1].isspace():
+                continue
+            ((s, e),) = _move_spans({"span": [[start, end]]}, text)["span"]
+            assert clean[s:e] == words
+
+
+def test_texts(picture):
+    record = {"captions": [{"text": " A  man "}, {"text": " \n"}, {"text": None}]}
+    sample, drops = packed(record, picture)
+    assert sample.record["captions"] == [{"text": "A man"}]
+    assert drops == [("empty text", False)] * 2
+    assert packed({"captions": [{"text": ""}]}, picture)[1][-1] == ("no annotations left", False)
+
+
+def test_pictures_without_annotations_can_be_kept(picture):
+    assert packed({}, picture)[0] is not None  # a captioning test set
+    assert "boxes" not in packed({"captions": [{"text": "x"}], "boxes": []}, picture)[0].record
+    item = Item({"image_id": "x", "source": "t", "boxes": []}, (picture,))
+    assert pack(item, "key", Packing(), {1})[0].record["boxes"] == []  # looked at, nothing found: a detection set
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [(b"", "empty file"), (b"<!DOCTYPE html>", "not a picture"), (b"\0\1\2\3", "not a picture"),
+     (raw.picture(0, "GIF"), "unsupported format"), (raw.picture(0, raw.TRUNCATED), "broken picture"),
+     (raw.picture(0, "PNG")[:-30], "broken picture"), (raw.picture(0, "WEBP")[:-90], "broken picture"),
+     (b"\xff\xd8\xff\xe0rest", "broken picture")],
+)  # fmt: skip
+def test_what_is_no_picture(data, reason, tmp_path):
+    picture = Picture((str(raw.put(tmp_path / "a.jpg", data)),))
+    assert packed({"captions": [{"text": "x"}]}, picture) == (None, [(reason, False)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "extension"),
+    [
+        ("JPEG", "L", "jpg"),
+        ("JPEG", "CMYK", "jpg"),
+        ("PNG", "RGBA", "png"),
+        ("PNG", "P", "png"),
+        ("WEBP", "RGB", "webp"),
+    ],
+)
+def test_formats_are_told_by_their_bytes(kind, mode, extension, tmp_path):
+    data = raw.picture(0, kind, mode)
+    picture = Picture((str(raw.put(tmp_path / "misnamed.gif", data)),))
+    sample, drops = packed({"captions": [{"text": "x"}]}, picture)
+    assert sample.images == [(extension, data)]
+    assert (sample.record["width"], sample.record["height"], drops) == (64, 48, [])
+
+
+def test_places(tmp_path):
+    data = raw.picture(0)
+    inside = raw.put(tmp_path / "big.bin", b"x" * 100 + data + b"y" * 50)
+    record = {"captions": [{"text": "x"}]}
+    assert packed(record, Picture((str(inside),), 100, len(data)))[0].images == [("jpg", data)]
+    absent = Picture((str(tmp_path / "no"), str(tmp_path)))
+    assert packed(record, absent) == (None, [("missing image", False)])
+    item = Item({"image_id": "x", "source": "t"}, (absent,), drops=(Drop("before", "x"),))
+    assert [drop.detail for drop in pack(item, "k", Packing(), None)[1]] == ["", str(tmp_path / "no")]
+
+
+def test_huge_pictures_are_refused_by_their_header(tmp_path):
+    data = bytearray(raw.picture(0, "PNG"))
+    data[16:24] = (20_000).to_bytes(4, "big") * 2  # the header says 400 million pixels
+    picture = Picture((str(raw.put(tmp_path / "a.png", bytes(data))),))
+    assert packed({"captions": [{"text": "x"}]}, picture) == (None, [("picture too large", False)])

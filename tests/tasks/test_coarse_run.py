@@ -1,0 +1,229 @@
+"""From a configuration to a task and its export: tuning modes, starting points, vocabularies, what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fiber
+from fiber.config.base import (
+    DataConfig,
+    EvalConfig,
+    ImageTowerConfig,
+    ModelConfig,
+    SourceConfig,
+    TextTowerConfig,
+    TuningConfig,
+)
+from fiber.config.stage1 import FIELDS, CaptionConfig, FinetuneConfig, Stage1Config, validate
+from fiber.data.samples.text import LabelledSample, TextSample, VqaSample
+from fiber.data.shapes.world import WORLDS, answers, generate
+from fiber.data.shards import ShardSet
+from fiber.data.text import load_tokenizer, train_bpe
+from fiber.data.writer import write_dataset
+from fiber.errors import ConfigError, WeightsError
+from fiber.tasks.coarse_run import (
+    answer_vocabulary,
+    build_sample,
+    build_task,
+    export_model,
+    open_tokenizer,
+    start_from,
+)
+from fiber.weights.export import read_export
+
+MODEL = ModelConfig(
+    image=ImageTowerConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), window=8, drop_path=0.0),
+    text=TextTowerConfig(width=16, layers=3, heads=2, intermediate=32, dropout=0.0),
+    num_fused=2,
+    head_width=12,
+    init="fan_in",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes with and without an answer vocabulary, and a tokenizer."""
+    folder, world = tmp_path_factory.mktemp("build"), WORLDS["easy"]
+    about = {"split": "train", "provenance": "drawn", "licence": "none"}
+    scenes = list(generate(world, "train", 4, seed=0))
+    write_dataset(scenes, folder / "scenes", name="scenes", answers=answers(world), **about)
+    write_dataset(scenes, folder / "plain", name="plain", **about)
+    train_bpe([c["text"] for s in scenes for c in s.record["captions"]], 320, folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture
+def config(folder: Path, tmp_path: Path) -> Stage1Config:
+    return Stage1Config(
+        output=str(tmp_path / "run"),
+        tokenizer=str(folder / "tokenizer"),
+        task="vqa",
+        image_size=64,
+        max_text=16,
+        model=MODEL,
+        data=DataConfig(train=(SourceConfig(str(folder / "scenes"), "questions"),), workers=0),
+    )
+
+
+def build(config: Stage1Config) -> nn.Module:
+    return build_task(config, load_tokenizer(config.tokenizer)).eval()
+
+
+def export(config: Stage1Config, task: nn.Module) -> Path:
+    weights = {name: parameter.detach() for name, parameter in task.named_parameters()}
+    export_model(config, load_tokenizer(config.tokenizer), task, weights, {"accuracy": 0.5})
+    return Path(config.output) / "export"
+
+
+@torch.no_grad()
+def perturb(task: nn.Module) -> None:
+    """Every trainable parameter moves, as training would have it."""
+    draw = torch.Generator().manual_seed(1)
+    for parameter in task.parameters():
+        if parameter.requires_grad:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+
+
+def inputs(config: Stage1Config) -> dict[str, Tensor]:
+    shards, sample = ShardSet(config.data.train[0].path), build_sample(config, load_tokenizer(config.tokenizer))
+    made = sample(shards.read(1), "questions", 0, torch.Generator())
+    return {
+        "images": made["images"][None],
+        "ids": torch.tensor(made["ids"])[None],
+        "mask": torch.tensor(made["mask"])[None],
+    }
+
+
+@pytest.mark.parametrize("mode", ["full", "frozen_towers", "lora"])
+def test_an_exported_question_model_answers_as_it_did_in_training(
+    mode: str, config: Stage1Config, folder: Path
+) -> None:
+    config = replace(config, tuning=TuningConfig(mode, lora_rank=2), finetune=FinetuneConfig(augment=False))
+    task = build(config)
+    perturb(task)
+    path = export(config, task)
+    assert json.loads((path / "answers.json").read_text()) == answers(WORLDS["easy"])
+    model = fiber.load(path)
+    assert model.tasks == ("answer",)
+    assert not any("lora" in name for name in read_export(path).tensors)
+    shards, batch = ShardSet(folder / "scenes"), inputs(config)
+    extension, data = shards.read(1).images[0]
+    picture = path.parent / f"p.{extension}"
+    picture.write_bytes(data)
+    (found,) = model.answer(picture, shards.record(1)["questions"][0]["question"], top=3)
+    with torch.no_grad():
+        expected = task.logits(batch)[0].sigmoid().topk(3)
+    assert [answer.text for answer in found] == [task.answers[i] for i in expected.indices.tolist()]
+    assert [answer.score for answer in found] == pytest.approx(expected.values.tolist(), abs=1e-3)  # two resizes
+
+
+@pytest.mark.parametrize("mode", ["frozen_towers", "lora"])
+def test_tuning_leaves_the_weights_of_the_towers_alone(mode: str, config: Stage1Config) -> None:
+    task = build(replace(config, tuning=TuningConfig(mode)))
+    trained = {n for n, p in task.named_parameters() if p.requires_grad}
+    towers = {n for n in trained if n.startswith(("model.backbone.image.", "model.backbone.text."))}
+    assert all("lora_" in n for n in towers)
+    assert bool(towers) == (mode == "lora")
+    assert any("heads.classifiers.vqa" in n for n in trained)
+    fusion = {n for n in trained if ".fusion." in n}
+    assert all("lora_" in n for n in fusion) == (mode == "lora")
+
+
+def test_a_start_brings_what_it_has_and_heads_of_other_answers_stay_new(config: Stage1Config) -> None:
+    task = build(config)
+    perturb(task)
+    path = export(config, task)
+    same = build(config)
+    report = start_from(same, path)
+    assert not any("classifiers" in name for name in report.new)
+    assert all(
+        name.startswith(("heads.contrastive", "heads.temperature", "heads.mlm", "heads.itm")) for name in report.new
+    )
+    for name, parameter in same.model.named_parameters():
+        if name not in report.new:
+            assert torch.equal(parameter, dict(task.model.named_parameters())[name]), name
+    (path / "answers.json").write_text(json.dumps(task.answers[::-1]))
+    other = build(replace(config, output="elsewhere"))
+    before = {n: p.clone() for n, p in other.model.heads.classifiers.named_parameters()}
+    assert any("classifiers" in name for name in start_from(other, path).new)
+    assert all(torch.equal(p, before[n]) for n, p in other.model.heads.classifiers.named_parameters())
+
+
+def test_a_task_cannot_start_from_a_model_that_lacks_its_parts(config: Stage1Config) -> None:
+    path = export(config, build(config))
+    source = replace(config.data.train[0], field="captions")
+    retrieval = replace(
+        config, task="retrieval_itc", data=replace(config.data, train=(source,)), output=f"{config.output}2"
+    )
+    with pytest.raises(WeightsError, match=r"would stay at their initial values[\s\S]*heads\.contrastive"):
+        start_from(build(retrieval), path)
+
+
+def test_answers_come_from_the_run_then_the_data_then_the_start(config: Stage1Config, folder: Path) -> None:
+    known = answers(WORLDS["easy"])
+    plain = SourceConfig(str(folder / "plain"), "questions")
+    mixed = replace(config, data=replace(config.data, train=(plain, config.data.train[0])))
+    assert answer_vocabulary(mixed) == known
+    with pytest.raises(ConfigError, match=r"data\.train: none of the sets has an answer vocabulary"):
+        answer_vocabulary(replace(config, data=replace(config.data, train=(plain,))))
+    path = export(config, build(config))
+    assert answer_vocabulary(replace(config, data=DataConfig())) == known
+    elsewhere = replace(config, data=DataConfig(), output="elsewhere", init_from=str(path))
+    assert answer_vocabulary(elsewhere) == known
+    (path / "answers.json").write_text(json.dumps(known[::-1]))
+    assert answer_vocabulary(config) == known[::-1]
+
+
+def test_every_task_has_its_sample(config: Stage1Config) -> None:
+    kinds = {"vqa": VqaSample, "nlvr2": LabelledSample, "entailment": LabelledSample, "retrieval_itm": TextSample}
+    for task, kind in kinds.items():
+        sample = build_sample(replace(config, task=task), load_tokenizer(config.tokenizer))
+        assert type(sample) is kind
+        assert sample.picture.augmented
+        assert not sample.picture.flip_sides
+        assert sample.pictures == (2 if task == "nlvr2" else 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "captions"}, "data.train.0.field: task vqa reads questions, not captions"),
+        ({"eval": "captions"}, "eval.data.0.field: task vqa reads questions, not captions"),
+        ({"finetune": FinetuneConfig(label_smoothing=1.0)}, "finetune.label_smoothing: must lie in"),
+        ({"finetune": FinetuneConfig(itc_weight=-1.0)}, "finetune.itc_weight: must not be negative"),
+        (
+            {"task": "retrieval_itc", "data": "captions", "finetune": FinetuneConfig(label_smoothing=0.1)},
+            "finetune.label_smoothing: the contrastive objective",
+        ),
+        ({"tuning": TuningConfig("prompt")}, "tuning.mode: prompt is of region level"),
+        ({"caption": CaptionConfig(samples=1)}, "caption.baseline: mean compares"),
+        ({"caption": CaptionConfig(mle_weight=1.5)}, "caption.mle_weight: must lie in"),
+        ({"caption": CaptionConfig(beam=0)}, "caption.beam: must be at least 1"),
+    ],
+)
+def test_what_cannot_run_is_refused(changes: dict, message: str, config: Stage1Config, folder: Path) -> None:
+    if "data" in changes:
+        changes = changes | {"data": DataConfig(train=(SourceConfig(str(folder / "scenes"), changes["data"]),))}
+    if "eval" in changes:
+        changes = changes | {"eval": EvalConfig(data=(SourceConfig(str(folder / "scenes"), changes["eval"]),))}
+    train = replace(config.train, global_batch=64)
+    with pytest.raises(ConfigError, match=f"^{message}"):
+        validate(replace(config, train=train, **changes), world=1)
+    validate(replace(config, train=train), world=1)
+    assert set(FIELDS) == {"vqa", "nlvr2", "entailment", "retrieval_itc", "retrieval_itm", "caption"}
+
+
+def test_a_tokenizer_that_is_not_the_starts_is_refused(config: Stage1Config, tmp_path: Path) -> None:
+    path = export(config, build(config))
+    train_bpe(["other words entirely"], 270, tmp_path / "other")
+    assert len(open_tokenizer(replace(config, init_from=str(path)))) == read_export(path).config.vocab_size
+    with pytest.raises(ConfigError, match=r"tokenizer: .* ids, the model of init_from"):
+        open_tokenizer(replace(config, tokenizer=str(tmp_path / "other"), init_from=str(path)))
+    with pytest.raises(ConfigError, match="init_from: no folder"):
+        open_tokenizer(replace(config, init_from="nowhere"))
+    with pytest.raises(ConfigError, match="tokenizer: no tokenizer at"):
+        open_tokenizer(replace(config, tokenizer=str(tmp_path / "none")))

@@ -1,0 +1,51 @@
+"""Exported programs compute what the models compute, on inputs of their own, without this project's code."""
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import fiber
+from fiber.errors import WeightsError
+from fiber.weights.export import read_export
+from fiber.weights.program import largest_difference, write_program
+from tiny_exports import coarse_export, fine_export
+
+
+def test_the_dual_encoder_program_gives_the_features(tmp_path):
+    export = read_export(coarse_export(tmp_path / "e"))
+    assert write_program(export, tmp_path / "dual.pt2") < 1e-4
+    run = torch.export.load(tmp_path / "dual.pt2").module()
+    predictor = fiber.load(tmp_path / "e", device="cpu")
+    ids = torch.tensor(predictor.tokenizer("two dogs", padding="max_length", max_length=12).input_ids)[None]
+    image, text = run(torch.full((1, 3, 64, 64), 200, dtype=torch.uint8), ids, (ids != 1).long())
+    grey = Image.new("RGB", (64, 64), (200, 200, 200))
+    torch.testing.assert_close(image, predictor.embed_images(grey), atol=1e-5, rtol=0)
+    torch.testing.assert_close(text, predictor.embed_texts(["two dogs"]), atol=1e-5, rtol=0)
+
+
+def test_the_detector_program_gives_the_outputs_of_the_head_at_its_size(tmp_path):
+    export = read_export(fine_export(tmp_path / "e", anchor_sizes=(64, 128, 256), strides=(8, 16, 32)))
+    assert write_program(export, tmp_path / "detector.pt2", (64, 96), 20) < 1e-4
+    run = torch.export.load(tmp_path / "detector.pt2").module()
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    ids = torch.randint(4, 200, (1, 20))
+    sizes, mask = torch.tensor([[60, 90]]), torch.ones_like(ids)
+    model = fiber.load(tmp_path / "e", device="cpu").model
+    tokens, deltas, centerness, anchors = run(images, sizes, ids, mask)
+    output, places = model(images, sizes, ids, mask)
+    for ours, expected in ((tokens, output.tokens), (deltas, output.deltas), (centerness, output.centerness)):
+        for a, b in zip(ours, expected, strict=True):
+            torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
+    assert all(torch.equal(a, b) for a, b in zip(anchors, places, strict=True))
+
+
+@pytest.mark.parametrize("fault", [1e-3, torch.nan])
+def test_a_program_that_computes_something_else_is_refused(fault):
+    model = nn.Linear(2, 2)
+    inputs = (torch.ones(1, 2),)
+    assert largest_difference(model, model, inputs) == 0.0
+    other = nn.Linear(2, 2)
+    other.load_state_dict({"weight": model.weight, "bias": model.bias + fault})
+    with pytest.raises(WeightsError, match="differs from the model"):
+        largest_difference(model, other, inputs)
