@@ -3,7 +3,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 [[ -d .venv ]] && source .venv/bin/activate
 
-# start SCRIPT ARGUMENT...: a job on this machine, in place of this shell. RANKS: processes (default: one a GPU; without
+# start SCRIPT ARGUMENT...: a job on this machine, in place of this shell. RANKS: processes (default: one per GPU; without
 # GPUs 2, on the CPU). MASTER_PORT: another port for a second job on the machine.
 start() {
   local gpus ranks cores

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole story in miniature, on two CPU cores in minutes: a procedural world becomes shards, stage 1 pre-trains a
 # small FIBER from nothing on image-text pairs (2 ranks, DeepSpeed ZeRO-1), stage 2 goes on from it with boxes, both
-# are evaluated on held-out scenes beside their baselines, and pictures are drawn.
+# are evaluated on held-out scenes beside their baselines, and images are drawn.
 #
 #   make demo                     everything under runs/demo, starting afresh
 #   OUT=DIR SMALL=1 launch/demo.sh    a few steps of each part, as the test suite runs it
@@ -35,10 +35,10 @@ from pathlib import Path
 from fiber.data.shards import ShardSet
 
 out, shards = Path(sys.argv[1]), ShardSet(Path(sys.argv[1]) / "shards" / "test")
-(out / "pictures").mkdir()
+(out / "images").mkdir()
 for number in range(8):
     extension, data = shards.read(number).images[0]
-    (out / "pictures" / f"{number}.{extension}").write_bytes(data)
+    (out / "images" / f"{number}.{extension}").write_bytes(data)
 PY
 
 say "2/5  stage 1, coarse: image-text pairs (contrastive, matching, masked words)"
@@ -52,6 +52,6 @@ say "4/5  stage 2, fine: phrases and boxes, starting from stage 1"
 paths+=(data.train.1.path="$out/shards/train" eval.data.0.path="$out/shards/test" eval.data.1.path="$out/shards/test")
 launch/stage2_fine.sh configs/stage2/shapes_tiny.yaml output="$out/stage2" init_from="$out/stage1" "${paths[@]}" "${stage2[@]}"
 
-say "5/5  pictures and summary"
+say "5/5  images and summary"
 python tools/visualize.py "$out/stage2" --shards "$out/shards/test" --out "$out/figures/grounding.png" >"$out/logs/visualize.json"
 python tools/demo_summary.py "$out" --began "$began"

@@ -21,7 +21,7 @@ stage2() { # output folder, more words
   launch/stage2_fine.sh "${CONFIG:-configs/stage2/odinw.yaml}" output="$output" \
     init_from="${MODEL:-runs/fiber_base_fine}" "$@" "${overrides[@]}"
 }
-train() { # set, name of the run, training shards, copies of them an epoch, tuning mode
+train() { # set, name of the run, training shards, copies of them per epoch, tuning mode
   local epoch
   epoch=$(python -c "import json, sys; print(max(json.load(open(sys.argv[1]))['samples'] * $4 // $batch, 1))" "$3/dataset.json")
   stage2 "$out/$1/$2" data.train.0.path="$3" eval.data.0.path="$folder/$1/val" eval.every="$epoch" \

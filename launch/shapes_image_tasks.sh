@@ -3,7 +3,7 @@
 # can be had without looking (docs/shapes.md). Two ranks; an hour or so on two cores. Run again to go on.
 #   launch/shapes_image_tasks.sh [key.path=value ...]
 # STAGE1: the run to start from; SHAPES: the shards; OUT: where runs and table go; TASKS, STARTS: some of them only;
-# PAIRS: pairs of pictures to train on; STEPS: steps of every task in place of its own number.
+# PAIRS: pairs of images to train on; STEPS: steps of every task in place of its own number.
 source "$(dirname "$0")/common.sh"
 
 stage1=${STAGE1:-runs/shapes_stage1} shapes=${SHAPES:-runs/shapes} out=${OUT:-runs/shapes_tasks} pairs=${PAIRS:-8000}

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Every region-level task on the shapes world, from the longer stage 2 (launch/shapes_stage2.sh): grounding, referring
-# expressions, detection of combinations never seen, long tail, and a few pictures of another world in every tuning
+# expressions, detection of combinations never seen, long tail, and a few images of another world in every tuning
 # mode. One table, OUT/table.md (docs/region_tasks.md). Run again to go on.
 #   launch/shapes_region_tasks.sh [key.path=value ...]       (words for all runs)
 # STAGE2: the run to start from; SHAPES: its shards and tokenizer; OUT: folder of the runs. STEPS: of the two larger
-# fine-tunings; FEW_STEPS, SHOTS, SEEDS, MODES: of the few-shot runs; SCENES, HELD_OUT: how many pictures are drawn.
+# fine-tunings; FEW_STEPS, SHOTS, SEEDS, MODES: of the few-shot runs; SCENES, HELD_OUT: how many images are drawn.
 source "$(dirname "$0")/common.sh"
 
 stage2=${STAGE2:-runs/shapes_stage2} shapes=${SHAPES:-runs/shapes} out=${OUT:-runs/shapes_regions}
@@ -16,7 +16,7 @@ shards() { python tools/make_shards.py shapes --workers 2 "$@" | tail -n 1; }
 sets() { local list; list=$(printf '{path: %s, field: %s}, ' "$@") && echo "[$list]"; }
 figures() { grep '^{' >"$1.new" && mv "$1.new" "$1"; } # whole or absent
 
-# Training pictures of the held-out combinations (another seed than the test pictures), and another world.
+# Training images of the held-out combinations (another seed than the test images), and another world.
 shards --world easy --split compositional --seed 1 --limit "$scenes" --out "$out/shards/compositional"
 shards --world novel --split train --limit 400 --out "$out/shards/novel"
 shards --world novel --split test --limit "$held_out" --out "$out/shards/novel_test"

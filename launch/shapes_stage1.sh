@@ -11,7 +11,7 @@ shards() { python tools/make_shards.py shapes --captions ordered --workers 2 --w
 shards easy --split train --limit "$scenes" --out "$out/train"
 shards arranged --split train --limit $((scenes * 2 / 5)) --out "$out/arranged"
 shards arranged --split test --limit $((held_out * 3 / 10)) --out "$out/arranged_test"
-shards paired --split train --limit $((scenes / 2)) --shard-samples 500 --out "$out/paired" # a family of scenes a shard
+shards paired --split train --limit $((scenes / 2)) --shard-samples 500 --out "$out/paired" # a family of scenes per shard
 shards paired --split test --limit $((held_out * 3 / 10)) --out "$out/paired_test"
 shards easy --split val --limit $((held_out * 3 / 10)) --out "$out/val"
 shards easy --split test --limit "$held_out" --out "$out/test"

@@ -1,4 +1,4 @@
-"""Export folders of models small enough to run in milliseconds, with open gates, and pictures of every kind."""
+"""Export folders of models small enough to run in milliseconds, with open gates, and images of every kind."""
 
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def fine_export(folder: Path, seed: int = 0, **options: Any) -> Path:
     return write_export(folder, tensors, config, tokenizer, categories=CATEGORIES)
 
 
-def pictures(folder: Path) -> dict[str, Path]:
+def images(folder: Path) -> dict[str, Path]:
     """The same scene (a light left half, a dark right one) as files of every mode and size that users have."""
     folder.mkdir(parents=True, exist_ok=True)
     pixels = np.full((60, 90, 3), 40, np.uint8)

@@ -5,7 +5,7 @@ import torch
 
 from benchmark_common import PAD, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
-from fiber.coarse.decoding import Marks, beam_search, next_logits
+from fiber.coarse.decoding import SpecialTokens, beam_search, next_logits
 
 BEAMS = 5
 
@@ -15,14 +15,14 @@ def run(config: BenchConfig) -> dict:
     alone on the same token ids, cached and recomputed; their largest difference in logits."""
     model = build_model(config).eval()
     batch = make_batch(config, 1)
-    # The end mark is forbidden, so that every search runs to the length limit.
-    marks = Marks(start=0, end=config.bench.vocabulary, forbidden=(0, 1, 2))
+    # The end token is forbidden, so that every search runs to the length limit.
+    special_tokens = SpecialTokens(start=0, end=config.bench.vocabulary, forbidden=(0, 1, 2))
     ids = batch["ids"].repeat(BEAMS, 1)
 
     def search() -> None:
         with torch.no_grad():
             tail = model.backbone.image_tail(model.image_prefix(batch["images"]))
-            beam_search(model, tail, marks, config.max_text, BEAMS)
+            beam_search(model, tail, special_tokens, config.max_text, BEAMS)
 
     with torch.no_grad():
         image = model.backbone.image_tail(model.image_prefix(batch["images"])).repeat(BEAMS, 1, 1)

@@ -26,7 +26,7 @@ PAD = 1
 @dataclass(frozen=True)
 class BenchOptions:
     """`repeats` timed runs after `warmup` others. `vocabulary`: ids of the model; no tokenizer is read. `images`
-    pictures and `samples` read of them in `loader`; pairs matched at once and in all in `rerank`."""
+    images and `samples` read of them in `loader`; pairs matched at once and in all in `rerank`."""
 
     repeats: int = 5
     warmup: int = 1

@@ -1,4 +1,4 @@
-"""Detection of LVIS's 1,203 classes in prompts of 40: prefixes of picture and prompts shared and the prompts batched,
+"""Detection of LVIS's 1,203 classes in prompts of 40: prefixes of image and prompts shared and the prompts batched,
 as evaluation and `fiber detect` do, and the whole model run again for every prompt, as in the release."""
 
 from dataclasses import dataclass, field, replace
@@ -28,15 +28,15 @@ class DetectBenchConfig(Stage2Config):
 
 
 def run(config: DetectBenchConfig) -> dict:
-    """Seconds and pictures/s of both forms on one picture of noise, `regions.test_side` square, `eval.batch` prompts
-    at a time; their largest differences in score and box. Reading the prompts, once a set of pictures, is not part of
+    """Seconds and images/s of both forms on one image of noise, `regions.test_side` square, `eval.batch` prompts
+    at a time; their largest differences in score and box. Reading the prompts, once a set of images, is not part of
     the shared form's time and given beside it. Raises RuntimeError where both find different boxes."""
     device = distributed.device()
     model, prompts = build_model(config), noise_prompts(config)
     generator, side = torch.Generator().manual_seed(config.seed), config.regions.test_side
     images = torch.randint(0, 256, (1, 3, side, side), generator=generator, dtype=torch.uint8).to(device)
     sizes = torch.tensor([[side, side]], device=device)
-    selection, text = replace(DETECTION, keep=PER_IMAGE), model.read(prompts)
+    selection, text = replace(DETECTION, keep=PER_IMAGE), model.encode_prompts(prompts)
 
     def shared() -> Detections:
         return model.detect(images, sizes, [prompts], selection, pairs=config.eval.batch, text=text)[0]
@@ -46,12 +46,14 @@ def run(config: DetectBenchConfig) -> dict:
         return found.best(len(found.scores))
 
     differences = compare_detections(shared(), rerun())
-    timing = compare({"shared": shared, "rerun": rerun, "read_prompts": lambda: model.read(prompts)}, config.bench)
+    timing = compare(
+        {"shared": shared, "rerun": rerun, "read_prompts": lambda: model.encode_prompts(prompts)}, config.bench
+    )
     for found in timing.values():
         if distributed.device().type != "cuda":
             found.pop("peak_memory")  # the process's high-water mark cannot tell the forms apart
     for form in ("shared", "rerun"):
-        timing[form]["pictures_per_second"] = 1 / timing[form]["seconds"]
+        timing[form]["images_per_second"] = 1 / timing[form]["seconds"]
     return timing | {"prompts": len(prompts), **ratios(timing["rerun"], timing["shared"]), **differences}
 
 

@@ -1,4 +1,4 @@
-"""A training step of stage 2, forward and backward, on pictures of noise."""
+"""A training step of stage 2, forward and backward, on images of noise."""
 
 import torch
 
@@ -7,13 +7,13 @@ from benchmark_detect import DetectBenchConfig, build_model
 from fiber import distributed
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import GroundingTask
-from fiber.training.flops import matmul_ceiling, peak_flops, picture_cost
+from fiber.training.flops import image_cost, matmul_ceiling, peak_flops
 
-BOXES = 8  # in a picture, each of a phrase of its own
+BOXES = 8  # in an image, each of a phrase of its own
 
 
 def run(config: DetectBenchConfig) -> dict:
-    """Seconds, pictures/s, FLOP/s and memory of a step on `train.micro_batch` squares of the largest training side
+    """Seconds, images/s, FLOP/s and memory of a step on `train.micro_batch` squares of the largest training side
     with full captions. What `regions.frozen_stages` freezes is counted as if it were trained."""
     regions, size = config.regions, config.train.micro_batch
     weights = LossWeights(regions.token_weight, regions.box_weight, regions.centerness_weight)
@@ -22,7 +22,7 @@ def run(config: DetectBenchConfig) -> dict:
     task.train()
     side = max(regions.short_sides)
     batch = noise(config, side, size)
-    forward = picture_cost(task.model, (side, side), config.max_text)(batch)
+    forward = image_cost(task.model, (side, side), config.max_text)(batch)
 
     def step() -> None:
         task.zero_grad()
@@ -44,7 +44,7 @@ def run(config: DetectBenchConfig) -> dict:
 
 
 def noise(config: DetectBenchConfig, side: int, size: int) -> dict:
-    """A stage-2 batch: `size` squares, full captions, `BOXES` boxes a picture with a token each."""
+    """A stage-2 batch: `size` squares, full captions, `BOXES` boxes an image with a token each."""
     draw = torch.Generator().manual_seed(config.seed)
     count = size * BOXES
     corner = torch.rand(count, 2, generator=draw) * side * 0.6

@@ -24,12 +24,12 @@ from fiber.data.writer import write_dataset
 from fiber.images.resize import load_image
 
 WIDTH, HEIGHT = 500, 375
-QUALITY, CONTRAST = 85, 45  # together: 68 kB a picture
+QUALITY, CONTRAST = 85, 45  # together: 68 kB per image
 WORDS = ("a", "red", "green", "dog", "cat", "tree", "stands", "near", "the", "left", "of", "house", "under", "people")
 
 
 def run(config: BenchConfig) -> dict:
-    """Images/s of the loader with `data.workers` workers over `bench.samples` samples of `bench.images` pictures, of
+    """Images/s of the loader with `data.workers` workers over `bench.samples` samples of `bench.images` images, of
     decoding and resizing alone in as many processes, and resident memory of all processes along the way."""
     options = config.bench
     with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +40,7 @@ def run(config: BenchConfig) -> dict:
         tokenizer = train_bpe(texts, 600, Path(folder) / "tokenizer")
         make_sample = PretrainSample(
             tokenizer, config.image_size, config.max_text, config.pretrain.mask_probability,
-            exact=config.data.transform == "pil",
+            pil_resize=config.data.transform == "pil",
         )  # fmt: skip
         bare = decode_alone(folder, config)
         found = read_through(folder, make_sample, config)
@@ -55,7 +55,7 @@ def run(config: BenchConfig) -> dict:
 
 
 def make_samples(count: int, seed: int) -> list[Sample]:
-    """Pictures with the spectrum of photographs (power falls as frequency to the 2.4), about 68 kB each, with a
+    """Images with the spectrum of photographs (power falls as frequency to the 2.4), about 68 kB each, with a
     caption of eleven words. A few are drawn; the others are these, rolled round their edges."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, None], np.fft.rfftfreq(WIDTH)[None])
@@ -105,12 +105,13 @@ def read_through(folder: str, make_sample: PretrainSample, config: BenchConfig) 
 def decode_alone(folder: str, config: BenchConfig) -> float:
     """Images/s that `data.workers` processes decode and resize from memory, nothing else done with them."""
     shards, processes = ShardSet(folder), max(config.data.workers, 1)
-    pictures = [shards.read(i).images[0][1] for i in range(min(len(shards), 1000))]
-    exact = config.data.transform == "pil"
+    images = [shards.read(i).images[0][1] for i in range(min(len(shards), 1000))]
+    pil_resize = config.data.transform == "pil"
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(processes + 1)
     workers = [
-        context.Process(target=_decode, args=(pictures, config.image_size, exact, barrier)) for _ in range(processes)
+        context.Process(target=_decode, args=(images, config.image_size, pil_resize, barrier))
+        for _ in range(processes)
     ]
     for worker in workers:
         worker.start()
@@ -120,18 +121,18 @@ def decode_alone(folder: str, config: BenchConfig) -> float:
     seconds = time.perf_counter() - start
     for worker in workers:
         worker.join()
-    return processes * len(pictures) / seconds
+    return processes * len(images) / seconds
 
 
-def _decode(pictures: list[bytes], size: int, exact: bool, barrier: multiprocessing.Barrier) -> None:
+def _decode(images: list[bytes], size: int, pil_resize: bool, barrier: multiprocessing.Barrier) -> None:
     import torch
 
     torch.set_num_threads(1)
-    for data in pictures[:20]:
-        load_image(data, size, exact)
+    for data in images[:20]:
+        load_image(data, size, pil_resize)
     barrier.wait()
-    for data in pictures:
-        load_image(data, size, exact)
+    for data in images:
+        load_image(data, size, pil_resize)
     barrier.wait()
 
 

@@ -4,8 +4,8 @@ import torch
 
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
-from fiber.evaluation.gallery import Cache, encode_images, encode_texts, match_logits
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.gallery import PrefixCache, encode_images, encode_texts, match_logits
+from fiber.evaluation.progress import Progress
 from fiber.training.flops import matmul_ceiling, pair_cost, peak_flops
 
 
@@ -19,12 +19,12 @@ def run(config: BenchConfig) -> dict:
     batch = make_batch(config, size)
     image_row, text_row = (x.to(device) for x in pair_rows(options.pairs, size))
     position = {"position": torch.arange(size)}
-    images = encode_images(model, [batch | position], Cache(), Meter())
-    texts, _ = encode_texts(model, [batch | position], images.image_id, Cache(), Meter())
+    images = encode_images(model, [batch | position], PrefixCache(), Progress())
+    texts, _ = encode_texts(model, [batch | position], images.image_id, PrefixCache(), Progress())
 
     def cached() -> torch.Tensor:
         return match_logits(
-            model, images, texts.prefixes, image_row, text_row, batch=options.pair_batch, meter=Meter()
+            model, images, texts.prefixes, image_row, text_row, batch=options.pair_batch, progress=Progress()
         )
 
     @torch.no_grad()
@@ -40,7 +40,7 @@ def run(config: BenchConfig) -> dict:
         )
 
     def encode() -> None:
-        encode_images(model, [batch | position], Cache(), Meter())
+        encode_images(model, [batch | position], PrefixCache(), Progress())
 
     difference = float((cached() - full()).abs().max())
     timing = compare({"cached": cached, "full": full, "encode_images": encode}, options)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
-from fiber.coarse.itc import draw_negatives, itc_loss, negative_weights
+from fiber.coarse.itc import itc_loss, negative_weights, sample_columns
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import mlm_loss
 from fiber.coarse.model import FusedFeatures
@@ -31,7 +31,7 @@ def run(config: BenchConfig) -> dict:
         {"shared": lambda: backward(task(batch)[0]), "five_passes": lambda: backward(five_passes(task, batch))},
         config.bench,
     )
-    masked = round(task.items(batch)["mlm"] / size)
+    masked = round(task.loss_normalisers(batch)["mlm"] / size)
     cost = pair_cost(task.model, config.image_size, config.max_text, masked)
     device = distributed.device()
     ceiling = peak_flops(device) or matmul_ceiling(device, DTYPES[config.train.precision])
@@ -75,7 +75,7 @@ def five_passes(task: PretrainTask, batch: dict) -> Losses:
         task.queue.enqueue(*(x.detach() for x in features), batch["image_id"])
     mlm, _ = mlm_loss(model.heads.mlm, fused(images, batch["masked_ids"], mask).text, batch["mlm_labels"])
     drawn = [
-        draw_negatives(negative_weights(logits, contrast.same_image, hard=True), batch["uniform"][:, k])
+        sample_columns(negative_weights(logits, contrast.same_image, hard=True), batch["uniform"][:, k])
         for k, logits in enumerate((contrast.image_to_text, contrast.text_to_image))
     ]
     (text, valid_text), (image, valid_image) = drawn

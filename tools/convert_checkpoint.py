@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--text-heads", type=int, help="attention heads of the text tower, which shapes do not tell")
     top.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
     top.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
-    top.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of a program's pictures, in pixels")
+    top.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of a program's images, in pixels")
     top.add_argument("--text-length", type=int, help="of a program's texts, in tokens")
     return top
 

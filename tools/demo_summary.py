@@ -79,7 +79,7 @@ def main() -> None:
     summary = summarise(arguments.out, arguments.began)
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2))
     print(table(summary))
-    print(f"\n{arguments.out / 'summary.json'}; pictures in {arguments.out / 'figures'}")
+    print(f"\n{arguments.out / 'summary.json'}; images in {arguments.out / 'figures'}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Cut a few-shot subset out of the shards of a detection set: K pictures of every class, more where others are rarer.
+"""Cut a few-shot subset out of the shards of a detection set: K images of every class, more where others are rarer.
 
     python tools/few_shot.py SHARDS --shots K --out DIR [--seed S]
 
@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, help="shards with labelled boxes")
-    parser.add_argument("--shots", type=int, required=True, help="pictures a class")
+    parser.add_argument("--shots", type=int, required=True, help="images per class")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for the subset")
     arguments = parser.parse_args(argv)
@@ -30,10 +30,10 @@ def main(argv: list[str] | None = None) -> None:
         info = write_few_shot(arguments.shards, arguments.out, arguments.shots, arguments.seed)
     except ShardError as error:
         parser.exit(1, f"error: {error}\n")
-    few = [name for name, count in info["pictures"].items() if count < arguments.shots]
+    few = [name for name, count in info["images"].items() if count < arguments.shots]
     if few:
-        print(f"with fewer than {arguments.shots} pictures, all there are: {', '.join(few)}")
-    print(json.dumps({"out": str(arguments.out), "samples": info["samples"], "pictures": info["pictures"]}))
+        print(f"with fewer than {arguments.shots} images, all there are: {', '.join(few)}")
+    print(json.dumps({"out": str(arguments.out), "samples": info["samples"], "images": info["images"]}))
 
 
 if __name__ == "__main__":

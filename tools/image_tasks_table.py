@@ -15,8 +15,8 @@ from pathlib import Path
 STARTS = {"stage1": "from stage 1", "scratch": "from nothing"}
 ROWS = (
     ("vqa", "questions: accuracy", "accuracy", "type_majority_accuracy", "commonest answer of each kind of question"),
-    ("nlvr2", "two pictures: accuracy", "accuracy", "majority_accuracy", "commoner truth value"),
-    ("nlvr2", "two pictures: consistency", "consistency", None, ""),
+    ("nlvr2", "two images: accuracy", "accuracy", "majority_accuracy", "commoner truth value"),
+    ("nlvr2", "two images: consistency", "consistency", None, ""),
     ("snli_ve", "entailment: accuracy", "accuracy", "majority_accuracy", "commonest label; words alone tell 66.7"),
     ("retrieval_itc", "text -> image R@1, dual encoder", "t2i_r1", "chance_t2i_r1", "chance"),
     ("retrieval_itc", "image -> text R@1, dual encoder", "i2t_r1", "chance_t2i_r1", "chance"),

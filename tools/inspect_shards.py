@@ -1,8 +1,8 @@
-"""Look into shards: counts, distributions, damage, and pictures as the model sees them.
+"""Look into shards: counts, distributions, damage, and images as the model sees them.
 
     python tools/inspect_shards.py DIR [--verify] [--contact-sheet OUT.png]
 
---verify re-reads everything: checksums, every record against the schema, every picture decoded by the loader's own
+--verify re-reads everything: checksums, every record against the schema, every image decoded by the loader's own
 decoder. Exit status: 0 fine, 1 a clear error or damage found. The last line of stdout is a JSON summary.
 """
 
@@ -60,14 +60,14 @@ def statistics(shards: ShardSet, limit: int) -> dict[str, list[float]]:
         add("aspect (width / height)", round(record["width"] / record["height"], 1))
         for field in FIELDS:
             if field in record:
-                add(f"{field} a picture", len(record[field]))
+                add(f"{field} per image", len(record[field]))
         for field, key in TEXT_OF.items():
             for entry in record.get(field, []):
                 add(f"words in {field}", len(entry[key].split()))
         for entry in record.get("boxes", []):
             x0, y0, x1, y1 = entry["box"]
             area = (x1 - x0) * (y1 - y0) / (record["width"] * record["height"])
-            add("box side (share of the picture)", round(float(np.sqrt(area)), 1))
+            add("box side (share of the image)", round(float(np.sqrt(area)), 1))
     return found
 
 
@@ -106,7 +106,7 @@ def verify(shards: ShardSet) -> Counter[str]:
 
 
 def contact_sheet(shards: ShardSet, path: Path, number: int, side: int, columns: int = 4) -> None:
-    """A PNG of ``number`` samples, evenly spread: pictures with their boxes, annotations below."""
+    """A PNG of ``number`` samples, evenly spread: images with their boxes, annotations below."""
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(number, len(shards))).astype(int))
     tiles = [_tile(shards.read(int(i)), {c["id"]: c["name"] for c in shards.categories}, side) for i in chosen]
     columns = min(columns, len(tiles))
@@ -125,14 +125,14 @@ def _tile(sample: Sample, names: dict[int, str], side: int) -> Image.Image:
     from fiber.images.codec import decode
 
     each = side // len(sample.images)
-    pictures = [Image.fromarray(decode(data)) for _, data in sample.images]
-    scales = [min(each / picture.width, side / picture.height) for picture in pictures]
-    sizes = [(max(1, int(p.width * s)), max(1, int(p.height * s))) for p, s in zip(pictures, scales, strict=True)]
+    images = [Image.fromarray(decode(data)) for _, data in sample.images]
+    scales = [min(each / image.width, side / image.height) for image in images]
+    sizes = [(max(1, int(p.width * s)), max(1, int(p.height * s))) for p, s in zip(images, scales, strict=True)]
     top = max(height for _, height in sizes)
     lines = [part for text, colour in _lines(sample.record) for part in _wrap(text, colour, side // 6)]
     tile = Image.new("RGB", (side, top + 12 * len(lines) + 4), "white")
-    for k, (picture, size) in enumerate(zip(pictures, sizes, strict=True)):
-        tile.paste(picture.resize(size, Image.Resampling.BICUBIC), (k * each, 0))
+    for k, (image, size) in enumerate(zip(images, sizes, strict=True)):
+        tile.paste(image.resize(size, Image.Resampling.BICUBIC), (k * each, 0))
     draw = ImageDraw.Draw(tile)
     for i, entry in enumerate(sample.record.get("boxes", [])):
         colour = COLOURS[i % len(COLOURS)]
@@ -148,7 +148,7 @@ def _tile(sample: Sample, names: dict[int, str], side: int) -> Image.Image:
 
 
 def _lines(record: Record) -> list[tuple[str, str]]:
-    """What is said of a picture, a line each, phrases in the colour of their first box."""
+    """What is said of an image, a line each, phrases in the colour of their first box."""
     lines: list[tuple[str, str]] = [(record["image_id"], "#888888")]
     for caption in record.get("captions", [])[:6]:
         lines.append((caption["text"], "#000000"))
@@ -181,8 +181,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("shards", type=Path, help="folder of shards")
     parser.add_argument("--verify", action="store_true", help="re-read and decode everything")
     parser.add_argument("--contact-sheet", type=Path, metavar="OUT.png", help="draw samples with their annotations")
-    parser.add_argument("--samples", type=int, default=16, help="pictures on the contact sheet")
-    parser.add_argument("--side", type=int, default=320, help="pixels of a picture on the contact sheet")
+    parser.add_argument("--samples", type=int, default=16, help="images on the contact sheet")
+    parser.add_argument("--side", type=int, default=320, help="pixels of an image on the contact sheet")
     parser.add_argument("--statistics-of", type=int, default=20_000, metavar="N", help="samples the histograms use")
     options = parser.parse_args(arguments)
     try:

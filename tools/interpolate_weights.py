@@ -29,7 +29,7 @@ FREE = {
     "image_size",
     "max_image_size",
 }
-"""Keys in which two exports may differ: they concern training, or the pictures that the model is given."""
+"""Keys in which two exports may differ: they concern training, or the images that the model is given."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -27,7 +27,7 @@ DATASETS = (
     "flickr30k_entities", "mdetr_json", "refcoco", "coco_detection", "lvis", "objects365", "odinw", "shapes",
     "photographs",
 )  # fmt: skip
-"""Modules of fiber.data.convert; each has read(Request) -> Source, SPLITS and sometimes VARIANTS and OPTIONS."""
+"""Modules of fiber.data.convert; each has read(Request) -> RawDataset, SPLITS and sometimes VARIANTS and OPTIONS."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
     if "annotations" in options:
         sub.add_argument("--annotations", type=Path, help="annotation file, if not at its official place")
     if "images" in options:
-        sub.add_argument("--images", type=Path, help="picture folder, if not at its official place")
+        sub.add_argument("--images", type=Path, help="image folder, if not at its official place")
     if hasattr(module, "VARIANTS"):
         sub.add_argument("--variant", choices=module.VARIANTS, default=module.VARIANTS[0])
     if "answers" in options:
@@ -68,7 +68,7 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
             help="full names every object, ordered also lists them from left to right or top to bottom",
         )
     if "image_size" in options:
-        sub.add_argument("--image-size", type=int, help="pixels a side")
+        sub.add_argument("--image-size", type=int, help="pixels per side")
     if "seed" in options:
         sub.add_argument("--seed", type=int, default=0)
 
@@ -77,15 +77,15 @@ def _writing_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, help="folder for the shards")
     sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
     sub.add_argument("--limit", type=int, help="only the first N items")
-    sub.add_argument("--shard-samples", type=int, default=1000, help="items a shard at most")
+    sub.add_argument("--shard-samples", type=int, default=1000, help="items per shard at most")
     sub.add_argument("--shard-mb", type=float, default=256.0, help="target size of a shard")
-    sub.add_argument("--max-side", type=int, help="shrink larger pictures to this long side (boxes follow)")
-    sub.add_argument("--reencode", action="store_true", help="store every picture as an RGB JPEG")
+    sub.add_argument("--max-side", type=int, help="shrink larger images to this long side (boxes follow)")
+    sub.add_argument("--reencode", action="store_true", help="store every image as an RGB JPEG")
     sub.add_argument("--quality", type=int, default=92, help="of JPEGs written by --max-side and --reencode")
     sub.add_argument("--no-decode-check", dest="decode_check", action="store_false", help="trust headers")
     sub.add_argument("--against", type=Path, nargs="+", default=[], metavar="EVAL", help="evaluation sets (shard "
-                     "folders, or text files with an image id a line): report pictures they share")  # fmt: skip
-    sub.add_argument("--drop-leaks", action="store_true", help="and leave those pictures out")
+                     "folders, or text files with an image id per line): report images they share")  # fmt: skip
+    sub.add_argument("--drop-leaks", action="store_true", help="and leave those images out")
     sub.add_argument("--overwrite", action="store_true", help="replace what --out holds")
 
 

@@ -18,8 +18,8 @@ from fiber.coarse.caption_losses import (
     start_captions,
     token_losses,
 )
-from fiber.coarse.decoding import Marks, greedy
-from fiber.coarse.itc import Contrast, FeatureQueue, itc_loss, negative_weights
+from fiber.coarse.decoding import SpecialTokens, greedy
+from fiber.coarse.itc import ContrastiveOutput, FeatureQueue, itc_loss, negative_weights
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import IGNORED, mlm_loss
 from fiber.coarse.model import CoarseModel
@@ -163,7 +163,7 @@ def _queue(fixture: Fixture, image: Tensor, text: Tensor, filled: int) -> Featur
     return queue
 
 
-def _contrast(fixture: Fixture, model: CoarseModel, queue: FeatureQueue) -> tuple[Tensor, Contrast]:
+def _contrast(fixture: Fixture, model: CoarseModel, queue: FeatureQueue) -> tuple[Tensor, ContrastiveOutput]:
     image, text = _prefixes(fixture, model)
     features = model.image_embedding(image), model.text_embedding(text)
     distinct = torch.arange(len(image))
@@ -296,9 +296,11 @@ def _check_decoding(report: Report, fixture: Fixture, model: CoarseModel) -> Non
         tokens = torch.cat([model.caption_tokens(ids[:, t : t + 1], None, cache) for t in range(step + 1)], 1)
         report.close(name, model.heads.mlm(tokens[:, -1:]), io[name], FEATURE)
     recorded = io["beam1.ids"]  # <s>, <pad> and </s> are shown as <pad>
-    marks = Marks(start=0, end=2, forbidden=(fixture.facts["config"]["vocab_size"] - 1,))  # <mask> is the last id
+    special_tokens = SpecialTokens(
+        start=0, end=2, forbidden=(fixture.facts["config"]["vocab_size"] - 1,)
+    )  # <mask> is the last id
     found = torch.full_like(recorded, PAD)
-    for row, caption in enumerate(greedy(model, image, marks, recorded.shape[1] + 1)):
+    for row, caption in enumerate(greedy(model, image, special_tokens, recorded.shape[1] + 1)):
         found[row, : len(caption.ids)] = torch.tensor(caption.ids)
     report.equal("greedy caption = beam1.ids", found, recorded)
 
@@ -338,8 +340,8 @@ class _Losses(torch.nn.Module):
         io = self.fixture.io
         if not self.gold:
             return _pretraining_losses(self.fixture, self.model)["total"]
-        pictures = start_captions(self.model, io["in.image"])
-        logits = caption_logits(self.model, pictures, io["in.text_ids"], io["in.text_masks"])
+        images = start_captions(self.model, io["in.image"])
+        logits = caption_logits(self.model, images, io["in.text_ids"], io["in.text_masks"])
         labels = caption_labels(io["in.text_ids"], PAD)
         return _released_gold_loss(logits, labels, gold_weights(logits, labels))
 

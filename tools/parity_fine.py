@@ -259,7 +259,7 @@ def _check_boxes(report: Report, fixture: Fixture, anchors: list[Tensor]) -> Non
 
 
 def _check_big_assignment(report: Report, fixture: Fixture) -> None:
-    """The recorded 800x1024 picture: maps of strides 8 to 128, each side rounded up."""
+    """The recorded 800x1024 image: maps of strides 8 to 128, each side rounded up."""
     io, rpn = fixture.io, fixture.facts["cfg"]["RPN"]
     grids = [(-(-800 // stride), -(-1024 // stride)) for stride in rpn["ANCHOR_STRIDE"]]
     anchors = make_anchors(grids, rpn["ANCHOR_SIZES"], rpn["ANCHOR_STRIDE"])

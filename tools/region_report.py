@@ -101,7 +101,7 @@ def few_shot(runs: Path, figure: str) -> tuple[list[str], dict[str, dict[int, np
 
 
 def unexpected(values: dict[str, dict[int, np.ndarray]]) -> list[str]:
-    """Where more pictures or any tuning did not help, by means over seeds."""
+    """Where more images or any tuning did not help, by means over seeds."""
     zero = float(values["zero_shot"][0].mean())
     told = []
     for mode, by_shots in values.items():

@@ -1,4 +1,4 @@
-"""What a model pre-trained on the shapes world has learned: figures beside their baselines, and pictures.
+"""What a model pre-trained on the shapes world has learned: figures beside their baselines, and images.
 
     python tools/shapes_report.py RUN --shards DIR --out DIR [--world easy] [--rerank-k 20] [--queries 6]
 
@@ -21,7 +21,7 @@ from fiber.coarse.model import CoarseModel
 from fiber.data.records import annotation_text
 from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
 from fiber.evaluation.visual_words import evaluate_visual_words
 from fiber.images.codec import decode
@@ -34,13 +34,13 @@ def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 
     """Figures of a stage-1 model on a shard set, each with its baseline, and the retrieval they come from."""
     predictor = fiber.load(run)
     model: CoarseModel = predictor.model
-    config, shards, meter = predictor.config, ShardSet(folder), Meter(show=True)
+    config, shards, progress = predictor.config, ShardSet(folder), Progress(show=True)
     images, texts = retrieval_sets(
         shards, predictor.tokenizer, config.image_size, config.max_text, batch=batch, swap=shapes.swap_relation
     )
-    found = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, meter=meter)
+    found = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, progress=progress)
     groups = shapes.visual_words(shapes.WORLDS[world])
-    words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, meter=meter)
+    words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, progress=progress)
     return {"retrieval": found.figures, "mlm_visual": words}, found
 
 
@@ -79,9 +79,9 @@ def table(figures: dict) -> str:
 
 
 def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top: int = 5) -> None:
-    """For a few captions, the best pictures by the dual encoder and after re-ranking; the true one is framed."""
+    """For a few captions, the best images by the dual encoder and after re-ranking; the true one is framed."""
     shards = ShardSet(folder)
-    pictures = [np.asarray(Image.fromarray(decode(shards.read(i).images[0][1]))) for i in range(len(shards))]
+    images = [np.asarray(Image.fromarray(decode(shards.read(i).images[0][1]))) for i in range(len(shards))]
     texts = [
         annotation_text(shards.read(i).record, "captions", a)
         for i in range(len(shards))
@@ -94,7 +94,7 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
             best = np.argsort(-scores[:, query])[:top]
             for column, image in enumerate(best):
                 axis = axes[row, half * top + column]
-                axis.imshow(pictures[image])
+                axis.imshow(images[image])
                 axis.set_xticks([])
                 axis.set_yticks([])
                 right = image == found.image_row[query]
@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--world", default="easy", choices=sorted(shapes.WORLDS))
     parser.add_argument("--rerank-k", type=int, default=20, help="candidates of each query that matching scores")
-    parser.add_argument("--queries", type=int, default=6, help="captions in the picture")
+    parser.add_argument("--queries", type=int, default=6, help="captions in the image")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     figures, found = image_level(arguments.run, arguments.shards, arguments.world, arguments.rerank_k)

@@ -1,9 +1,9 @@
-"""Draw what a region-level model finds in pictures of a shard folder, beside the truth.
+"""Draw what a region-level model finds in images of a shard folder, beside the truth.
 
     python tools/visualize.py MODEL --shards DIR --out PNG [--field captions|expressions|boxes] [--count N]
         [--threshold T]
 
-MODEL is an export folder, a run directory or a hub id; all pictures go into one PNG. Found boxes are solid and carry
+MODEL is an export folder, a run directory or a hub id; all images go into one PNG. Found boxes are solid and carry
 their score, true ones are dashed; phrases of the caption have the colours of their boxes. The last line of stdout is
 a JSON summary.
 """
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from fiber.data.prompts import PromptBuilder
-from fiber.data.samples.regions import FIELDS
+from fiber.data.samples.regions import REGION_FIELDS
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError, WeightsError
 from fiber.evaluation.figures import draw_predictions, tile
-from fiber.evaluation.regions import WholePicture
+from fiber.evaluation.regions import EvalImage
 from fiber.weights.export import read_export
 from fiber.weights.from_export import build
 
@@ -32,8 +32,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="the picture to write, .png")
-    parser.add_argument("--field", choices=FIELDS, default="captions")
+    parser.add_argument("--out", type=Path, required=True, help="the image to write, .png")
+    parser.add_argument("--field", choices=REGION_FIELDS, default="captions")
     parser.add_argument("--count", type=int, default=8)
     parser.add_argument("--threshold", type=float, default=0.3, help="least score of a detection (field boxes)")
     arguments = parser.parse_args()
@@ -52,13 +52,13 @@ def main() -> None:
         PromptBuilder(export.tokenizer, export.config.max_text),
         shards,
         arguments.field,
-        WholePicture(export.config.image_size, export.config.max_image_size or sys.maxsize),
+        EvalImage(export.config.image_size, export.config.max_image_size or sys.maxsize),
         count=arguments.count,
         threshold=arguments.threshold,
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     tile(figures).save(arguments.out)
-    print(json.dumps({"out": str(arguments.out), "pictures": len(figures)}))
+    print(json.dumps({"out": str(arguments.out), "images": len(figures)}))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Ranks, gathers, row exchange and the watchdog. Everything runs unchanged on one process without torch.distributed.
 
-Letters: W ranks, B rows a rank holds, K rows a rank asks for. "Global row" g = rank * B + row, the order in which
+Letters: W ranks, B rows per rank holds, K rows per rank asks for. "Global row" g = rank * B + row, the order in which
 gathers concatenate.
 """
 
@@ -190,7 +190,7 @@ def all_reduce_max(x: Tensor) -> Tensor:
 
 
 def gather_objects(value: Any) -> list:
-    """One picklable value a rank -> the list of all, in rank order, on every rank."""
+    """One picklable value per rank -> the list of all, in rank order, on every rank."""
     if world_size() == 1:
         return [value]
     values: list = [None] * world_size()

@@ -20,7 +20,7 @@ from fiber.config.stage1 import Stage1Config, validate
 from fiber.data.collate import collate
 from fiber.evaluation import image_tasks
 from fiber.evaluation.captioning import caption_reward
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 from fiber.tasks.coarse_run import build_sample, build_task, export_model, open_tokenizer, start_from
 from fiber.training import run, zero
 from fiber.training.flops import pair_cost
@@ -76,9 +76,9 @@ def evaluation(
     config: Stage1Config, tokenizer: PreTrainedTokenizerFast, watchdog: Watchdog, task: nn.Module, step: int
 ) -> dict[str, float]:
     """Figures of the run's task on the sets of `eval.data`."""
-    meter = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation"))
+    progress = Progress(show=True, beat=lambda: watchdog.beat(step, "evaluation"))
     sets = [(run.open_shards(source.path), source.field) for source in config.eval.data]
-    return image_tasks.evaluate(config, tokenizer, task, sets, step, meter)
+    return image_tasks.evaluate(config, tokenizer, task, sets, step, progress)
 
 
 def step_cost(config: Stage1Config, task: nn.Module) -> FlopsPerSample | None:

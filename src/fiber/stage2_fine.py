@@ -21,10 +21,10 @@ from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.data.order import MixedStream
 from fiber.data.samples.regions import RegionSample, RegionShards, collate_regions
 from fiber.evaluation import region_tasks
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 from fiber.tasks.fine_run import build_sample, build_task, export_detector, open_tokenizer, start_from
 from fiber.training import run, zero
-from fiber.training.flops import picture_cost
+from fiber.training.flops import image_cost
 from fiber.training.loop import Batch, FlopsPerSample
 from fiber.training.watchdog import Watchdog
 
@@ -65,12 +65,12 @@ def stage2(command: Command, watchdog: Watchdog) -> None:
 
 
 def step_cost(config: Stage2Config, task: nn.Module) -> FlopsPerSample | None:
-    """Useful forward FLOP of a training picture by the size of its batch; None where it is not counted (partly frozen
+    """Useful forward FLOP of a training image by the size of its batch; None where it is not counted (partly frozen
     models, but for the first image stages)."""
     if config.tuning.mode != "full":
         return None
     sides = config.regions.short_sides
-    return picture_cost(task.model, (min(sides), max(sides)), config.max_text)
+    return image_cost(task.model, (min(sides), max(sides)), config.max_text)
 
 
 def restore(config: Stage2Config, task: nn.Module, tokenizer: PreTrainedTokenizerFast) -> int:
@@ -103,9 +103,9 @@ def evaluation(
     config: Stage2Config, tokenizer: PreTrainedTokenizerFast, watchdog: Watchdog, task: nn.Module, step: int
 ) -> dict[str, float]:
     """Figures on the sets of `eval.data`."""
-    meter = Meter(show=True, beat=lambda: watchdog.beat(step, "evaluation"))
+    progress = Progress(show=True, beat=lambda: watchdog.beat(step, "evaluation"))
     sets = [(run.open_shards(source.path), source.field) for source in config.eval.data]
-    return region_tasks.evaluate(config, tokenizer, task.model, sets, step, meter)
+    return region_tasks.evaluate(config, tokenizer, task.model, sets, step, progress)
 
 
 if __name__ == "__main__":

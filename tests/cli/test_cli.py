@@ -1,4 +1,4 @@
-"""The `fiber` command: every task on every kind of picture, JSON and drawings out, errors that help."""
+"""The `fiber` command: every task on every kind of image, JSON and drawings out, errors that help."""
 
 import json
 import subprocess
@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 from fiber.cli.main import main
-from tiny_exports import ANSWERS, coarse_export, fine_export, pictures
+from tiny_exports import ANSWERS, coarse_export, fine_export, images
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Folder with the exports `coarse`, `fine` and a folder `pictures`."""
+    """Folder with the exports `coarse`, `fine` and a folder `images`."""
     folder = tmp_path_factory.mktemp("world")
     coarse_export(folder / "coarse", vqa=len(ANSWERS))
     fine_export(folder / "fine")
-    pictures(folder / "pictures")
+    images(folder / "images")
     return folder
 
 
@@ -33,13 +33,13 @@ TASKS = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_every_task_takes_a_folder_of_odd_pictures(world, tmp_path, capsys, task):
+def test_every_task_takes_a_folder_of_odd_images(world, tmp_path, capsys, task):
     model, options, key = TASKS[task]
     options = [*options, "--out", str(tmp_path / "found.png"), "--out", str(tmp_path / "found.json")]
-    assert main([task, "--model", str(world / model), "--image", str(world / "pictures"), *options]) == 0
+    assert main([task, "--model", str(world / model), "--image", str(world / "images"), *options]) == 0
     assert capsys.readouterr().out == ""  # it went to the file
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [Path(result["image"]).name for result in found] == sorted(p.name for p in (world / "pictures").iterdir())
+    assert [Path(result["image"]).name for result in found] == sorted(p.name for p in (world / "images").iterdir())
     assert all(key in result for result in found)
     drawn = sorted(tmp_path.glob("found-*.png"))
     assert [path.stem.split("-", 2)[2] for path in drawn] == [Path(result["image"]).stem for result in found]
@@ -48,8 +48,8 @@ def test_every_task_takes_a_folder_of_odd_pictures(world, tmp_path, capsys, task
             assert max(image.size) >= 320
 
 
-def test_one_picture_prints_one_line_of_json_and_draws_one_file(world, tmp_path, capsys):
-    image = str(world / "pictures" / "rgb.jpg")
+def test_one_image_prints_one_line_of_json_and_draws_one_file(world, tmp_path, capsys):
+    image = str(world / "images" / "rgb.jpg")
     out = tmp_path / "new" / "drawn.png"
     argv = ["ground", "--model", str(world / "fine"), "--image", image, "--text", "a [circle] left of a [dog]"]
     assert main([*argv, "--out", str(out)]) == 0
@@ -60,32 +60,32 @@ def test_one_picture_prints_one_line_of_json_and_draws_one_file(world, tmp_path,
     assert out.is_file()
 
 
-def test_retrieve_searches_a_folder_with_its_index_or_ranks_texts_for_a_picture(world, tmp_path, capsys):
+def test_retrieve_searches_a_folder_with_its_index_or_ranks_texts_for_an_image(world, tmp_path, capsys):
     argv = ["retrieve", "--model", str(world / "coarse"), "--index", str(tmp_path / "index.npz")]
-    folder, texts = str(world / "pictures"), ["a red circle", "two dogs", "a blue square"]
+    folder, texts = str(world / "images"), ["a red circle", "two dogs", "a blue square"]
     for encoded in (10, 0):
         assert main([*argv, "--image", folder, "--text", *texts[:2], "--top", "3"]) == 0
         said = capsys.readouterr()
         assert f"{encoded} of them encoded now" in said.err
         results = [json.loads(line) for line in said.out.splitlines()]
         assert [result["text"] for result in results] == texts[:2]
-        assert all(len(result["pictures"]) == 3 for result in results)
+        assert all(len(result["images"]) == 3 for result in results)
     assert (
         main([*argv, "--image", folder, "--text", texts[0], "--rerank", "4", "--out", str(tmp_path / "s.png")]) == 0
     )
     assert (tmp_path / "s.png").is_file()
     capsys.readouterr()
-    assert main([*argv, "--image", str(world / "pictures" / "rgb.jpg"), "--text", *texts]) == 0
+    assert main([*argv, "--image", str(world / "images" / "rgb.jpg"), "--text", *texts]) == 0
     result = json.loads(capsys.readouterr().out)
     assert {entry["text"] for entry in result["texts"]} == set(texts)
     scores = [entry["score"] for entry in result["texts"]]
     assert scores == sorted(scores, reverse=True)
 
 
-def test_unreadable_pictures_among_others_are_skipped_and_named(world, tmp_path, capsys):
+def test_unreadable_images_among_others_are_skipped_and_named(world, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"?")
     argv = ["caption", "--model", str(world / "coarse"), "--method", "greedy", "--image"]
-    assert main([*argv, str(world / "pictures" / "rgb.jpg"), str(tmp_path / "bad.jpg")]) == 0
+    assert main([*argv, str(world / "images" / "rgb.jpg"), str(tmp_path / "bad.jpg")]) == 0
     said = capsys.readouterr()
     assert len(said.out.splitlines()) == 1
     assert "skipped" in said.err
@@ -95,7 +95,7 @@ def test_unreadable_pictures_among_others_are_skipped_and_named(world, tmp_path,
 
 
 def test_errors_say_what_to_do(world, tmp_path, capsys):
-    image = str(world / "pictures" / "rgb.jpg")
+    image = str(world / "images" / "rgb.jpg")
     cases = (
         (["caption", "--model", str(world / "fine"), "--image", image], "it can: ground, refer, detect"),
         (["caption", "--model", str(tmp_path), "--image", image], "no config.json"),
@@ -121,7 +121,7 @@ def test_the_console_script_runs(world):
         "--model",
         str(world / "coarse"),
         "--image",
-        str(world / "pictures" / "rgb.jpg"),
+        str(world / "images" / "rgb.jpg"),
         "--text",
         "dogs",
     ]

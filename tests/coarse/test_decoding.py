@@ -11,13 +11,13 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.init import initialise
 from fiber.backbone.text import RobertaTower
-from fiber.coarse.decoding import Marks, beam_search, greedy, next_logits, nucleus
+from fiber.coarse.decoding import SpecialTokens, beam_search, greedy, next_logits, nucleus
 from fiber.coarse.model import CoarseModel
 from fiber.weights.load import load_weights
 from fiber.weights.official import coarse_names, from_official
 
 END, A, B = 2, 3, 4
-MARKS = Marks(start=0, end=END, forbidden=(0, 1, 5))
+MARKS = SpecialTokens(start=0, end=END, forbidden=(0, 1, 5))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def image_of(model: CoarseModel, images: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def pictures(tiny) -> torch.Tensor:
+def rows(tiny) -> torch.Tensor:
     return image_of(tiny, torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
 
 
@@ -59,7 +59,7 @@ def scored(model: CoarseModel, image: torch.Tensor, max_length: int) -> dict[tup
             total = 0.0
             for t, token in enumerate((*words, END)):
                 if t == max_length - 1:
-                    break  # the limit cuts the end mark off
+                    break  # the limit cuts the end token off
                 logits = uncached_logits(model, image, [0, *words[:t]])
                 logits[list(MARKS.forbidden)] = -torch.inf
                 total += float(logits.log_softmax(-1)[token])
@@ -75,16 +75,16 @@ def test_greedy_captions_and_step_logits_are_the_recorded_ones(shared):
     model = CoarseModel(FusionBackbone(image, text), head_width=32, vocab_size=120).eval()
     official = {n: t.float() for n, t in load_file(f"{prefix}.weights.safetensors").items()}
     load_weights(model, from_official(official, model.state_dict(), coarse_names((2, 2, 18, 2), 12, 6)))
-    picture = image_of(model, io["in.image"])
+    row = image_of(model, io["in.image"])
 
-    marks = Marks(start=0, end=2, forbidden=(119,))  # the release forbids the mask alone
-    captions = greedy(model, picture, marks, max_length=12)
+    special_tokens = SpecialTokens(start=0, end=2, forbidden=(119,))  # the release forbids the mask alone
+    captions = greedy(model, row, special_tokens, max_length=12)
     assert meta["beam1_steps"] == 11
     for caption, expected in zip(captions, io["beam1.ids"].tolist(), strict=True):
         assert caption.ids == expected
 
     for beams, name in ((1, "beam1"), (5, "beam5")):
-        rows = picture.repeat_interleave(beams, 0)
+        rows = row.repeat_interleave(beams, 0)
         for step in (1, 2, 3, 10):
             fed, cache = io[f"{name}.step{step}.text_ids"], model.backbone.start_decoding(rows)
             with torch.no_grad():
@@ -93,20 +93,20 @@ def test_greedy_captions_and_step_logits_are_the_recorded_ones(shared):
             torch.testing.assert_close(logits, io[f"{name}.step{step}.logits"][:, 0], atol=1e-4, rtol=0)
 
 
-def test_cached_steps_equal_one_uncached_pass(tiny, pictures):
+def test_cached_steps_equal_one_uncached_pass(tiny, rows):
     words = torch.randint(3, 5, (3, 7), generator=torch.Generator().manual_seed(0))
     words[:, 0] = 0
-    cache = tiny.backbone.start_decoding(pictures)
+    cache = tiny.backbone.start_decoding(rows)
     with torch.no_grad():
         cached = torch.stack([next_logits(tiny, words[:, t], cache) for t in range(7)], 1)
-        whole = tiny.heads.mlm(tiny.caption_tokens(words, None, tiny.backbone.start_decoding(pictures)))
+        whole = tiny.heads.mlm(tiny.caption_tokens(words, None, tiny.backbone.start_decoding(rows)))
     torch.testing.assert_close(cached, whole, atol=1e-5, rtol=0)
-    assert (whole[0, 0] - whole[1, 0]).abs().max() > 1e-3  # the picture decides, so the image cache is tested too
+    assert (whole[0, 0] - whole[1, 0]).abs().max() > 1e-3  # the row decides, so the image cache is tested too
 
 
-def test_a_wide_beam_finds_all_captions_in_the_order_of_enumeration(tiny, pictures):
-    found = beam_search(tiny, pictures, MARKS, max_length=5, beams=40)
-    for image, captions in zip(pictures, found, strict=True):
+def test_a_wide_beam_finds_all_captions_in_the_order_of_enumeration(tiny, rows):
+    found = beam_search(tiny, rows, MARKS, max_length=5, beams=40)
+    for image, captions in zip(rows, found, strict=True):
         truth = scored(tiny, image, max_length=5)
         assert len(captions) == len(truth) == 31
         assert {tuple(caption.ids) for caption in captions} == set(truth)
@@ -117,25 +117,25 @@ def test_a_wide_beam_finds_all_captions_in_the_order_of_enumeration(tiny, pictur
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])
-def test_narrow_beams_are_distinct_and_truly_scored(tiny, pictures, beams):
-    for image, captions in zip(pictures, beam_search(tiny, pictures, MARKS, 6, beams), strict=True):
+def test_narrow_beams_are_distinct_and_truly_scored(tiny, rows, beams):
+    for image, captions in zip(rows, beam_search(tiny, rows, MARKS, 6, beams), strict=True):
         truth = scored(tiny, image, max_length=6)
         assert len({tuple(caption.ids) for caption in captions}) == len(captions) == beams
         for caption in captions:
             assert caption.score == pytest.approx(truth[tuple(caption.ids)], abs=1e-5)
 
 
-def test_captions_do_not_depend_on_the_batch_they_are_in(tiny, pictures):
+def test_captions_do_not_depend_on_the_batch_they_are_in(tiny, rows):
     for decode in (greedy, beam_search):
-        together = decode(tiny, pictures, MARKS, 8)
+        together = decode(tiny, rows, MARKS, 8)
         for row, expected in enumerate(together):
-            (alone,) = decode(tiny, pictures[row : row + 1], MARKS, 8)
+            (alone,) = decode(tiny, rows[row : row + 1], MARKS, 8)
             ids = [c.ids for c in alone] if decode is beam_search else alone.ids
             assert ids == ([c.ids for c in expected] if decode is beam_search else expected.ids)
 
 
-def test_greedy_takes_the_likeliest_token_and_scores_it(tiny, pictures):
-    for image, caption in zip(pictures, greedy(tiny, pictures, MARKS, 6), strict=True):
+def test_greedy_takes_the_likeliest_token_and_scores_it(tiny, rows):
+    for image, caption in zip(rows, greedy(tiny, rows, MARKS, 6), strict=True):
         assert caption.score == pytest.approx(scored(tiny, image, 6)[tuple(caption.ids)], abs=1e-5)
         ids = [0]
         for token in [*caption.ids, *([END] if caption.ended else [])]:
@@ -144,10 +144,10 @@ def test_greedy_takes_the_likeliest_token_and_scores_it(tiny, pictures):
             ids.append(token)
 
 
-def test_nucleus_draws_by_probability_within_top_p(tiny, pictures):
-    logits = uncached_logits(tiny, pictures[0], [0])[[END, A, B]].softmax(-1)
+def test_nucleus_draws_by_probability_within_top_p(tiny, rows):
+    logits = uncached_logits(tiny, rows[0], [0])[[END, A, B]].softmax(-1)
     ordered = logits.sort(descending=True).values
-    many = pictures[:1].expand(4000, -1, -1)
+    many = rows[:1].expand(4000, -1, -1)
     draws = nucleus(tiny, many, MARKS, 2, top_p=1.0, generator=torch.Generator().manual_seed(0))
     counts = torch.tensor([sum(c.ids == ids for c in draws) for ids in ([], [A], [B])]) / 4000
     torch.testing.assert_close(counts, logits, atol=0.03, rtol=0)
@@ -155,7 +155,7 @@ def test_nucleus_draws_by_probability_within_top_p(tiny, pictures):
     for top_p, kinds in ((float(ordered[0]) + 1e-3, 2), (float(ordered[0]) - 1e-3, 1)):
         draws = nucleus(tiny, many[:300], MARKS, 2, top_p=top_p, generator=torch.Generator().manual_seed(1))
         assert len({tuple(c.ids) for c in draws}) == kinds
-    cold = nucleus(tiny, pictures, MARKS, 6, temperature=1e-4)
-    assert [c.ids for c in cold] == [c.ids for c in greedy(tiny, pictures, MARKS, 6)]
+    cold = nucleus(tiny, rows, MARKS, 6, temperature=1e-4)
+    assert [c.ids for c in cold] == [c.ids for c in greedy(tiny, rows, MARKS, 6)]
     with pytest.raises(ValueError, match="top_p"):
-        nucleus(tiny, pictures, MARKS, 6, top_p=0.0)
+        nucleus(tiny, rows, MARKS, 6, top_p=0.0)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.coarse.itc import FeatureQueue, draw_negatives, itc_loss, negative_weights
+from fiber.coarse.itc import FeatureQueue, itc_loss, negative_weights, sample_columns
 
 WIDTH = 6
 TAU = torch.tensor([0.2])
@@ -95,7 +95,7 @@ def test_losses_and_draws_stay_finite(dtype, scale, ids):
     assert loss.isfinite()
     assert image.grad.isfinite().all()
     weights = negative_weights(contrast.image_to_text, contrast.same_image, hard=True)
-    index, valid = draw_negatives(weights, torch.full((len(ids),), 0.999999999))
+    index, valid = sample_columns(weights, torch.full((len(ids),), 0.999999999))
     assert weights.isfinite().all()
     assert ((index >= 0) & (index < len(ids))).all()
     assert valid.all() == (len(set(ids)) > 1)
@@ -151,7 +151,7 @@ def test_hard_weights_are_the_softmax_without_the_columns_of_the_own_image():
 def test_draws_follow_the_weights_and_never_show_the_own_image():
     weights = torch.tensor([0.0, 0.5, 0.0, 0.3, 0.2, 0.0])
     uniform = torch.rand(20_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    index, valid = draw_negatives(weights.expand(20_000, -1), uniform)
+    index, valid = sample_columns(weights.expand(20_000, -1), uniform)
     share = torch.bincount(index, minlength=6) / 20_000
     assert valid.all()
     assert share[[0, 2, 5]].tolist() == [0, 0, 0]
@@ -161,12 +161,12 @@ def test_draws_follow_the_weights_and_never_show_the_own_image():
 def test_draws_at_both_ends_of_the_unit_interval_have_weight():
     weights = torch.tensor([[0.0, 1e-9, 1.0, 1e-9, 0.0]])
     for uniform, expected in ((0.0, 1), (1 - 2**-53, 3)):
-        index, valid = draw_negatives(weights, torch.tensor([uniform], dtype=torch.float64))
+        index, valid = sample_columns(weights, torch.tensor([uniform], dtype=torch.float64))
         assert (index.item(), valid.item()) == (expected, True)
 
 
 def test_a_row_without_other_images_is_not_valid():
-    index, valid = draw_negatives(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0.3, 0.3]))
+    index, valid = sample_columns(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0.3, 0.3]))
     assert valid.tolist() == [False, True]
     assert index.tolist() == [0, 1]
 
@@ -175,8 +175,8 @@ def test_draws_depend_on_the_row_alone_however_the_batch_is_split():
     generator = torch.Generator().manual_seed(0)
     logits, uniform = torch.randn(8, 8, generator=generator), torch.rand(8, generator=generator, dtype=torch.float64)
     same = torch.eye(8, dtype=torch.bool)
-    whole = draw_negatives(negative_weights(logits, same, hard=True), uniform)[0]
+    whole = sample_columns(negative_weights(logits, same, hard=True), uniform)[0]
     for size in (1, 2, 4):
         parts = zip(logits.split(size), same.split(size), uniform.split(size), strict=True)
-        drawn = [draw_negatives(negative_weights(x, s, hard=True), u)[0] for x, s, u in parts]
+        drawn = [sample_columns(negative_weights(x, s, hard=True), u)[0] for x, s, u in parts]
         assert torch.equal(torch.cat(drawn), whole)

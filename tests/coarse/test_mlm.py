@@ -36,8 +36,8 @@ def test_loss_accuracy_and_gradients_equal_those_over_all_positions():
 def test_mean_items_make_a_step_independent_of_its_split():
     head, text, labels = make()
     whole, _ = mlm_loss(head, text, labels)
-    mean_items = masked_tokens(labels) / B
-    parts = [mlm_loss(head, text[b : b + 1], labels[b : b + 1], mean_items)[0] for b in range(B)]
+    loss_normalisers = masked_tokens(labels) / B
+    parts = [mlm_loss(head, text[b : b + 1], labels[b : b + 1], loss_normalisers)[0] for b in range(B)]
     torch.testing.assert_close(torch.stack(parts).mean(), whole)
 
 

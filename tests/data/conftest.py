@@ -10,13 +10,13 @@ from fiber.data.shards import ShardSet
 
 @pytest.fixture
 def uneven(tmp_path: Path) -> ShardSet:
-    """Twelve pictures with one caption each in shards of 5, 5 and 2."""
+    """Twelve images with one caption each in shards of 5, 5 and 2."""
     write_shards(tmp_path / "uneven", (5, 5, 2), lambda _: 1)
     return ShardSet(tmp_path / "uneven")
 
 
 @pytest.fixture
 def many(tmp_path: Path) -> ShardSet:
-    """Sixty pictures with one to three captions each (120 in all, 20 a shard) in six shards."""
+    """Sixty images with one to three captions each (120 in all, 20 a shard) in six shards."""
     write_shards(tmp_path / "many", (10,) * 6, lambda i: CAPTIONS[i % 10])
     return ShardSet(tmp_path / "many")

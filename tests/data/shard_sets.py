@@ -9,11 +9,11 @@ import simplejpeg
 from fiber.data.records import Sample
 from fiber.data.writer import ShardWriter
 
-CAPTIONS = (1, 2, 3, 2, 1, 3, 2, 1, 3, 2)  # of the pictures of a shard of ten: twenty in all
+CAPTIONS = (1, 2, 3, 2, 1, 3, 2, 1, 3, 2)  # of the images of a shard of ten: twenty in all
 
 
 def jpeg(shade: int, width: int = 30, height: int = 20) -> bytes:
-    """A plain picture whose grey level says which one it is."""
+    """A plain image whose grey level says which one it is."""
     return simplejpeg.encode_jpeg(np.full((height, width, 3), shade, dtype=np.uint8), quality=95)
 
 
@@ -23,7 +23,7 @@ def make_sample(number: int, captions: int = 1, name: str = "s") -> Sample:
         "width": 30,
         "height": 20,
         "source": "test",
-        "captions": [{"text": f"{name} picture {number} caption {i}"} for i in range(captions)],
+        "captions": [{"text": f"{name} image {number} caption {i}"} for i in range(captions)],
     }
     return Sample(f"{name}{number:04d}", [("jpg", jpeg(number % 250))], record)
 

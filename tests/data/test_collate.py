@@ -80,10 +80,10 @@ def test_memory_of_a_copy_is_used_again_once_the_copy_is_gone() -> None:
 
 
 def test_a_pretraining_sample_is_what_the_coarse_task_takes(tmp_path: Path) -> None:
-    tokenizer = train_bpe(["s picture 3 caption 0"] * 5, 300, tmp_path)
+    tokenizer = train_bpe(["s image 3 caption 0"] * 5, 300, tmp_path)
     sample = make_sample(3, 2)
     made = PretrainSample(tokenizer, 32, 24)(sample, "captions", 1, np.random.default_rng(0))
-    assert made["text"] == "s picture 3 caption 1"
+    assert made["text"] == "s image 3 caption 1"
     assert torch.equal(made["images"], load_image(sample.images[0][1], 32))
     assert tokenizer.decode(made["ids"][made["mask"] == 1], skip_special_tokens=True) == made["text"]
     predicted = made["mlm_labels"] != IGNORE
@@ -99,8 +99,8 @@ def test_a_pretraining_sample_is_what_the_coarse_task_takes(tmp_path: Path) -> N
 def test_exact_samples_use_pillow(tmp_path: Path) -> None:
     tokenizer = train_bpe(["text"] * 5, 300, tmp_path)
     sample = make_sample(3)
-    made = PretrainSample(tokenizer, 32, 24, exact=True)(sample, "captions", 0, np.random.default_rng(0))
-    assert torch.equal(made["images"], load_image(sample.images[0][1], 32, exact=True))
+    made = PretrainSample(tokenizer, 32, 24, pil_resize=True)(sample, "captions", 0, np.random.default_rng(0))
+    assert torch.equal(made["images"], load_image(sample.images[0][1], 32, pil_resize=True))
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import few_shot
 
 
-def pictures(seed: int, count: int = 80) -> list[set[int]]:
-    """Long-tailed labels of up to four classes of twelve, some pictures without any."""
+def images(seed: int, count: int = 80) -> list[set[int]]:
+    """Long-tailed labels of up to four classes of twelve, some images without any."""
     rng = np.random.default_rng(seed)
     share = 1 / np.arange(1, 13)
     return [set(rng.choice(12, rng.integers(0, 5), p=share / share.sum()).tolist()) for _ in range(count)]
@@ -26,7 +26,7 @@ def pictures(seed: int, count: int = 80) -> list[set[int]]:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_quotas_hold_for_any_set(seed: int) -> None:
-    shown = pictures(seed)
+    shown = images(seed)
     total = Counter(one for own in shown for one in own)
     smaller: set[int] = set()
     for shots in (1, 3, 5, 10, 1000):
@@ -37,14 +37,14 @@ def test_quotas_hold_for_any_set(seed: int) -> None:
         assert all(shown[i] for i in kept)
         assert smaller <= set(kept)
         smaller = set(kept)
-        # No more pictures than the quotas together ask for.
+        # No more images than the quotas together ask for.
         assert len(kept) <= sum(min(shots, count) for count in total.values())
     assert smaller == {i for i, own in enumerate(shown) if own}
     assert choose(shown, 1, seed) != choose(shown, 1, seed + 100)
 
 
 def test_by_hand() -> None:
-    """One shot, every order of three pictures: {1, 2} alone will do if it is first, else two or three pictures."""
+    """One shot, every order of three images: {1, 2} alone will do if it is first, else two or three images."""
     found = {tuple(choose([{1}, {2}, {1, 2}], 1, seed)) for seed in range(40)}
     assert found == {(2,), (0, 1), (0, 2), (1, 2)}
     assert choose([{1}] * 6, 2, 0) == sorted(np.random.default_rng(0).permutation(6)[:2].tolist())
@@ -64,8 +64,8 @@ def test_the_tool_writes_whole_shards(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(one.images == by_key[one.key].images and one.record == by_key[one.key].record for one in read)
     counts = Counter(one for sample in read for one in labels(sample.record))
     names = {entry["id"]: entry["name"] for entry in categories(world)}
-    assert summary["pictures"] == {name: counts[one] for one, name in names.items()}
-    assert summary["pictures"]["pink crescent"] == 0  # held out of train
+    assert summary["images"] == {name: counts[one] for one, name in names.items()}
+    assert summary["images"]["pink crescent"] == 0  # held out of train
     assert few.categories == whole.categories
     assert few.info["split"] == "train_2_3"
     assert few.info["provenance"]["few_shot"]["fingerprint"] == whole.fingerprint

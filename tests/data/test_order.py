@@ -31,7 +31,7 @@ from fiber.images.resize import load_image
 
 
 def take(sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
-    """A picture's grey level, which annotation it is, its text, and some chance."""
+    """An image's grey level, which annotation it is, its text, and some chance."""
     return {
         "shade": load_image(sample.images[0][1], 8)[0, 0, :1],
         "annotation": annotation,
@@ -107,7 +107,7 @@ def test_shuffling_is_even(many: ShardSet) -> None:
     assert chisquare(np.bincount(places, minlength=4)).pvalue > 1e-4
 
 
-def test_per_image_takes_each_picture_once_with_any_of_its_captions(many: ShardSet) -> None:
+def test_per_image_takes_each_image_once_with_any_of_its_captions(many: ShardSet) -> None:
     stream = MixedStream([Source(many, per="image")], seed=0, global_batch=10)
     chosen = Counter()
     for epoch in range(100):
@@ -178,7 +178,7 @@ def test_batches_follow_the_order_whatever_the_split(many: ShardSet) -> None:
     assert whole["position"].tolist() == list(range(160))
     expected = [stream.item(p) for p in range(160)]
     assert whole["keys"] == [f"s{i.sample:04d}" for i in expected]
-    assert whole["text"] == [f"s picture {i.sample} caption {i.annotation}" for i in expected]
+    assert whole["text"] == [f"s image {i.sample} caption {i.annotation}" for i in expected]
     assert whole["annotation"].tolist() == [i.annotation for i in expected]
     assert (whole["shade"][:, 0] - torch.tensor([i.sample for i in expected])).abs().max() <= 1
     assert whole["image_id"].tolist() == [image_hash(f"s_{i.sample}") for i in expected]
@@ -317,7 +317,7 @@ def faulty(folder: Path) -> ShardSet:
                 if number == 3:
                     sample.images = [("jpg", jpeg(3)[:200])]
                 if number == 14:
-                    sample.images = [("png", b"not a picture at all")]
+                    sample.images = [("png", b"not an image at all")]
                 if number == 15:
                     sample.record["captions"][0]["text"] = " "
                 if number == 16:
@@ -450,11 +450,11 @@ def test_evaluation_sees_everything_once_in_order(many: ShardSet, world: int) ->
         assert all(len(b["keys"]) == 7 for b in batches[:-1])
         for batch in batches:
             found |= dict(zip(batch["position"].tolist(), batch["text"], strict=True))
-    expected = [f"s picture {s} caption {a}" for s in range(60) for a in range(CAPTIONS[s % 10])]
+    expected = [f"s image {s} caption {a}" for s in range(60) for a in range(CAPTIONS[s % 10])]
     assert [found[p] for p in range(120)] == expected
 
 
-def test_evaluation_per_picture(many: ShardSet) -> None:
+def test_evaluation_per_image(many: ShardSet) -> None:
     batches = join(list(eval_loader(many, "captions", take, collate, batch=16, per="image")))
     assert batches["keys"] == [f"s{i:04d}" for i in range(60)]
     assert not batches["annotation"].any()

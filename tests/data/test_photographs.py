@@ -34,7 +34,7 @@ def test_records_are_valid_and_complete(samples: dict[str, Sample]) -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_pictures_come_from_the_installed_package_and_decode(samples: dict[str, Sample]) -> None:
+def test_images_come_from_the_installed_package_and_decode(samples: dict[str, Sample]) -> None:
     shipped = {Path(str(file)).name for file in metadata.files("scikit-image") if "skimage/data/" in str(file)}
     for photograph, sample in zip(module.PHOTOGRAPHS, samples.values(), strict=True):
         assert photograph.file in shipped

@@ -73,7 +73,7 @@ def test_a_fault_is_named(path: str, value: object, reason: str, named: str) -> 
     assert named in str(error.value)
 
 
-def test_detection_counts_pictures_and_needs_categories() -> None:
+def test_detection_counts_images_and_needs_categories() -> None:
     assert count(GOOD, "boxes") == 1
     assert count({"boxes": []}, "boxes") == 1, "looked at and nothing found is a detection sample"
     assert count({"boxes": [{"box": [0, 0, 1, 1]}]}, "boxes") == 0

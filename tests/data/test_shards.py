@@ -166,7 +166,7 @@ def test_a_corrupt_header_is_damage_where_tarfile_stops_silently(tmp_path: Path)
 
 
 def test_foreign_tars_with_missing_members_fault(tmp_path: Path) -> None:
-    """Tars made by another tool: a sample without JSON, one without picture, bad JSON, and a file of no interest."""
+    """Tars made by another tool: a sample without JSON, one without image, bad JSON, and a file of no interest."""
     record = json.dumps(make_sample(0).record)
     bare = json.dumps({"image_id": "x", "captions": [{"text": "t"}]})
     members = {

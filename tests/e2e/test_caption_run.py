@@ -28,7 +28,7 @@ KILLED = (GOLD, "caption.gold_refresh=14", "train.steps=24", "train.zero_stage=1
 
 @pytest.fixture(scope="module")
 def caption_config(config: Path, shapes: Path) -> Path:
-    """The tiny model from an export with weights drawn at random, two captions drawn from each picture."""
+    """The tiny model from an export with weights drawn at random, two captions drawn from each image."""
     tree = yaml.safe_load(config.read_text())
     tree["init_from"] = str(shapes / "caption_start")
     tree["task"] = "caption"

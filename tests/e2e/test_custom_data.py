@@ -1,4 +1,4 @@
-"""The four commands of docs/custom_data.md, as they stand there, on twenty pictures: they are learned by heart."""
+"""The four commands of docs/custom_data.md, as they stand there, on twenty images: they are learned by heart."""
 
 import json
 import re
@@ -22,13 +22,13 @@ def commands() -> list[str]:
     return block.strip().splitlines()
 
 
-def write_pictures(folder: Path) -> None:
-    """Twenty pictures and annotations.json, as a labelling tool leaves them: the shapes are the classes."""
+def write_images(folder: Path) -> None:
+    """Twenty images and annotations.json, as a labelling tool leaves them: the shapes are the classes."""
     world = WORLDS["easy"]
     images, annotations = [], []
     (folder / "images").mkdir(parents=True)
     for sample in generate(world, "train", 20, seed=5):
-        number, name = len(images) + 1, f"picture {len(images)}.png"
+        number, name = len(images) + 1, f"image {len(images)}.png"
         images.append({"id": number, "file_name": name, "width": 64, "height": 64})
         (folder / "images" / name).write_bytes(sample.images[0][1])
         for box in sample.record["boxes"]:
@@ -54,7 +54,7 @@ def write_model(folder: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The working folder after the four commands, and what each printed."""
     folder = tmp_path_factory.mktemp("custom data")  # blanks, as users have them
-    write_pictures(folder / "data")
+    write_images(folder / "data")
     write_model(folder)
     names = {"DATA": folder / "data", "MODEL": folder / "start" / "export", "RUN": folder / "run"}
     variables = {name: str(path) for name, path in names.items()} | {
@@ -76,7 +76,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     return folder, printed
 
 
-def test_twenty_pictures_are_learned_by_heart(finished: tuple[Path, list[str]]) -> None:
+def test_twenty_images_are_learned_by_heart(finished: tuple[Path, list[str]]) -> None:
     folder, printed = finished
     assert len(printed) == 4
     assert json.loads(printed[0].splitlines()[-1])["samples"] == 20

@@ -11,7 +11,7 @@ import pytest
 from launcher import REPO, environment, free_port
 
 from fiber.cli.main import main as fiber
-from tiny_exports import pictures
+from tiny_exports import images
 
 NOT_RUN_HERE = ("make demo", "make test")  # `launch/demo.sh` is what the first runs; the second would run this
 
@@ -57,7 +57,7 @@ def test_summary_has_every_figure_of_the_contract(demo: Path) -> None:
     assert summary["total_seconds"] > stage1["seconds"] + stage2["seconds"]
 
 
-def test_pictures_are_there(demo: Path) -> None:
+def test_images_are_there(demo: Path) -> None:
     for name in ("retrieval.png", "stage1_curves.png", "grounding.png"):
         assert (demo / "figures" / name).stat().st_size > 10_000, name
 
@@ -92,10 +92,10 @@ def test_every_readme_command_runs(demo: Path, tmp_path: Path) -> None:
         ("detect", "stage2", "red circle, blue square"),
     ],
 )
-def test_every_command_uses_what_the_demo_exported_on_odd_pictures(
+def test_every_command_uses_what_the_demo_exported_on_odd_images(
     demo: Path, tmp_path: Path, task: str, stage: str, text: str | None
 ) -> None:
-    odd = pictures(tmp_path / "odd")
+    odd = images(tmp_path / "odd")
     out = tmp_path / "found.json"
     words = ["--text", text] if text else []
     where = ["--model", str(demo / stage), "--image", str(tmp_path / "odd"), "--out", str(out)]
@@ -106,6 +106,6 @@ def test_every_command_uses_what_the_demo_exported_on_odd_pictures(
 
 
 def test_a_task_without_its_head_says_which_tasks_there_are(demo: Path, capsys: pytest.CaptureFixture) -> None:
-    pictures = ["--image", str(demo / "pictures"), "--text", "what colour is the circle?"]
-    assert fiber(["answer", "--model", str(demo / "stage1"), *pictures]) == 1
+    images = ["--image", str(demo / "images"), "--text", "what colour is the circle?"]
+    assert fiber(["answer", "--model", str(demo / "stage1"), *images]) == 1
     assert "it can: match, retrieve, caption" in capsys.readouterr().err

@@ -30,7 +30,7 @@ ADAPTED = ("frozen_towers", "lora")
 
 @pytest.fixture(scope="module")
 def sets(shapes: Path) -> Path:
-    """Folder with scenes (`train`, `val`, `test`), pairs of pictures beside them (`pairs_...`) and a tokenizer."""
+    """Folder with scenes (`train`, `val`, `test`), pairs of images beside them (`pairs_...`) and a tokenizer."""
     folder, world = shapes / "tasks", WORLDS["easy"]
     for split, count in (("train", 32), ("val", 8), ("test", 8)):
         about = {"split": split, "provenance": "drawn", "licence": "none"}

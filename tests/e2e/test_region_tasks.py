@@ -16,7 +16,7 @@ from fiber.weights.export import read_export
 MODES = ("full", "frozen_towers", "lora", "linear", "prompt")
 SMALL = [
     "train.precision=fp32", "train.log_every=1", "regions.short_sides=[64]", "regions.test_side=64",
-    "regions.max_side=96", "regions.pictures=1", "eval.batch=8", "data.workers=0", "model.checkpointing=false",
+    "regions.max_side=96", "regions.figures=1", "eval.batch=8", "data.workers=0", "model.checkpointing=false",
 ]  # fmt: skip
 
 
@@ -78,7 +78,7 @@ def test_the_table_has_every_task_beside_its_baseline(tasks: Path) -> None:
     assert {"shapes_easy_test/lvis_apr", "shapes_easy_compositional/ap50"} <= set(after)
 
 
-def test_every_tuning_mode_from_a_few_pictures(tasks: Path, world: Path) -> None:
+def test_every_tuning_mode_from_a_few_images(tasks: Path, world: Path) -> None:
     """Each ran from its own subset; its export differs from the start just where the mode says."""
     start = read_export(world / "stage2").tensors
     for mode in MODES:
@@ -144,7 +144,7 @@ def test_before_and_after_on_several_sets(world: Path) -> None:
     assert {f"shapes_easy_{split}/referring_p1" for split in ("val", "test", "compositional")} <= set(figures)
 
 
-def test_sets_of_odinw_zero_shot_and_with_a_few_pictures(world: Path) -> None:
+def test_sets_of_odinw_zero_shot_and_with_a_few_images(world: Path) -> None:
     """launch/odinw.sh: the best weights on val are kept; its runs are what the table reads."""
     sets, out = world / "sets", world / "odinw"
     sets.mkdir()

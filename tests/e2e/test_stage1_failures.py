@@ -54,14 +54,14 @@ def test_bad_configuration_is_one_line_on_one_rank(config: Path, tmp_path: Path)
         assert "Traceback" not in job.output
 
 
-def test_too_many_unreadable_pictures_stop_with_shard_and_key(config: Path, shapes: Path, tmp_path: Path) -> None:
+def test_too_many_unreadable_images_stop_with_shard_and_key(config: Path, shapes: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     with ShardWriter(broken, "broken") as writer:
         train = ShardSet(shapes / "train")
         for i in range(len(train)):
             sample = train.read(i)
-            extension, picture = sample.images[0]
-            cut = picture[: len(picture) // 2] if i % 8 == 1 else picture
+            extension, image = sample.images[0]
+            cut = image[: len(image) // 2] if i % 8 == 1 else image
             writer.add(Sample(sample.key, [(extension, cut)], sample.record))
     run = tmp_path / "run"
     changed = (f"output={run}", f"data.train=[{{path: {broken}}}]", "train.steps=200", "data.max_fault_share=0.005")

@@ -108,7 +108,7 @@ def test_two_ranks_resumed_on_one(whole: Path, config: Path, tmp_path: Path) -> 
 
 
 def test_two_nodes_stop_at_a_signal_and_save(config: Path, tmp_path: Path) -> None:
-    """Two launchers, one a node, joined through a hostfile without ssh; SIGUSR1 to one rank stops and saves all."""
+    """Two launchers, one per node, joined through a hostfile without ssh; SIGUSR1 to one rank stops and saves all."""
     run, hosts = tmp_path / "run", tmp_path / "hostfile"
     hosts.write_text("node-a slots=1\nnode-b slots=1\n")
     shared = ("--hostfile", hosts, "--no_ssh", "--master_addr", "127.0.0.1", "--master_port", free_port())

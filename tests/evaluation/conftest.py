@@ -1,4 +1,4 @@
-"""The recorded picture of Flickr30k Entities."""
+"""The recorded image of Flickr30k Entities."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from fiber.evaluation.metrics.grounding_recall import Phrase
 
 @pytest.fixture(scope="module")
 def entities(shared):
-    """Phrases with boxes of the recorded picture, and its recorded predictions as rows."""
+    """Phrases with boxes of the recorded image, and its recorded predictions as rows."""
     real = shared / "real/flickr30k_entities"
     chains: dict[str, list[list[int]]] = {}
     for item in ElementTree.parse(real / "Annotations/1000092795.excerpt.xml").iter("object"):

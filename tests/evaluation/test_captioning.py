@@ -11,34 +11,34 @@ import torch.multiprocessing as mp
 
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
-from fiber.coarse.decoding import Caption, Marks, beam_search
+from fiber.coarse.decoding import Caption, SpecialTokens, beam_search
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import EvalConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.config.stage1 import CaptionConfig, Stage1Config
-from fiber.data.samples.captions import PictureSample
-from fiber.data.samples.text import Picture
+from fiber.data.samples.captions import CaptionEvalSample
+from fiber.data.samples.text import ImageTransform
 from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.data.writer import ShardWriter
 from fiber.errors import ConfigError
 from fiber.evaluation.captioning import CiderReward, caption_reward, evaluate_captions, server_id
-from fiber.evaluation.image_tasks import Asked
+from fiber.evaluation.image_tasks import EvalContext
 from fiber.evaluation.metrics import caption_scores as metrics
 from fiber.evaluation.metrics.caption_scores import DocumentFrequency, cider_d
 from fiber.evaluation.predictions import read_predictions
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 from fiber.tasks.caption import CaptionTask
 
-PICTURES, LENGTH = 7, 12
+IMAGES, LENGTH = 7, 12
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`set`: seven scenes as COCO pictures; `domains`: the same with NoCaps' domains; `test`: without captions; a
+    """`set`: seven scenes as COCO images; `domains`: the same with NoCaps' domains; `test`: without captions; a
     `tokenizer`."""
     folder = tmp_path_factory.mktemp("captions")
-    scenes = list(generate(WORLDS["easy"], "val", PICTURES, seed=0))
+    scenes = list(generate(WORLDS["easy"], "val", IMAGES, seed=0))
     train_bpe([c["text"] for scene in scenes for c in scene.record["captions"]], 300, folder / "tokenizer")
     for name in ("set", "domains", "test"):
         with ShardWriter(folder / name, name, max_samples=3) as writer:
@@ -53,7 +53,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_task(world: Path) -> CaptionTask:
-    """Weights drawn large and gates open, so that pictures get captions of their own."""
+    """Weights drawn large and gates open, so that images get captions of their own."""
     tokenizer = load_tokenizer(world / "tokenizer")
     config = ModelConfig(
         image=ImageTowerConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), window=4),
@@ -67,10 +67,10 @@ def make_task(world: Path) -> CaptionTask:
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(3.0)
-    return CaptionTask(model, CaptionConfig(), Marks.of(tokenizer), tokenizer.pad_token_id).eval()
+    return CaptionTask(model, CaptionConfig(), SpecialTokens.of(tokenizer), tokenizer.pad_token_id).eval()
 
 
-def asked(world: Path, name: str, folder: Path, batch: int = 3) -> Asked:
+def context(world: Path, name: str, folder: Path, batch: int = 3) -> EvalContext:
     config = Stage1Config(
         output=str(folder),
         tokenizer=str(world / "tokenizer"),
@@ -80,12 +80,12 @@ def asked(world: Path, name: str, folder: Path, batch: int = 3) -> Asked:
         eval=EvalConfig(batch=batch),
     )
     tokenizer = load_tokenizer(world / "tokenizer")
-    return Asked(ShardSet(world / name), "captions", tokenizer, config, folder / "predictions", Meter())
+    return EvalContext(ShardSet(world / name), "captions", tokenizer, config, folder / "predictions", Progress())
 
 
 @torch.no_grad()
 def run(world: Path, name: str, folder: Path, batch: int = 3) -> tuple[dict, list]:
-    return evaluate_captions(make_task(world), asked(world, name, folder, batch))
+    return evaluate_captions(make_task(world), context(world, name, folder, batch))
 
 
 def _rank(rank: int, world_size: int, world: Path, folder: Path) -> None:
@@ -104,23 +104,23 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     return folder, *run(world, "set", folder)
 
 
-def test_rows_are_the_beams_of_each_picture_beside_its_references(world, alone):
+def test_rows_are_the_beams_of_each_image_beside_its_references(world, alone):
     folder, figures, examples = alone
     rows = list(read_predictions(folder / "predictions/captions.jsonl"))
     assert [row["image_id"] for row in rows] == list(range(34, 41))
     task, shards, tokenizer = make_task(world), ShardSet(world / "set"), load_tokenizer(world / "tokenizer")
     for row in rows:
         sample = shards.read(row["position"])
-        image = PictureSample(Picture(32))(sample, "captions", 0, np.random.default_rng(0))["images"][None]
+        image = CaptionEvalSample(ImageTransform(32))(sample, "captions", 0, np.random.default_rng(0))["images"][None]
         with torch.no_grad():
             state = task.model.backbone.image_tail(task.model.image_prefix(image))
-            (beams,) = beam_search(task.model, state, task.marks, LENGTH + 1, 3)
+            (beams,) = beam_search(task.model, state, task.special_tokens, LENGTH + 1, 3)
         assert row["caption"] == " ".join(tokenizer.decode(beams[0].ids, skip_special_tokens=True).split())
         assert row["references"] == [caption["text"] for caption in sample.record["captions"]]
     assert len({row["caption"] for row in rows}) > 1
     written = json.loads((folder / "predictions/captions.json").read_text())
     assert written == [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
-    assert [number for number, _ in examples] == list(range(PICTURES))
+    assert [number for number, _ in examples] == list(range(IMAGES))
     assert set(figures) >= {"cider", "bleu_1", "bleu_4", "rouge_l", "constant_cider", "images"}
 
 
@@ -130,10 +130,10 @@ def test_figures_are_those_of_the_metric_and_the_constant_is_beside_them(alone):
     references = {row["image_id"]: row["references"] for row in rows}
     expected = metrics.evaluate(rows, references, coco_tools=metrics.coco_tools_missing() is None)
     assert {name: figures[name.lower()] for name in expected} == expected
-    assert figures["images"] == PICTURES
+    assert figures["images"] == IMAGES
     truth = [[metrics.tokenize(text) for text in texts] for texts in references.values()]
-    scores = np.array([cider_d([texts[0]] * PICTURES, truth) for texts in truth])
-    others = (scores.sum(1) - np.diag(scores)) / (PICTURES - 1)  # a caption is not said of its own picture
+    scores = np.array([cider_d([texts[0]] * IMAGES, truth) for texts in truth])
+    others = (scores.sum(1) - np.diag(scores)) / (IMAGES - 1)  # a caption is not said of its own image
     assert figures["constant_cider"] == pytest.approx(others.max(), rel=1e-12)
 
 
@@ -173,15 +173,15 @@ def test_nocaps_is_scored_by_domain_and_as_a_whole(world, alone, tmp_path):
 
 def test_a_set_without_references_is_only_described(world, alone, tmp_path):
     figures, examples = run(world, "test", tmp_path)
-    assert figures == {"images": PICTURES}
-    assert len(examples) == PICTURES
+    assert figures == {"images": IMAGES}
+    assert len(examples) == IMAGES
     written, scored = (
         json.loads((folder / "predictions/captions.json").read_text()) for folder in (tmp_path, alone[0])
     )
     assert written == scored
 
 
-def test_servers_know_pictures_by_number():
+def test_servers_know_images_by_number():
     assert server_id("coco_391895") == 391895
     assert server_id("nocaps_17") == 17
     assert server_id("shapes_easy_val_0_3") == "shapes_easy_val_0_3"
@@ -193,7 +193,7 @@ def test_servers_know_pictures_by_number():
 def test_reward_is_cider_with_the_training_captions_frequencies_and_knows_an_end(world, tmp_path):
     tokenizer, recipe = load_tokenizer(world / "tokenizer"), CaptionConfig(objective="cider")
     reward = caption_reward(recipe, tokenizer, [ShardSet(world / "set")], tmp_path)
-    scenes = [ShardSet(world / "set").record(i) for i in range(PICTURES)]
+    scenes = [ShardSet(world / "set").record(i) for i in range(IMAGES)]
     texts = [[caption["text"] for caption in scene["captions"]] for scene in scenes]
     ended = [[f"{metrics.tokenize(text)} <eos>" for text in own] for own in texts]
 
@@ -206,7 +206,7 @@ def test_reward_is_cider_with_the_training_captions_frequencies_and_knows_an_end
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
     assert found[0] > found[1] > found[2]
 
-    # A corpus without end marks judges the words alone.
+    # A corpus without end special_tokens judges the words alone.
     bare = DocumentFrequency.of([[metrics.tokenize(text) for text in own] for own in texts])
     bare.save(tmp_path / "bare.json")
     given = CaptionConfig(objective="cider", document_frequency=str(tmp_path / "bare.json"))

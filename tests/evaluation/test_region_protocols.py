@@ -23,14 +23,14 @@ RANKS = 3
 
 def stored(records: list[Record], folder: Path, categories: list[dict] | None = None) -> ShardSet:
     stream = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(stream, "PNG")  # nothing here looks at pictures
+    Image.new("RGB", (1, 1)).save(stream, "PNG")  # nothing here looks at images
     samples = [Sample(str(r["image_id"]), [("png", stream.getvalue())], r | {"source": "real"}) for r in records]
     write_dataset(samples, folder, name="real", split="val", provenance="", licence="", categories=categories)
     return ShardSet(folder)
 
 
 def figures(shards: ShardSet, field: str, rows: list[Row], key: tuple[str, ...], folder: Path) -> dict[str, float]:
-    """Rows fall to the ranks at random, as pictures would."""
+    """Rows fall to the ranks at random, as images would."""
     random.Random(0).shuffle(rows)
     for rank in range(RANKS):
         with PredictionWriter(folder, field, rank, RANKS) as writer:

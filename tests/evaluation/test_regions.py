@@ -28,8 +28,8 @@ from fiber.data.text import load_tokenizer, train_bpe
 from fiber.data.writer import write_dataset
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.predictions import read_predictions
-from fiber.evaluation.progress import Meter
-from fiber.evaluation.regions import WholePicture, evaluate_regions, questions, write_predictions
+from fiber.evaluation.progress import Progress
+from fiber.evaluation.regions import EvalImage, evaluate_regions, questions, write_predictions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.draw import COLOURS
@@ -43,7 +43,7 @@ SIZES = [(100, 60), (60, 100), (64, 64), (200, 50), (90, 61)]
 
 
 def painted(number: int, size: tuple[int, int]) -> Sample:
-    """One grey value a picture, by which the oracle knows it; a box for each name, places differing by picture."""
+    """One grey value per image, by which the oracle knows it; a box for each name, places differing by image."""
     stream = io.BytesIO()
     Image.new("RGB", size, (10 * number + 5,) * 3).save(stream, "PNG")
     width, height = size
@@ -68,14 +68,14 @@ def painted(number: int, size: tuple[int, int]) -> Sample:
 
 
 class Oracle(nn.Module):
-    """Knows every picture by its grey value and finds what a prompt's phrase names, after a worse wrong box."""
+    """Knows every image by its grey value and finds what a prompt's phrase names, after a worse wrong box."""
 
     def __init__(self, samples: list[Sample]) -> None:
         super().__init__()
         self.samples = samples
         self.weight = nn.Parameter(torch.zeros(1))
 
-    def read(self, prompts: list) -> None:
+    def encode_prompts(self, prompts: list) -> None:
         """Needs no preparation."""
 
     def detect(self, images: Tensor, sizes: Tensor, prompts: list, selection: Any, **_: Any) -> list[Detections]:
@@ -107,7 +107,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[Sample]]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[Sample]]:
     samples = [painted(number, size) for number, size in enumerate(SIZES)]
     folder = tmp_path_factory.mktemp("painted")
     write_dataset(
@@ -118,14 +118,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> tuple[ShardSet, list[S
 
 @pytest.mark.parametrize(("short", "longest"), [(50, 400), (96, 128), (33, 70)])
 def test_an_oracle_scores_full_marks(
-    pictures: tuple, tokenizer: Path, tmp_path: Path, short: int, longest: int
+    images: tuple, tokenizer: Path, tmp_path: Path, short: int, longest: int
 ) -> None:
-    shards, samples = pictures
+    shards, samples = images
     builder, oracle = PromptBuilder(load_tokenizer(tokenizer), 48), Oracle(samples)
 
     def figures(field: str) -> dict[str, float]:
-        picture = WholePicture(short, longest)
-        return evaluate_regions(oracle, builder, shards, field, picture, folder=tmp_path, batch=4)
+        image = EvalImage(short, longest)
+        return evaluate_regions(oracle, builder, shards, field, image, folder=tmp_path, batch=4)
 
     phrases = figures("captions")
     assert [phrases[f"{p}_r{k}"] for p in ("grounding", "merged") for k in (1, 5, 10)] == [1.0] * 6
@@ -139,13 +139,13 @@ def test_an_oracle_scores_full_marks(
     assert box == pytest.approx(samples[3].record["boxes"][1]["box"], abs=0.02)
 
 
-def test_phrases_beyond_the_text_limit_are_misses(pictures: tuple, tokenizer: Path, tmp_path: Path) -> None:
-    """Of the three phrases of a picture the last of the first caption is cut off; nothing crashes, nothing is left
+def test_phrases_beyond_the_text_limit_are_misses(images: tuple, tokenizer: Path, tmp_path: Path) -> None:
+    """Of the three phrases of an image the last of the first caption is cut off; nothing crashes, nothing is left
     out of the count."""
-    shards, samples = pictures
+    shards, samples = images
     builder = PromptBuilder(load_tokenizer(tokenizer), 8)
     assert not builder.sentence(samples[0].record["captions"][0]["text"], [[(16, 19)]]).token_map.any()
-    found = evaluate_regions(Oracle(samples), builder, shards, "captions", WholePicture(64, 128), folder=tmp_path)
+    found = evaluate_regions(Oracle(samples), builder, shards, "captions", EvalImage(64, 128), folder=tmp_path)
     assert found["grounding_r1"] == found["grounding_upper_bound"] == pytest.approx(2 / 3)
 
 
@@ -194,7 +194,7 @@ def everything(scenes: Path, tokenizer: Path, folder: Path, batch: int) -> dict[
     model, builder, shards = detector(len(words)), PromptBuilder(words, 48), ShardSet(scenes)
     found: dict[str, float] = {}
     for field in ("captions", "expressions", "boxes"):
-        found |= evaluate_regions(model, builder, shards, field, WholePicture(64, 128), folder=folder, batch=batch)
+        found |= evaluate_regions(model, builder, shards, field, EvalImage(64, 128), folder=folder, batch=batch)
     assert model.training
     return found
 
@@ -236,7 +236,7 @@ def test_figures_do_not_depend_on_ranks_and_batches(scenes: Path, tokenizer: Pat
 
 
 def assert_same_detections(path: Path, expected: Path) -> None:
-    """Of each picture and class the same boxes to a hundredth of a pixel, the same scores to 1e-5."""
+    """Of each image and class the same boxes to a hundredth of a pixel, the same scores to 1e-5."""
     found, wanted = (defaultdict(list) for _ in range(2))
     for file, groups in ((path, found), (expected, wanted)):
         for row in read_predictions(file):
@@ -248,10 +248,10 @@ def assert_same_detections(path: Path, expected: Path) -> None:
         assert np.allclose(rows, found[key], atol=0.021)
 
 
-def test_classes_are_asked_by_id_in_chunks_and_a_long_tail_without_a_limit_a_picture(
-    pictures: tuple, scenes: Path, tokenizer: Path
+def test_classes_are_asked_by_id_in_chunks_and_a_long_tail_without_a_limit_an_image(
+    images: tuple, scenes: Path, tokenizer: Path
 ) -> None:
-    builder, (shards, _) = PromptBuilder(load_tokenizer(tokenizer), 48), pictures
+    builder, (shards, _) = PromptBuilder(load_tokenizer(tokenizer), 48), images
     whole, ones = questions(shards, "boxes", builder), questions(shards, "boxes", builder, chunk_classes=1)
     assert whole.ids == [5, 6, 7]
     assert [p.text for p in whole.prompts_of_set] == ["traffic light. dog. cat"]
@@ -291,8 +291,8 @@ def test_the_memory_of_predicting_does_not_grow_with_the_set(tokenizer: Path, tm
         counts = []
         tracemalloc.start()
         write_predictions(
-            Crowd(samples), shards, "expressions", asked, WholePicture(40, 40), tmp_path, 4, 0,
-            Meter(beat=lambda counts=counts: counts.append(1)),
+            Crowd(samples), shards, "expressions", asked, EvalImage(40, 40), tmp_path, 4, 0,
+            Progress(beat=lambda counts=counts: counts.append(1)),
         )  # fmt: skip
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
@@ -310,7 +310,7 @@ def test_a_thousand_classes_stay_readable_and_quick(tokenizer: Path, tmp_path: P
         PromptBuilder(load_tokenizer(tokenizer), 256),
         ShardSet(tmp_path / "many"),
         "boxes",
-        WholePicture(60, 99),
+        EvalImage(60, 99),
     )
     start = time.process_time()
     (figure,) = draw_predictions(Crowd(samples), *asked, count=1, chunk_classes=40)
@@ -320,10 +320,10 @@ def test_a_thousand_classes_stay_readable_and_quick(tokenizer: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("field", ["captions", "expressions", "boxes"])
-def test_drawn_examples(pictures: tuple, tokenizer: Path, field: str) -> None:
+def test_drawn_examples(images: tuple, tokenizer: Path, field: str) -> None:
     """Evenly spaced over the set; every phrase has its colour."""
-    shards, samples = pictures
-    asked = (PromptBuilder(load_tokenizer(tokenizer), 48), shards, field, WholePicture(64, 128))
+    shards, samples = images
+    asked = (PromptBuilder(load_tokenizer(tokenizer), 48), shards, field, EvalImage(64, 128))
     drawn = draw_predictions(Oracle(samples), *asked, count=3)
     assert [figure.width for figure in drawn] == [320, 320, 320]
     assert len(draw_predictions(Oracle(samples), *asked, count=30)) == len(samples)

@@ -11,11 +11,11 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.evaluation.gallery import Cache
+from fiber.evaluation.gallery import PrefixCache
 from fiber.evaluation.retrieval import ITM_PRIOR, candidates, evaluate_retrieval
 
 IMAGES, LENGTH, VOCABULARY = 7, 6, 50
-CAPTIONS = [1, 3, 2, 1, 4, 1, 2]  # a picture
+CAPTIONS = [1, 3, 2, 1, 4, 1, 2]  # an image
 
 
 def make_model(seed: int = 0) -> CoarseModel:
@@ -79,7 +79,7 @@ def full_scores() -> tuple[np.ndarray, np.ndarray]:
 
 
 def recall_by_hand(scores: np.ndarray, own: np.ndarray, k: int) -> float:
-    """Share of rows whose k best columns hold one of their own."""
+    """EvalLoader of rows whose k best columns hold one of their own."""
     best = np.argsort(-scores, axis=1)[:, :k]
     return float(np.mean([own[row, columns].any() for row, columns in enumerate(best)]))
 
@@ -161,7 +161,7 @@ def test_candidates_are_the_best_with_ties_to_the_higher_index():
 
 
 def test_half_precision_cache_changes_scores_a_little_and_the_mode_comes_back():
-    exact, halved = run(), run(cache=Cache(device="cpu", dtype=torch.bfloat16))
+    exact, halved = run(), run(cache=PrefixCache(device="cpu", dtype=torch.bfloat16))
     matched = exact.image_to_text > exact.image_to_text.min(1, keepdims=True)
     difference = np.abs(exact.image_to_text - halved.image_to_text)[matched]
     assert 0 < difference.max() < 0.1

@@ -20,7 +20,7 @@ from fiber.data.text import load_tokenizer, train_bpe
 from fiber.data.writer import write_dataset
 from fiber.evaluation.image_tasks import best, evaluate
 from fiber.evaluation.metrics import vqa_accuracy as vqa
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 from fiber.tasks.coarse_run import build_task
 
 SCENES, PAIRS = 9, 12
@@ -82,7 +82,7 @@ def make_task(config: Stage1Config) -> nn.Module:
 
 def run(config: Stage1Config, task: nn.Module | None = None, step: int = 3) -> dict[str, float]:
     found = [(ShardSet(source.path), source.field) for source in config.eval.data]
-    return evaluate(config, load_tokenizer(config.tokenizer), task or make_task(config), found, step, Meter())
+    return evaluate(config, load_tokenizer(config.tokenizer), task or make_task(config), found, step, Progress())
 
 
 def contents(config: Stage1Config) -> dict[str, str]:
@@ -185,7 +185,7 @@ def test_accuracy_counts_the_rows_that_agree(task: str, sets: Path, tmp_path: Pa
         assert figures["consistency"] == pytest.approx(np.mean(list(sentences.values())))
 
 
-def test_hits_are_the_texts_and_pictures_that_recall_counts(sets: Path, tmp_path: Path) -> None:
+def test_hits_are_the_texts_and_images_that_recall_counts(sets: Path, tmp_path: Path) -> None:
     config = make_config("retrieval_itm", sets, tmp_path)
     figures = run(config)
     files = {name: json.loads(text) for name, text in contents(config).items()}
@@ -211,9 +211,9 @@ def test_examples_are_drawn_with_their_words_and_the_mode_comes_back(task: str, 
     run(config, model, step=12)
     assert model.training
     name = "pairs" if task == "nlvr2" else "scenes"
-    pictures = sorted((tmp_path / "figures").glob("*.png"))
-    assert [path.stem for path in pictures] == [f"step_000012_{name}_{i:02d}" for i in range(8)]
-    words = [json.loads(path.with_suffix(".json").read_text()) for path in pictures]
+    images = sorted((tmp_path / "figures").glob("*.png"))
+    assert [path.stem for path in images] == [f"step_000012_{name}_{i:02d}" for i in range(8)]
+    words = [json.loads(path.with_suffix(".json").read_text()) for path in images]
     columns = {
         "vqa": {"question", "answers", "prediction"},
         "nlvr2": {"statement", "truth", "prediction"},

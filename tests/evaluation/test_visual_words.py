@@ -83,7 +83,7 @@ def test_accuracies_equal_one_forward_a_word(sets):
     model.heads.mlm.decoder.bias.data[max(set(answers) - {0, 1, 2}, key=answers.count)] += 1  # some words are right
     found = evaluate_visual_words(model, images, texts, tokenizer, groups, batch=7)
 
-    pictures = torch.cat([batch["images"] for batch in images])
+    pixels = torch.cat([batch["images"] for batch in images])
     image_id = torch.cat([batch["image_id"] for batch in images])
     ids, mask, labels, group, owner = masked_words(texts, tokenizer, groups, torch.device("cpu"))
     right = {"true_image": [], "wrong_image": []}
@@ -91,7 +91,7 @@ def test_accuracies_equal_one_forward_a_word(sets):
         for k in range(len(ids)):
             row = int((image_id == owner[k]).nonzero())
             for name, r in (("true_image", row), ("wrong_image", (row + 1) % SCENES)):
-                image = model.image_prefix(pictures[r : r + 1])
+                image = model.image_prefix(pixels[r : r + 1])
                 fused = model.fuse(image, model.text_prefix(ids[k : k + 1], mask[k : k + 1]))
                 predicted = model.heads.mlm(fused.text[0]).argmax(-1)
                 where = labels[k] != IGNORED
@@ -105,7 +105,7 @@ def test_accuracies_equal_one_forward_a_word(sets):
     assert 0 < found["true_image"] < 1
 
 
-def test_retrieval_over_shards_takes_every_picture_and_caption_once_with_swapped_relations(sets):
+def test_retrieval_over_shards_takes_every_image_and_caption_once_with_swapped_relations(sets):
     tokenizer, shards = sets
     images, texts = retrieval_sets(shards, tokenizer, SIZE, LENGTH, batch=4, swap=swap_relation)
     assert len(images) == len(list(images)) == -(-SCENES // 4)

@@ -21,7 +21,7 @@ from fiber.fine.postprocess import GROUNDING, Selection, detections
 SIZES = torch.tensor([[50, 64], [64, 41]])
 
 
-def pictures() -> torch.Tensor:
+def pixels() -> torch.Tensor:
     """Two uint8 images in a 64x64 batch; what lies beyond SIZES is noise that must not matter."""
     return torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
@@ -44,7 +44,7 @@ def batch(boxes: list, images: list) -> dict:
         "box_image": torch.tensor(images).long(),
         "box_tokens": tokens,
     }
-    return {"images": pictures(), "sizes": SIZES, "ids": ids, "mask": mask, **packed}
+    return {"images": pixels(), "sizes": SIZES, "ids": ids, "mask": mask, **packed}
 
 
 BOXES = [[4.0, 4, 30, 40], [20, 10, 60, 45], [2, 30, 38, 60]]
@@ -58,10 +58,10 @@ def test_uint8_is_normalised_and_padding_is_zero_after_it() -> None:
     by_hand = torch.zeros(2, 3, 64, 64)
     for row, (height, width) in enumerate(SIZES.tolist()):
         for channel in range(3):
-            pixels = pictures()[row, channel, :height, :width] / 255
-            by_hand[row, channel, :height, :width] = (pixels - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
+            values = pixels()[row, channel, :height, :width] / 255
+            by_hand[row, channel, :height, :width] = (values - IMAGENET_MEAN[channel]) / IMAGENET_STD[channel]
     ids, mask = texts()
-    from_bytes, _ = model(pictures(), SIZES, ids, mask)
+    from_bytes, _ = model(pixels(), SIZES, ids, mask)
     from_floats, _ = model(by_hand, SIZES, ids, mask)
     torch.testing.assert_close(from_bytes.tokens, from_floats.tokens)
 
@@ -78,7 +78,7 @@ def test_anchors_over_padding_are_kept_and_need_no_forward_pass() -> None:
 def test_detections_stay_in_the_unpadded_image(tokenizer: RobertaTokenizerFast) -> None:
     model, builder = tiny_detector().eval(), PromptBuilder(tokenizer, LIMIT)
     prompt = builder.classes(["red cat", "dogs"])
-    for found, (height, width) in zip(model.detect(pictures(), SIZES, [[prompt]] * 2, GROUNDING), SIZES, strict=True):
+    for found, (height, width) in zip(model.detect(pixels(), SIZES, [[prompt]] * 2, GROUNDING), SIZES, strict=True):
         assert len(found.boxes) > 5
         assert found.boxes.min() >= 0
         assert found.boxes[:, 0::2].max() <= width - 1
@@ -97,12 +97,12 @@ def test_detect_shares_prefixes_and_equals_one_pass_per_prompt(tokenizer: Robert
     sentence = builder.sentence("two dogs on a square", [[(0, 8)], [(14, 20)]])
     prompts = [chunks, [sentence, chunks[1]]]
     selection = Selection(threshold=0.0, keep=7)
-    together = model.detect(pictures(), SIZES, prompts, selection, pairs=2)
+    together = model.detect(pixels(), SIZES, prompts, selection, pairs=2)
     for row, own in enumerate(prompts):
         found = []
         for prompt in own:
             output, anchors = model(
-                pictures()[row : row + 1], SIZES[row : row + 1], prompt.ids[None], prompt.mask[None]
+                pixels()[row : row + 1], SIZES[row : row + 1], prompt.ids[None], prompt.mask[None]
             )
             (one,) = detections(output, anchors, [prompt.token_map], SIZES[row : row + 1], selection)
             labels = [prompt.classes[label] for label in one.labels.tolist()]
@@ -116,7 +116,7 @@ def test_detect_shares_prefixes_and_equals_one_pass_per_prompt(tokenizer: Robert
             if sum(abs(score - s) < 1e-5 for s, _, _ in found) == 1:  # ties may come in any order
                 assert label == ours_label
                 assert box == pytest.approx(ours_box.tolist(), abs=1e-2)
-    cut = model.detect(pictures(), SIZES, prompts, selection, keep=5)
+    cut = model.detect(pixels(), SIZES, prompts, selection, keep=5)
     assert [len(d.scores) for d in cut] == [5, 5]
     torch.testing.assert_close(cut[0].scores, together[0].scores[:5])
 
@@ -126,7 +126,7 @@ def test_one_class_and_1300_classes(tokenizer: RobertaTokenizerFast, count: int)
     model, builder = tiny_detector().eval(), PromptBuilder(tokenizer, LIMIT)
     prompts = builder.chunks([f"dogs {i}" for i in range(count)])
     (found,) = model.detect(
-        pictures()[:1], SIZES[:1], [prompts], Selection(threshold=0.0, keep=300), keep=2000, pairs=64
+        pixels()[:1], SIZES[:1], [prompts], Selection(threshold=0.0, keep=300), keep=2000, pairs=64
     )
     labels = set(found.labels.tolist())
     assert labels <= set(range(count))
@@ -269,9 +269,9 @@ def test_two_ranks_and_two_micro_batches_equal_one_batch(tmp_path: Path) -> None
 
         task.zero_grad()
         parts = [split(row, batch(boxes, images)) for row in range(2)]
-        items = [task.items(part) for part in parts]
+        items = [task.loss_normalisers(part) for part in parts]
         means = {name: sum(i[name] for i in items) / 2 for name in items[0]}
-        losses = [task(part | {"mean_items": means})[0] for part in parts]
+        losses = [task(part | {"loss_normalisers": means})[0] for part in parts]
         (sum(sum(x.values()) for x in losses) / 2).backward()
         accumulated = (
             {name: (losses[0][name] + losses[1][name]) / 2 for name in expected},

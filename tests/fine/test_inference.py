@@ -1,4 +1,4 @@
-"""What is found in a picture depends on no neighbour, batch, rank, chunk or order of the classes.
+"""What is found in an image depends on no neighbour, batch, rank, chunk or order of the classes.
 
 Words of a real prompt see each other, so a class's score depends on the classes beside it, as in the release. Here
 the text tower is made to read every token by itself: what is left to differ is what must not, the bookkeeping of
@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import RobertaTokenizerFast
 
 from fiber.data.prompts import PromptBuilder
-from fiber.fine.inference import Search, search
+from fiber.fine.inference import Query, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, Detections, Selection
 
@@ -23,7 +23,7 @@ ALL = Selection(threshold=DETECTION.threshold, top=10**6, keep=10**6)  # cuts wo
 
 @pytest.fixture(scope="module")
 def model() -> FiberDetector:
-    """A real detector, biased to fire, whose tokens see the picture but not each other, and whose picture sees no
+    """A real detector, biased to fire, whose tokens see the image but not each other, and whose image sees no
     token."""
     model = tiny_detector().eval()
     backbone = model.backbone
@@ -61,12 +61,12 @@ def ask(
     pairs: int = 8,
     batch: int = 5,
 ) -> list[dict[str, Detections]]:
-    """What is found in each picture, by class name, `batch` pictures a search."""
+    """What is found in each image, by class name, `batch` images a search."""
     prompts, results = builder.chunks(names, chunk), []
     for start in range(0, len(images), batch):
-        asked = [Search(x, (x.shape[2] * 2, x.shape[1] * 3), prompts) for x in images[start : start + batch]]
-        text = model.read(prompts) if pairs > 1 else None  # a reading of one's own, or the search's
-        for found in search(model, asked, ALL, pairs=pairs, text=text):
+        asked = [Query(x, (x.shape[2] * 2, x.shape[1] * 3), prompts) for x in images[start : start + batch]]
+        text = model.encode_prompts(prompts) if pairs > 1 else None  # a reading of one's own, or the search's
+        for found in run_queries(model, asked, ALL, pairs=pairs, text=text):
             assert (found.scores.diff() <= 0).all()
             own = [found.labels == label for label in range(len(names))]
             results.append(
@@ -84,7 +84,7 @@ def assert_same(results: list[dict[str, Detections]], expected: list[dict[str, D
 
 @pytest.fixture(scope="module")
 def expected(model: FiberDetector, builder: PromptBuilder, images: list[Tensor]) -> list[dict[str, Detections]]:
-    """Each picture for itself, as many classes a prompt as fit it."""
+    """Each image for itself, as many classes a prompt as fit it."""
     assert 1 < len(builder.chunks(NAMES)) < len(NAMES)
     found = ask(model, builder, images, batch=1)
     for one in found:
@@ -113,12 +113,12 @@ def test_batches_change_nothing(model, builder, images, expected, batch: int, pa
 def test_boxes_lie_in_the_wanted_size_and_limits_hold(model, builder, images, expected) -> None:
     """A prompt gives at most `selection.keep`, their union at most `keep`; a search without prompts finds nothing."""
     prompts = builder.chunks(NAMES, 4)
-    asked = [Search(images[1], (900, 400), prompts), Search(images[0], (64, 64), [])]
+    asked = [Query(images[1], (900, 400), prompts), Query(images[0], (64, 64), [])]
     few = Selection(threshold=DETECTION.threshold, top=10**6, keep=20)
-    found, nothing = search(model, asked, few)
+    found, nothing = run_queries(model, asked, few)
     assert len(found.scores) == 20 * len(prompts)
     assert len(nothing.scores) == 0
-    (best,) = search(model, asked[:1], few, keep=30)
+    (best,) = run_queries(model, asked[:1], few, keep=30)
     torch.testing.assert_close(best.scores, found.scores[:30])
     torch.testing.assert_close(best.boxes, found.boxes[:30])
     wide = expected[1][NAMES[int(best.labels[0])]]  # the same box at 180 x 120

@@ -1,4 +1,4 @@
-"""Decoding of every kind of picture, resizing against Pillow and torchvision's rule, and augmentation's ranges."""
+"""Decoding of every kind of image, resizing against Pillow and torchvision's rule, and augmentation's ranges."""
 
 import io
 
@@ -90,7 +90,7 @@ def test_cut_files_are_faults(photo: Image.Image, share: float) -> None:
         assert fault.value.reason == "undecodable_image"
 
 
-def test_huge_pictures_are_faults() -> None:
+def test_huge_images_are_faults() -> None:
     header = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
     big = Image.new("1", (20000, 6000))
     with pytest.raises(SampleFault) as fault:
@@ -102,7 +102,7 @@ def test_huge_pictures_are_faults() -> None:
 def test_exact_resize_is_pillows(photo: Image.Image) -> None:
     file = encoded(photo)
     expected = np.asarray(Image.open(io.BytesIO(file)).resize((96, 96), Image.Resampling.BICUBIC))
-    found = load_image(file, 96, exact=True)
+    found = load_image(file, 96, pil_resize=True)
     assert found.dtype == torch.uint8
     assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
 
@@ -189,7 +189,7 @@ def test_brightness_follows_its_factor_and_every_operation_runs(photo: Image.Ima
     assert _operation(photo, "Identity", 0.7, 1.0) is photo
 
 
-def test_a_quarter_of_the_pictures_and_a_tenth_more_stay_untouched(photo: Image.Image) -> None:
+def test_a_quarter_of_the_images_and_a_tenth_more_stay_untouched(photo: Image.Image) -> None:
     """Two operations, each applied with probability 1/2 and the identity one time in ten: (1/2 + 1/20)^2."""
     rng, small = np.random.default_rng(0), photo.resize((16, 16))
     untouched = sum(rand_augment(small, rng) is small for _ in range(1500))

@@ -14,7 +14,7 @@ def count(image: Image.Image, colour: str) -> np.ndarray:
 
 
 def test_a_box_is_drawn_where_it_is_whatever_the_size_of_the_image():
-    # The picture has 800 x 800 pixels; the image at hand is half of that.
+    # The image has 800 x 800 pixels; the image at hand is half of that.
     drawn = draw_boxes(WHITE, (800, 800), [[200, 300, 600, 700]], ["dog"])
     found = count(drawn, COLOURS[0])
     inside = found[found[:, 0] > 155]  # below the label, which stands on the upper edge
@@ -45,7 +45,7 @@ def test_text_is_wrapped_below_and_spans_are_coloured():
     assert not len(count(draw_text(WHITE, sentence), COLOURS[0]))
 
 
-def test_contact_sheets_hold_every_picture():
+def test_contact_sheets_hold_every_image():
     colours = ["red", "green", "blue"]
     sheet = contact_sheet([Image.new("RGB", (50, 80), c) for c in colours], colours, columns=2)
     assert all(len(count(sheet, c)) > 1000 for c in colours)

@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from PIL import Image
 
 import fiber
-from fiber.coarse.decoding import Marks, beam_search
+from fiber.coarse.decoding import SpecialTokens, beam_search
 from fiber.errors import WeightsError
 from fiber.fine.postprocess import GROUNDING
 from fiber.images.resize import resize_pil
 from fiber.predict.base import TaskError
-from fiber.predict.sources import PictureError, open_picture
+from fiber.predict.sources import ImageError, open_image
 from fiber.weights.export import read_export, write_export
-from tiny_exports import ANSWERS, CATEGORIES, coarse_export, fine_export, pictures
+from tiny_exports import ANSWERS, CATEGORIES, coarse_export, fine_export, images
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +34,11 @@ def fine(folder):
 
 @pytest.fixture(scope="module")
 def scenes(folder):
-    return pictures(folder / "pictures")
+    return images(folder / "images")
 
 
 def tensor(path) -> torch.Tensor:
-    return resize_pil(open_picture(path).image, 64)[None]
+    return resize_pil(open_image(path).image, 64)[None]
 
 
 def tokens(predictor, text: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,7 +67,7 @@ def test_match_and_answer_equal_the_model(coarse, scenes):
 def test_captions_are_those_of_the_decoder(coarse, scenes):
     (captions,) = coarse.caption(scenes["rgb"], beams=3)
     image = coarse.model.backbone.image_tail(coarse.model.image_prefix(tensor(scenes["rgb"])))
-    (expected,) = beam_search(coarse.model, image, Marks.of(coarse.tokenizer), 12, beams=3)
+    (expected,) = beam_search(coarse.model, image, SpecialTokens.of(coarse.tokenizer), 12, beams=3)
     assert [c.score for c in captions] == pytest.approx([c.score for c in expected], abs=1e-5)
     assert [c.text for c in captions] == [coarse.tokenizer.decode(c.ids).strip() for c in expected]
     drawn = [coarse.caption(scenes["rgb"], method="nucleus", seed=s)[0][0].text for s in (1, 1, 2)]
@@ -75,8 +75,8 @@ def test_captions_are_those_of_the_decoder(coarse, scenes):
     assert len(coarse.caption(scenes["rgb"], method="greedy")[0]) == 1
 
 
-def test_an_index_is_reused_until_a_picture_or_the_model_changes(coarse, folder, tmp_path):
-    made = pictures(tmp_path / "p")
+def test_an_index_is_reused_until_an_image_or_the_model_changes(coarse, folder, tmp_path):
+    made = images(tmp_path / "p")
     (tmp_path / "p" / "broken.jpg").write_bytes(b"?")
     first = coarse.index(tmp_path / "p")
     assert (first.encoded, len(first.unreadable)) == (len(made), 1)
@@ -98,7 +98,7 @@ def test_an_index_is_reused_until_a_picture_or_the_model_changes(coarse, folder,
 
 
 def test_retrieval_ranks_by_similarity_and_reranks_by_matching(coarse, scenes, folder):
-    index = coarse.index(folder / "pictures", folder / "kept.npz")
+    index = coarse.index(folder / "images", folder / "kept.npz")
     found = coarse.retrieve(index, "a red circle", top=20)
     similarity = (index.features @ coarse.embed_texts(["a red circle"])[0]).tolist()
     assert [f.score for f in found] == pytest.approx(sorted(similarity, reverse=True))
@@ -150,7 +150,7 @@ def test_detection_takes_any_classes_and_knows_its_own(fine, scenes):
     assert all(r.score >= least for r in fine.detect(scenes["rgb"], threshold=least)[0])
 
 
-def test_detection_does_not_depend_on_the_order_of_the_names_nor_on_other_pictures(fine, scenes):
+def test_detection_does_not_depend_on_the_order_of_the_names_nor_on_other_images(fine, scenes):
     names = ["zebra", *reversed(CATEGORIES), "apple"]
     paths = [scenes["rgb"], scenes["thin"], scenes["rgb"]]
     expected = fine.detect(paths, names, threshold=0.0)
@@ -170,8 +170,8 @@ def assert_close(regions, expected) -> None:
 
 
 @pytest.mark.parametrize("name", ["grey", "grey16", "bilevel", "palette", "alpha", "cmyk", "thin", "pixel", "turned"])
-def test_every_picture_goes_through_every_task(coarse, fine, scenes, name):
-    source = open_picture(scenes[name])
+def test_every_image_goes_through_every_task(coarse, fine, scenes, name):
+    source = open_image(scenes[name])
     assert 0 <= coarse.match(source.image, "a red circle")[0].probability <= 1
     assert coarse.caption(source.image, method="greedy")[0]
     for region in fine.detect(source.image, threshold=0.0)[0]:
@@ -227,7 +227,7 @@ def test_half_precision_is_close(coarse, fine, folder, scenes):
 
 
 def test_bad_input_is_named(coarse, fine, tmp_path):
-    with pytest.raises(PictureError, match=r"absent\.jpg"):
+    with pytest.raises(ImageError, match=r"absent\.jpg"):
         coarse.match(tmp_path / "absent.jpg", "a dog")
     with pytest.raises(ValueError, match="text is empty"):
         coarse.match(Image.new("RGB", (9, 9)), " ")

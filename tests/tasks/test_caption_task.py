@@ -16,15 +16,15 @@ from fiber.backbone.image import SwinTower
 from fiber.backbone.init import initialise
 from fiber.backbone.text import RobertaTower
 from fiber.coarse.caption_losses import caption_logits, reinforce_loss, start_captions
-from fiber.coarse.decoding import Caption, Marks, sample
+from fiber.coarse.decoding import Caption, SpecialTokens, sample
 from fiber.coarse.model import CoarseModel
 from fiber.config.stage1 import CaptionConfig
-from fiber.tasks.caption import CaptionTask, spelled
+from fiber.tasks.caption import CaptionTask, to_caption
 from fiber.weights.load import load_weights
 from fiber.weights.official import coarse_names, from_official
 
 START, PAD, END, A, B, MASK = range(6)
-MARKS = Marks(start=START, end=END, forbidden=(START, PAD, MASK))
+MARKS = SpecialTokens(start=START, end=END, forbidden=(START, PAD, MASK))
 CAPTIONS = ([A, B], [B], [A, A, B, A], [])
 SAMPLES, TOKENS = 3, 5
 
@@ -120,9 +120,9 @@ def test_mle_is_the_mean_over_tokens_and_does_not_depend_on_the_split():
     whole = gradients(task, losses["mle"])
 
     parts = [part(batch, 0, 1), part(batch, 1, 4)]
-    counts = [task.items(p)["caption"] for p in parts]
+    counts = [task.loss_normalisers(p)["caption"] for p in parts]
     assert counts == [3, 8]
-    split = [task(p | {"mean_items": {"caption": sum(counts) / 2}})[0]["mle"] for p in parts]
+    split = [task(p | {"loss_normalisers": {"caption": sum(counts) / 2}})[0]["mle"] for p in parts]
     assert_close(gradients(task, sum(split) / 2), whole)
 
 
@@ -192,8 +192,8 @@ def test_gold_of_the_recorded_reference(shared):
     model = CoarseModel(FusionBackbone(image, text), head_width=32, vocab_size=120)
     official = {name: x.float() for name, x in load_file(f"{prefix}.weights.safetensors").items()}
     load_weights(model, from_official(official, model.state_dict(), coarse_names((2, 2, 18, 2), 12, 6)))
-    marks = Marks(start=0, end=2, forbidden=(0, 1, 119))
-    task = CaptionTask(model, CaptionConfig(objective="gold"), marks, PAD).train()
+    special_tokens = SpecialTokens(start=0, end=2, forbidden=(0, 1, 119))
+    task = CaptionTask(model, CaptionConfig(objective="gold"), special_tokens, PAD).train()
     batch = {"images": io["in.image"], "ids": io["in.text_ids"], "mask": io["in.text_masks"], "step": 0}
     losses, report = task(batch)
     expected = facts["caption_gold_train_if_divided_by_token_count"]
@@ -236,24 +236,24 @@ def test_captions_are_drawn_by_inversion_and_depend_on_their_own_draws_alone():
     model, batch = make_model().eval(), make_batch()
     rows = torch.arange(len(CAPTIONS)).repeat_interleave(SAMPLES)
     draws = batch["draws"].flatten(0, 1)
-    pictures = start_captions(model, batch["images"])
-    ids = sample(model, pictures.select(rows), MARKS, draws, PAD)
-    captions = [spelled(row, MARKS) for row in ids.tolist()]
+    images = start_captions(model, batch["images"])
+    ids = sample(model, images.select(rows), MARKS, draws, PAD)
+    captions = [to_caption(row, MARKS) for row in ids.tolist()]
     for row, caption in enumerate(captions):
         words = drawn_by_hand(model, batch["images"][rows[row]][None], draws[row].tolist())
         assert [*caption.ids, *([END] if caption.ended else [])] == words
     assert len({tuple(caption.ids) for caption in captions}) > 4
     assert {caption.ended for caption in captions} == {True, False}
-    alone = sample(model, pictures.select(rows[4:5]), MARKS, draws[4:5], PAD)
-    assert spelled(alone[0].tolist(), MARKS) == captions[4]
+    alone = sample(model, images.select(rows[4:5]), MARKS, draws[4:5], PAD)
+    assert to_caption(alone[0].tolist(), MARKS) == captions[4]
 
 
 def test_drawn_words_have_the_probability_of_the_model():
     model, batch = make_model().eval(), make_batch()
     image, many = batch["images"][:1], 4000
-    pictures = start_captions(model, image).select(torch.zeros(many, dtype=torch.int64))
+    images = start_captions(model, image).select(torch.zeros(many, dtype=torch.int64))
     draws = torch.rand(many, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = torch.bincount(sample(model, pictures, MARKS, draws, PAD)[:, 1], minlength=6) / many
+    found = torch.bincount(sample(model, images, MARKS, draws, PAD)[:, 1], minlength=6) / many
     with torch.no_grad():
         expected = [float(log_probabilities(model, image, [t], allowed=True)[0].exp()) for t in range(6)]
     torch.testing.assert_close(found, torch.tensor(expected), atol=0.03, rtol=0)
@@ -267,7 +267,7 @@ def test_reward_steps_by_hand(baseline):
     for b in range(len(CAPTIONS)):
         image = batch["images"][b : b + 1]
         words = [drawn_by_hand(task.model, image, batch["draws"][b, s].tolist()) for s in range(SAMPLES)]
-        scores = reward([spelled([START, *w], MARKS) for w in words], [batch["references"][b]] * SAMPLES)
+        scores = reward([to_caption([START, *w], MARKS) for w in words], [batch["references"][b]] * SAMPLES)
         for s in range(SAMPLES):
             others = np.delete(scores, s).mean() if baseline == "mean" else 1.0
             mean = log_probabilities(task.model, image, words[s], allowed=True).mean()
@@ -287,7 +287,7 @@ def test_reinforce_by_numbers():
     log_probability = torch.tensor([[-1.0, -2.0], [-0.5, -0.25]])
     rewards = torch.tensor([[1.2, 0.8], [1.0, 1.0]])
     mean = reinforce_loss(log_probability, rewards, "mean")
-    assert float(mean) == pytest.approx(-(40 * -1.0 + -40 * -2.0) / 2)  # the second picture teaches nothing
+    assert float(mean) == pytest.approx(-(40 * -1.0 + -40 * -2.0) / 2)  # the second image teaches nothing
     release = reinforce_loss(log_probability, rewards, "none")
     assert float(release) == pytest.approx((-1.0 * (100 - 120) + -2.0 * (100 - 80)) / 2)
 
@@ -297,8 +297,8 @@ def test_a_reward_step_does_not_depend_on_the_split():
     losses, _ = task(batch)
     whole = gradients(task, sum(losses.values()))
     parts = [part(batch, 0, 2), part(batch, 2, 4)]
-    mean = {"caption": sum(task.items(p)["caption"] for p in parts) / 2}
-    split = [task(p | {"mean_items": mean})[0] for p in parts]
+    mean = {"caption": sum(task.loss_normalisers(p)["caption"] for p in parts) / 2}
+    split = [task(p | {"loss_normalisers": mean})[0] for p in parts]
     found = gradients(task, sum(sum(losses.values()) for losses in split) / 2)
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, whole[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -311,5 +311,9 @@ def test_every_trained_parameter_is_reached_and_no_other(objective):
     reached = gradients(task, sum(losses.values()))
     assert set(reached) == {name for name, p in task.named_parameters() if p.requires_grad}
     assert not any(value.requires_grad for value in report.values())
-    idle = {name.removeprefix("model.") for name, p in task.named_parameters() if not p.requires_grad}
-    assert {"backbone.image.norm.weight", "heads.itm.weight", "heads.cross_modal.image_pooler.bias"} <= idle
+    unused_parameters = {name.removeprefix("model.") for name, p in task.named_parameters() if not p.requires_grad}
+    assert {
+        "backbone.image.norm.weight",
+        "heads.itm.weight",
+        "heads.cross_modal.image_pooler.bias",
+    } <= unused_parameters

@@ -112,9 +112,9 @@ def test_an_exported_question_model_answers_as_it_did_in_training(
     assert not any("lora" in name for name in read_export(path).tensors)
     shards, batch = ShardSet(folder / "scenes"), inputs(config)
     extension, data = shards.read(1).images[0]
-    picture = path.parent / f"p.{extension}"
-    picture.write_bytes(data)
-    (found,) = model.answer(picture, shards.record(1)["questions"][0]["question"], top=3)
+    image = path.parent / f"p.{extension}"
+    image.write_bytes(data)
+    (found,) = model.answer(image, shards.record(1)["questions"][0]["question"], top=3)
     with torch.no_grad():
         expected = task.logits(batch)[0].sigmoid().topk(3)
     assert [answer.text for answer in found] == [task.answers[i] for i in expected.indices.tolist()]
@@ -183,9 +183,9 @@ def test_every_task_has_its_sample(config: Stage1Config) -> None:
     for task, kind in kinds.items():
         sample = build_sample(replace(config, task=task), load_tokenizer(config.tokenizer))
         assert type(sample) is kind
-        assert sample.picture.augmented
-        assert not sample.picture.flip_sides
-        assert sample.pictures == (2 if task == "nlvr2" else 1)
+        assert sample.transform.augmented
+        assert not sample.transform.flip_sides
+        assert sample.images == (2 if task == "nlvr2" else 1)
 
 
 @pytest.mark.parametrize(

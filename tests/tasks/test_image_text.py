@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
-from fiber.coarse.itc import draw_negatives
+from fiber.coarse.itc import sample_columns
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.tasks.image_text import ClassifyTask, RetrievalItcTask, RetrievalItmTask, VqaTask
@@ -52,7 +52,7 @@ def itm_task(hard: bool, itc_weight: float = 0.0) -> RetrievalItmTask:
 
 
 def make_batch(name: str) -> dict:
-    """The first two texts are of one picture."""
+    """The first two texts are of one image."""
     draw = torch.Generator().manual_seed(2)
     shape = (B, 2, 3, SIZE, SIZE) if name == "nlvr2" else (B, 3, SIZE, SIZE)
     images = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)
@@ -89,9 +89,13 @@ def test_what_is_trainable_is_what_a_step_reaches(name: str) -> None:
     task = TASKS[name]()
     _, found = gradients(task, make_batch(name))
     assert found.keys() == {n for n, p in task.named_parameters() if p.requires_grad}
-    idle = {n for n, _ in task.model.named_parameters() if any(fnmatchcase(n, pattern) for pattern in task.idle)}
-    assert any("heads.mlm" in n for n in idle)
-    assert {f"model.{n}" for n in idle}.isdisjoint(found)
+    unused_parameters = {
+        n
+        for n, _ in task.model.named_parameters()
+        if any(fnmatchcase(n, pattern) for pattern in task.unused_parameters)
+    }
+    assert any("heads.mlm" in n for n in unused_parameters)
+    assert {f"model.{n}" for n in unused_parameters}.isdisjoint(found)
 
 
 def test_vqa_sums_the_cross_entropy_of_each_answer_with_its_soft_target() -> None:
@@ -110,7 +114,7 @@ def test_vqa_sums_the_cross_entropy_of_each_answer_with_its_soft_target() -> Non
     torch.testing.assert_close(smooth, -(s * p.log() + (1 - s) * (1 - p).log()).sum() / B)
 
 
-def test_a_pair_of_pictures_is_two_fused_passes_in_their_order() -> None:
+def test_a_pair_of_images_is_two_fused_passes_in_their_order() -> None:
     task, batch = TASKS["nlvr2"](), make_batch("nlvr2")
     text = task.model.text_prefix(batch["ids"], batch["mask"])
     cls = [task.model.fuse(task.model.image_prefix(batch["images"][:, side]), text).cls for side in range(2)]
@@ -132,7 +136,7 @@ def test_entailment_is_a_softmax_over_three_classes_and_smoothing_moves_its_targ
 
 
 def matching_by_hand(task: RetrievalItmTask, batch: dict) -> tuple[Tensor, list[int]]:
-    """Loss from pairs drawn and encoded one by one, and the picture or text that each pair got."""
+    """Loss from pairs drawn and encoded one by one, and the image or text that each pair got."""
     model, same = task.model, batch["image_id"][:, None] == batch["image_id"][None]
     image = model.image_embedding(model.image_prefix(batch["images"]))
     text = model.text_embedding(model.text_prefix(batch["ids"], batch["mask"]))
@@ -144,7 +148,7 @@ def matching_by_hand(task: RetrievalItmTask, batch: dict) -> tuple[Tensor, list[
             side = (1, 3).index(turn)
             weights = scores[side][b].softmax(0) + 1e-9 if task.hard else torch.ones(B)
             weights = weights.masked_fill(same[b], 0.0)[None]
-            rows[side] = int(draw_negatives(weights, batch["uniform"][b : b + 1, side])[0])
+            rows[side] = int(sample_columns(weights, batch["uniform"][b : b + 1, side])[0])
             assert not same[b, rows[side]]
         drawn.append(rows[0] if turn == 1 else rows[1])
         i, t = slice(rows[0], rows[0] + 1), slice(rows[1], rows[1] + 1)
@@ -164,7 +168,7 @@ def test_matching_sees_half_true_pairs_and_a_quarter_of_each_false_kind(hard: bo
     torch.testing.assert_close(losses["itm"], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_pairs_of_one_picture_alone_leave_false_pairs_out() -> None:
+def test_pairs_of_one_image_alone_leave_false_pairs_out() -> None:
     task, batch = itm_task(hard=False), make_batch("retrieval_itm")
     batch["image_id"] = torch.zeros(B, dtype=torch.int64)
     true = task.model.match_logits(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
-from fiber.coarse.itc import draw_negatives
+from fiber.coarse.itc import sample_columns
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
@@ -93,7 +93,7 @@ def plain_losses(task: PretrainTask, batch: dict) -> dict[str, Tensor]:
     mlm = F.cross_entropy(shown.flatten(0, 1), batch["mlm_labels"].flatten(), ignore_index=IGNORED)
 
     weights = [(x.softmax(-1) + 1e-9).masked_fill(same, 0.0) for x in logits]
-    (neg_text, _), (neg_image, _) = (draw_negatives(w, batch["uniform"][:, k]) for k, w in enumerate(weights))
+    (neg_text, _), (neg_image, _) = (sample_columns(w, batch["uniform"][:, k]) for k, w in enumerate(weights))
     match = [
         model.heads.itm(pair.cls)
         for pair in (
@@ -142,11 +142,11 @@ def test_weights_of_the_recipe_scale_the_losses_and_the_report_keeps_them_raw():
 def test_four_micro_steps_sum_to_one_for_masked_language_modelling():
     batch = make_batch()
     one, four = (make_task(itc_weight=0.0, itm_weight=0.0) for _ in range(2))
-    batch["mean_items"] = {name: float(n) for name, n in one.items(batch).items()}
+    batch["loss_normalisers"] = {name: float(n) for name, n in one.loss_normalisers(batch).items()}
     expected = gradients(one, {"mlm": one(batch)[0]["mlm"]})
     parts = [part(batch, b, b + 1) for b in range(4)]
-    mean = {"mlm": sum(four.items(p)["mlm"] for p in parts) / 4}
-    found = gradients(four, {str(b): four(p | {"mean_items": mean})[0]["mlm"] / 4 for b, p in enumerate(parts)})
+    mean = {"mlm": sum(four.loss_normalisers(p)["mlm"] for p in parts) / 4}
+    found = gradients(four, {str(b): four(p | {"loss_normalisers": mean})[0]["mlm"] / 4 for b, p in enumerate(parts)})
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
@@ -216,8 +216,8 @@ def _rank(rank: int, world: int, folder: str, recipe: dict) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     task, batch = make_task(**recipe), make_batch()
     size = 4 // world
-    mean_items = {"mlm": task.items(batch)["mlm"] / world}
-    losses, _ = task(part(batch, rank * size, (rank + 1) * size) | {"mean_items": mean_items})
+    loss_normalisers = {"mlm": task.loss_normalisers(batch)["mlm"] / world}
+    losses, _ = task(part(batch, rank * size, (rank + 1) * size) | {"loss_normalisers": loss_normalisers})
     found = {"losses": {k: v.detach() for k, v in losses.items()}, "gradients": gradients(task, losses)}
     torch.save(found | {"queue": dict(task.queue.named_buffers())}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()

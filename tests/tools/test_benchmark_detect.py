@@ -36,5 +36,5 @@ def test_both_forms_find_the_same(tmp_path: Path) -> None:
     assert results["largest_score_difference"] < 1e-4
     assert results["largest_box_difference"] < 1e-2
     for form in ("shared", "rerun"):
-        assert results[form]["pictures_per_second"] == pytest.approx(1 / results[form]["seconds"])
+        assert results[form]["images_per_second"] == pytest.approx(1 / results[form]["seconds"])
     assert results["time_ratio"] == pytest.approx(results["rerun"]["seconds"] / results["shared"]["seconds"])

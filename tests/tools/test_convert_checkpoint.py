@@ -49,14 +49,14 @@ def test_stage_1_converts_reproduces_and_converts_back(shared, tmp_path, tokeniz
     assert predictor.answers == answers
     model = predictor.model
     image, text = model.image_prefix(io["in.image"]), model.text_prefix(io["in.text_ids"], io["in.text_masks"])
-    fused, pictures = model.fuse(image, text), start_captions(model, io["in.image"])
+    fused, images = model.fuse(image, text), start_captions(model, io["in.image"])
     for ours, name in (
         (fused.text, "fused.text_feats"),
         (fused.cls, "fused.cls_feats"),
         (model.image_embedding(image), "itc.image_cls_feats"),
         (model.text_embedding(text), "itc.text_cls_feats"),
         (model.heads.classifiers["vqa"](fused.cls), "vqa.logits"),
-        (caption_logits(model, pictures, io["in.text_ids"], io["in.text_masks"]), "caption.logits"),
+        (caption_logits(model, images, io["in.text_ids"], io["in.text_masks"]), "caption.logits"),
     ):
         torch.testing.assert_close(ours, io[name], atol=1e-4, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 

@@ -41,7 +41,7 @@ def test_counts_and_histograms(shapes, capsys):
     assert "verified: no fault found" in out
     assert "long side (px)\n                64         12 ####" in out
     assert "words in captions" in out
-    assert "boxes a picture" in out
+    assert "boxes per image" in out
 
 
 def test_histogram_adds_up():
@@ -86,11 +86,11 @@ def test_bad_samples_are_found_and_named(tmp_path, capsys):
         return Sample(key, [("jpg", data)], {**record, **more})
 
     with ShardWriter(tmp_path / "s", "s") as writer:
-        writer.add(sample("good", raw.picture(0)))
-        writer.add(sample("cut", raw.picture(0, raw.TRUNCATED)))
-        writer.add(sample("large", raw.picture(0), width=640))
-        writer.add(sample("outside", raw.picture(0), boxes=[{"box": [0, 0, 900, 9]}]))
-        writer.add(sample("blank", raw.picture(0), captions=[{"text": " "}]))
+        writer.add(sample("good", raw.write_image(0)))
+        writer.add(sample("cut", raw.write_image(0, raw.TRUNCATED)))
+        writer.add(sample("large", raw.write_image(0), width=640))
+        writer.add(sample("outside", raw.write_image(0), boxes=[{"box": [0, 0, 900, 9]}]))
+        writer.add(sample("blank", raw.write_image(0), captions=[{"text": " "}]))
     code, summary, out = inspected([tmp_path / "s", "--verify"], capsys)
     assert code == 1
     assert summary["wrong"] == {"undecodable_image": 1, "wrong_size": 1, "bad_box": 1, "empty_text": 1}
@@ -104,7 +104,7 @@ def test_no_shards_is_a_clear_error(tmp_path, capsys):
 
 
 def test_contact_sheet_draws_boxes_where_they_are(tmp_path, capsys):
-    """A grey picture of 64 x 48 shown 320 wide: its box comes out five times as large, and nothing else is red."""
+    """A grey image of 64 x 48 shown 320 wide: its box comes out five times as large, and nothing else is red."""
     out = io.BytesIO()
     Image.new("RGB", (64, 48), (128, 128, 128)).save(out, "PNG")
     record = {"image_id": "x", "width": 64, "height": 48, "source": "t", "boxes": [{"box": [10.0, 8.0, 50.0, 40.0]}]}

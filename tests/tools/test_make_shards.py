@@ -26,14 +26,14 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def coco(folder: Path, number: int, size: tuple[int, int] = (64, 48), missing: float = 0.0) -> list[str]:
-    """A detection set of ``number`` pictures, one box each; the arguments that convert it."""
+    """A detection set of ``number`` images, one box each; the arguments that convert it."""
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "width": size[0], "height": size[1]} for i in range(number)]
     half = [size[0] / 2, size[1] / 2]
     annotations = [{"id": i, "image_id": i, "category_id": 1, "bbox": [i % 9, 2.0, *half], "area": 9.0}
                    for i in range(number)]  # fmt: skip
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     raw.put(folder / "annotations" / "instances_val2017.json", content)
-    data = [raw.picture(i, size=size) for i in range(7)]
+    data = [raw.write_image(i, size=size) for i in range(7)]
     for i in range(number):
         if (i * 7) % 10 >= 10 * missing:
             raw.put(folder / "val2017" / f"{i:012d}.jpg", data[i % 7])
@@ -111,7 +111,7 @@ def test_killed_while_finishing(tmp_path, capsys, monkeypatch):
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
 
 
-def test_missing_pictures_are_counted_and_listed(tmp_path, capsys):
+def test_missing_images_are_counted_and_listed(tmp_path, capsys):
     out = tmp_path / "out"
     summary = run([*coco(tmp_path / "raw", 100, missing=0.3), "--out", str(out)], capsys)
     assert (summary["items"], summary["samples"]) == (100, 70)
@@ -203,10 +203,12 @@ def test_interrupted_run_does_not_go_on_with_other_options(tmp_path, capsys):
     assert run([*arguments, "--out", str(out), "--overwrite"], capsys)["samples"] == 10
 
 
-def test_max_side_shrinks_pictures_and_boxes(tmp_path, capsys):
+def test_max_side_shrinks_images_and_boxes(tmp_path, capsys):
     folder = tmp_path / "raw"
     arguments = coco(folder, 4, size=(400, 300))
-    raw.put(folder / "val2017" / f"{3:012d}.jpg", raw.picture(3, size=(100, 75)))  # already small: bytes unchanged
+    raw.put(
+        folder / "val2017" / f"{3:012d}.jpg", raw.write_image(3, size=(100, 75))
+    )  # already small: bytes unchanged
     run([*arguments, "--max-side", "100", "--out", str(tmp_path / "out")], capsys)
     shards = ShardSet(tmp_path / "out")
     for i in range(4):
@@ -218,13 +220,13 @@ def test_max_side_shrinks_pictures_and_boxes(tmp_path, capsys):
     assert len(shards.read(0).images[0][1]) < (folder / "val2017" / f"{0:012d}.jpg").stat().st_size
 
 
-def test_pictures_are_stored_as_they_are_and_decoded_once(tmp_path, capsys):
+def test_images_are_stored_as_they_are_and_decoded_once(tmp_path, capsys):
     folder = tmp_path / "raw"
     arguments = coco(folder, 3)
-    raw.put(folder / "val2017" / f"{1:012d}.jpg", raw.picture(1, raw.TRUNCATED))
-    raw.put(folder / "val2017" / f"{2:012d}.jpg", raw.picture(2, "PNG"))  # a PNG by its bytes
+    raw.put(folder / "val2017" / f"{1:012d}.jpg", raw.write_image(1, raw.TRUNCATED))
+    raw.put(folder / "val2017" / f"{2:012d}.jpg", raw.write_image(2, "PNG"))  # a PNG by its bytes
     summary = run([*arguments, "--out", str(tmp_path / "a")], capsys)
-    assert summary["dropped"]["broken picture"]["count"] == 1
+    assert summary["dropped"]["broken image"]["count"] == 1
     shards = ShardSet(tmp_path / "a")
     assert [shards.read(i).images[0][0] for i in range(2)] == ["jpg", "png"]
     assert shards.read(0).images[0][1] == (folder / "val2017" / f"{0:012d}.jpg").read_bytes()
@@ -237,7 +239,7 @@ def test_turned_photographs_count_as_the_loader_shows_them(tmp_path, capsys):
     from PIL import Image
 
     arguments = coco(tmp_path / "raw", 1, size=(48, 64))
-    upright = Image.open(io.BytesIO(raw.picture(0, size=(48, 64))))
+    upright = Image.open(io.BytesIO(raw.write_image(0, size=(48, 64))))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying, to be shown turned by a quarter
     out = io.BytesIO()
@@ -303,7 +305,7 @@ def test_every_data_set_is_documented():
 
 
 def test_throughput_without_decoding(tmp_path, capsys):
-    """1,500 pictures of 500 x 375 a second of processor time (measured 2,900): checksums and all."""
+    """1,500 images of 500 x 375 a second of processor time (measured 2,900): checksums and all."""
     arguments = [*coco(tmp_path / "raw", 600, size=(500, 375)), "--no-decode-check"]
     best = 0.0
     for attempt in range(3):

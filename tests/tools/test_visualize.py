@@ -19,13 +19,13 @@ TOOL = REPO / "tools" / "visualize.py"
 
 
 def share(figure: Image.Image, colour: str, region: tuple[int, int, int, int]) -> float:
-    """Share (0..1) of a region's pixels that have exactly a colour."""
+    """EvalLoader (0..1) of a region's pixels that have exactly a colour."""
     pixels = np.asarray(figure.crop(region))
     return float((pixels == ImageColor.getrgb(colour)).all(-1).mean())
 
 
 def test_boxes_and_phrases_share_a_colour() -> None:
-    """A 160 x 160 picture is drawn at twice its size: boxes lie at twice their corners. Found sides are solid, true
+    """A 160 x 160 image is drawn at twice its size: boxes lie at twice their corners. Found sides are solid, true
     ones dashed, and each phrase lies on a patch of its colour."""
     image = Image.new("RGB", (160, 160), "white")
     first = Shown((2, 9), found=[[10, 50, 70, 110]], labels=["0.90"], true=[[90, 20, 150, 80]])
@@ -66,7 +66,7 @@ def test_the_command_draws_one_sheet_and_refuses_other_models(tmp_path: Path) ->
     out = tmp_path / "out" / "sheet.png"
     done = run(fine, "--shards", tmp_path / "scenes", "--out", out, "--count", 3)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == {"out": str(out), "pictures": 3}
+    assert json.loads(done.stdout.splitlines()[-1]) == {"out": str(out), "images": 3}
     assert Image.open(out).width == 3 * 328
     refused = run(coarse, "--shards", tmp_path / "scenes", "--out", out)
     assert refused.returncode == 1

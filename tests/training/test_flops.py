@@ -8,7 +8,7 @@ from fiber.backbone.build import build_backbone
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.fine.model import FiberDetector
-from fiber.training.flops import PairCost, count, matmul_ceiling, pair_cost, peak_flops, picture_cost
+from fiber.training.flops import PairCost, count, image_cost, matmul_ceiling, pair_cost, peak_flops
 
 
 def test_a_linear_map_and_a_convolution_cost_two_flop_a_multiply_add():
@@ -59,11 +59,11 @@ def detector(**image) -> FiberDetector:
     return FiberDetector(build_backbone(config, 40, 1, 6, fine=True), **small)
 
 
-def test_a_picture_costs_the_count_of_a_real_forward():
-    """Of one picture 64 wide and 96 high, although only squares of 64 and 128 were counted: their windows and levels
+def test_an_image_costs_the_count_of_a_real_forward():
+    """Of one image 64 wide and 96 high, although only squares of 64 and 128 were counted: their windows and levels
     have no padding, so the cost is linear in the area but for the coarsest levels."""
     model = detector().train()
-    cost = picture_cost(model, (64, 128), 6)
+    cost = image_cost(model, (64, 128), 6)
     for height, width, tolerance in ((64, 64, 0.0), (128, 128, 0.0), (96, 64, 0.02)):
         images, ids = torch.zeros(3, 3, height, width), torch.full((3, 6), 4)
         sizes = torch.tensor([[height, width]] * 3)

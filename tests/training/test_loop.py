@@ -117,14 +117,14 @@ def test_accumulation_does_not_change_the_update(stage: int, tmp_path: Path) -> 
 class Counted(Regression):
     """Sums over rows with y > 0, divided by the step's mean number of them: the form of a masked-token loss."""
 
-    def items(self, batch: dict) -> dict[str, int]:
+    def loss_normalisers(self, batch: dict) -> dict[str, int]:
         return {"rows": int((batch["y"][:, 0] > 0).sum())}
 
     def forward(self, batch: dict) -> tuple[dict, dict]:
         chosen = batch["y"][:, 0] > 0
         error = self.frozen(self.heads["mlm"](self.tower(batch["x"]))) - batch["y"]
         used = 0.0 * self.fusion["mix"](error.new_zeros(1, 33)).sum() + 0.0 * self.fusion.gate.sum()
-        return {"fit": (error.square().sum(1) * chosen).sum() / batch["mean_items"]["rows"] + used}, {}
+        return {"fit": (error.square().sum(1) * chosen).sum() / batch["loss_normalisers"]["rows"] + used}, {}
 
 
 def test_means_over_items_do_not_depend_on_the_split(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_lines_of_steps_that_run_again_are_dropped(tmp_path: Path) -> None:
 def test_online_without_key_or_network_goes_on_offline(
     key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """The same run id serves before and after a restart, and a table and its picture land in the run's folder."""
+    """The same run id serves before and after a restart, and a table and its image land in the run's folder."""
     for name in ("WANDB_MODE", "WANDB_API_KEY", "HTTPS_PROXY", "https_proxy"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no stored key
@@ -60,7 +60,7 @@ def test_online_without_key_or_network_goes_on_offline(
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1]
 
 
-def test_pictures_stand_in_a_table_beside_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_stand_in_a_table_beside_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     paths = [tmp_path / "figures" / f"step_000002_{i}.png" for i in range(2)]
@@ -69,12 +69,12 @@ def test_pictures_stand_in_a_table_beside_their_words(tmp_path: Path, monkeypatc
         Image.new("RGB", (8, 6), "red").save(path)
     paths[1].with_suffix(".json").write_text(json.dumps({"question": "what is it?", "prediction": "red"}))
     tracker = Tracker(tmp_path, {}, wandb="offline", project="p")
-    tracker.pictures(1, paths)
-    tracker.pictures(1, [])
+    tracker.images(1, paths)
+    tracker.images(1, [])
     tracker.close()
-    (stored,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/pictures_*.table.json")
+    (stored,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/images_*.table.json")
     table = json.loads(stored.read_text())
-    assert table["columns"] == ["picture", "name", "question", "prediction"]
+    assert table["columns"] == ["image", "name", "question", "prediction"]
     assert table["data"] == [  # the pixels travel in an artifact
         ["Image", "step_000002_0", "", ""],
         ["Image", "step_000002_1", "what is it?", "red"],

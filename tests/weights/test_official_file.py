@@ -39,7 +39,7 @@ def test_what_shapes_do_not_tell_is_said(shared, tmp_path):
     # Queues tell sizes; heads fall back on RoBERTa's width, which is wrong here and therefore listed.
     assert (facts.config.image_size, facts.config.max_text, facts.config.model.text.heads) == (128, 12, 1)
     assert facts.origins == [
-        "text heads 1: 64 channels a head as in RoBERTa",
+        "text heads 1: 64 channels per head as in RoBERTa",
         "max_text 12: the file",
         "image_size 128: the file",
     ]

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from fiber.backbone.attention import attention, causal_bias, merge_heads, padding_bias, split_heads
 from fiber.backbone.image import SwinTower
 from fiber.backbone.states import ImageState, TextState
-from fiber.backbone.text import Cache, RobertaTower
+from fiber.backbone.text import KeyValue, RobertaTower
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class TextToImage(nn.Module):
         self.output = nn.Linear(width, width)
         self.gate = nn.Parameter(torch.zeros(1))
 
-    def project(self, image: Tensor) -> Cache:
+    def project(self, image: Tensor) -> KeyValue:
         """Keys and values (B,h,N,d) of image tokens (B,N,C)."""
         return split_heads(self.key(image), self.heads), split_heads(self.value(image), self.heads)
 
-    def forward(self, attended: Tensor, image: Cache) -> Tensor:
+    def forward(self, attended: Tensor, image: KeyValue) -> Tensor:
         """attended (B,L,T) after the layer's self-attention, projected image -> (B,L,T)."""
         dropout = self.dropout if self.training else 0.0
         q = split_heads(self.query(attended), self.heads)
@@ -82,14 +82,14 @@ class DecoderCache:
     """What causal decoding keeps between steps: per text layer the self-attention keys and values so far, and per
     fused layer those of the image (computed once)."""
 
-    text: list[Cache | None]
-    image: list[Cache]
+    text: list[KeyValue | None]
+    image: list[KeyValue]
     length: int = 0
 
     def select(self, index: Tensor) -> "DecoderCache":
         """Rows `index` (K,) of every tensor: beams that survive."""
 
-        def take(pair: Cache | None) -> Cache | None:
+        def take(pair: KeyValue | None) -> KeyValue | None:
             return None if pair is None else (pair[0][index], pair[1][index])
 
         return DecoderCache([take(p) for p in self.text], [take(p) for p in self.image], self.length)

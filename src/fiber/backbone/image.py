@@ -26,7 +26,7 @@ Grid = tuple[int, int]
 class SwinTower(nn.Module):
     """Shifted-window transformer: patch embedding, stages of blocks, patch merging at the end of a stage.
 
-    `embed_dim` channels of the first stage (doubled by every merge), `depths` blocks a stage, `heads` a stage,
+    `embed_dim` channels of the first stage (doubled by every merge), `depths` blocks per stage, `heads` a stage,
     `window` side in tokens, `drop_path` rate of the last block (linear from 0), `padded` as above,
     `stage_norms`: a LayerNorm for the output of each stage but the first, in place of one final norm.
     """

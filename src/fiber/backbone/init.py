@@ -12,7 +12,7 @@ def initialise(module: nn.Module, scheme: str, seed: int) -> None:
     `scheme` "normal": N(0, 0.02), the published recipe, right at width 768 and on pre-trained towers.
     "fan_in": linear maps N(0, 1/fan_in): a narrow tower that starts from nothing passes almost no signal at 0.02.
     Embeddings are N(0, 0.02) in both (a LayerNorm follows them). Relative-position tables are 0 under "normal" and
-    N(0, 0.5) under "fan_in": AdamW moves an entry by the learning rate a step at most, so heads that shall look in
+    N(0, 0.5) under "fan_in": AdamW moves an entry by the learning rate per step at most, so heads that shall look in
     different directions within minutes must begin with some preference.
     """
     if scheme not in ("normal", "fan_in"):

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention, merge_heads, split_heads
 
-Cache = tuple[Tensor, Tensor]  # keys and values (B,h,L,d) of the positions so far
+KeyValue = tuple[Tensor, Tensor]  # keys and values (B,h,L,d) of the positions so far
 
 
 class RobertaTower(nn.Module):
@@ -95,7 +95,7 @@ class RobertaLayer(nn.Module):
         """y (B,L,T), additive attention bias broadcastable to (B,h,L,L) -> (B,L,T)."""
         return self.finish(y, self.attend(y, bias)[0])
 
-    def attend(self, y: Tensor, bias: Tensor, past: Cache | None = None) -> tuple[Tensor, Cache]:
+    def attend(self, y: Tensor, bias: Tensor, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
         """Self-attention of y (B,L,T) over the cached positions and y itself, with output projection and
         dropout but without residual and norm -> (B,L,T) and the extended cache."""
         q, k, v = (split_heads(proj(y), self.heads) for proj in (self.query, self.key, self.value))

@@ -1,16 +1,16 @@
-"""The `fiber` command: a trained model on one's own pictures.
+"""The `fiber` command: a trained model on one's own images.
 
     fiber caption  --model DIR --image FILE ...                       captions
     fiber answer   --model DIR --image FILE ... --text QUESTION       answers to a question
     fiber match    --model DIR --image FILE ... --text TEXT           how well a text fits
-    fiber retrieve --model DIR --image FOLDER   --text TEXT ...       the pictures that fit a text best; with one
-                                                                     picture the texts that fit it best
+    fiber retrieve --model DIR --image FOLDER   --text TEXT ...       the images that fit a text best; with one
+                                                                     image the texts that fit it best
     fiber ground   --model DIR --image FILE ... --text SENTENCE       a region for each phrase
     fiber refer    --model DIR --image FILE ... --text EXPRESSION     the one region that is meant
     fiber detect   --model DIR --image FILE ... [--text "a, b, c"]    objects of the named classes
 
 DIR is an export folder, a run directory or a hub id. --image takes files, folders and globs. Results go to stdout as
-JSON, one object a picture; --out FILE.json writes them there, --out FILE.png draws them (with several pictures
+JSON, one object per image; --out FILE.json writes them there, --out FILE.png draws them (with several images
 FILE-NUMBER-NAME.png each), and may be given twice. Exit status: 0 done, 1 a clear error, 2 wrong usage.
 """
 
@@ -30,13 +30,13 @@ from fiber.images.draw import contact_sheet, draw_boxes, draw_text
 from fiber.predict.base import Predictor, TaskError
 from fiber.predict.image import CoarsePredictor
 from fiber.predict.phrases import find_phrases
-from fiber.predict.sources import PictureError, expand, open_picture
+from fiber.predict.sources import ImageError, expand, open_image
 
-Result = dict[str, Any]  # of one picture: "image" and what the task found
+Result = dict[str, Any]  # of one image: "image" and what the task found
 
 
 def parser() -> argparse.ArgumentParser:
-    """One sub-command a task, each with its own options."""
+    """One sub-command per task, each with its own options."""
     top = argparse.ArgumentParser(
         prog="fiber", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     }
     subs = {}
     for task, text in texts.items():
-        sub = subs[task] = tasks.add_parser(task, help=(text or "describe pictures"))
+        sub = subs[task] = tasks.add_parser(task, help=(text or "describe images"))
         sub.add_argument("--model", required=True, help="export folder, run directory or hub id")
         sub.add_argument("--image", required=True, nargs="+", help="files, folders or globs")
         if text:
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         predictor.require(arguments.task)
         results, faults = run(predictor, arguments)
         write(results, arguments)
-    except (WeightsError, TaskError, PictureError, ValueError, OSError) as error:
+    except (WeightsError, TaskError, ImageError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     for fault in faults:
@@ -95,25 +95,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(predictor: Predictor, arguments: argparse.Namespace) -> tuple[list[Result], list[str]]:
-    """Results of every picture, and the pictures of folders and globs that could not be read."""
+    """Results of every image, and the images of folders and globs that could not be read."""
     if arguments.task == "retrieve":
         return retrieve(predictor, arguments)
     results, faults = [], []
     paths = expand(arguments.image)
     for path in paths:
         try:
-            results.append({"image": str(path)} | one_picture(predictor, path, arguments))
-        except PictureError as error:
+            results.append({"image": str(path)} | one_image(predictor, path, arguments))
+        except ImageError as error:
             if len(paths) == 1:
                 raise
             faults.append(str(error))
     if not results:
-        raise PictureError(f"none of {len(paths)} pictures could be read: {faults[0]}")
+        raise ImageError(f"none of {len(paths)} images could be read: {faults[0]}")
     return results, faults
 
 
-def one_picture(predictor: Predictor, path: Path, arguments: argparse.Namespace) -> Result:
-    """What the task finds in one picture, as plain data."""
+def one_image(predictor: Predictor, path: Path, arguments: argparse.Namespace) -> Result:
+    """What the task finds in one image, as plain data."""
     match arguments.task:
         case "caption":
             options = {"method": arguments.method, "beams": arguments.beams, "top_p": arguments.top_p}
@@ -137,13 +137,13 @@ def one_picture(predictor: Predictor, path: Path, arguments: argparse.Namespace)
 
 
 def retrieve(predictor: CoarsePredictor, arguments: argparse.Namespace) -> tuple[list[Result], list[str]]:
-    """One result a text with the pictures that fit it best; or, of a single picture, the texts that fit it best.
-    The features of a folder's pictures are kept and used again."""
+    """One result a text with the images that fit it best; or, of a single image, the texts that fit it best.
+    The features of a folder's images are kept and used again."""
     sources = [Path(source) for source in arguments.image]
     if len(sources) == 1 and sources[0].is_dir():
         index = predictor.index(sources[0], arguments.index)
         print(
-            f"index of {sources[0]}: {len(index.paths)} pictures, {index.encoded} of them encoded now",
+            f"index of {sources[0]}: {len(index.paths)} images, {index.encoded} of them encoded now",
             file=sys.stderr,
         )
     else:
@@ -156,9 +156,7 @@ def retrieve(predictor: CoarsePredictor, arguments: argparse.Namespace) -> tuple
     results = []
     for text in arguments.text:
         found = predictor.retrieve(index, text, arguments.top, arguments.rerank)
-        results.append(
-            {"text": text, "pictures": [{"image": scored.text, "score": scored.score} for scored in found]}
-        )
+        results.append({"text": text, "images": [{"image": scored.text, "score": scored.score} for scored in found]})
     return results, index.unreadable
 
 
@@ -186,21 +184,19 @@ def write(results: list[Result], arguments: argparse.Namespace) -> None:
 
 
 def drawing(result: Result) -> Image.Image:
-    """The picture of one result with what was found in it."""
-    if "pictures" in result:
-        found = result["pictures"]
+    """The image of one result with what was found in it."""
+    if "images" in result:
+        found = result["images"]
         labels = [f"{entry['score']:.2f} {Path(entry['image']).name}" for entry in found]
-        return draw_text(
-            contact_sheet([open_picture(entry["image"]).image for entry in found], labels), result["text"]
-        )
-    picture = open_picture(result["image"])
+        return draw_text(contact_sheet([open_image(entry["image"]).image for entry in found], labels), result["text"])
+    image = open_image(result["image"])
     if "regions" not in result:
-        return draw_text(picture.image, sentence_of(result))
-    regions, size = result["regions"], (picture.width, picture.height)
+        return draw_text(image.image, sentence_of(result))
+    regions, size = result["regions"], (image.width, image.height)
     labels = [f"{region['label']} {region['score']:.2f}" for region in regions]
     kinds = list(dict.fromkeys(str(region.get("span", region["label"])) for region in regions))
     colours = [kinds.index(str(region.get("span", region["label"]))) for region in regions]
-    drawn = draw_boxes(picture.image, size, [region["box"] for region in regions], labels, colours)
+    drawn = draw_boxes(image.image, size, [region["box"] for region in regions], labels, colours)
     if "sentence" not in result:
         return drawn
     coloured = dict(zip((tuple(region["span"]) for region in regions), colours, strict=True))
@@ -208,7 +204,7 @@ def drawing(result: Result) -> Image.Image:
 
 
 def sentence_of(result: Result) -> str:
-    """What to write below a picture without regions."""
+    """What to write below an image without regions."""
     if "captions" in result:
         return result["captions"][0]["text"]
     if "answers" in result:

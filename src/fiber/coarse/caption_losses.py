@@ -1,7 +1,7 @@
 """Captioning objectives: causal cross-entropy (MLE), its off-policy weighting (GOLD; Pang & He 2021), and REINFORCE
 on a reward of whole captions (Rennie et al. 2017).
 
-Shape letters: B batch, S samples a picture, R captions, L text length, V vocabulary.
+Shape letters: B batch, S samples per image, R captions, L text length, V vocabulary.
 """
 
 from typing import Literal
@@ -28,10 +28,10 @@ def start_captions(model: CoarseModel, images: Tensor) -> DecoderCache:
     return model.backbone.start_decoding(model.backbone.image_tail(model.image_prefix(images)))
 
 
-def caption_logits(model: CoarseModel, pictures: DecoderCache, ids: Tensor, mask: Tensor) -> Tensor:
-    """Teacher-forced logits (R,L,V) fp32 of captions ids, mask (R,L) of the R pictures of `start_captions`, which
+def caption_logits(model: CoarseModel, images: DecoderCache, ids: Tensor, mask: Tensor) -> Tensor:
+    """Teacher-forced logits (R,L,V) fp32 of captions ids, mask (R,L) of the R images of `start_captions`, which
     stay as they are: position t predicts token t+1."""
-    fresh = DecoderCache(list(pictures.text), pictures.image)
+    fresh = DecoderCache(list(images.text), images.image)
     return model.heads.mlm(model.caption_tokens(ids, mask, fresh)).float()
 
 
@@ -43,10 +43,10 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
     )
 
 
-def mle_loss(logits: Tensor, labels: Tensor, mean_items: float | None = None, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over all real labels of the batch. `mean_items`: what to divide the sum by instead, the
-    mean of that number over the micro-batches and ranks of a step (see `mlm_loss`)."""
-    count = mean_items or (labels != IGNORED).sum().clamp(min=1)
+def mle_loss(logits: Tensor, labels: Tensor, loss_normalisers: float | None = None, smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy over all real labels of the batch. `loss_normalisers`: what to divide the sum by instead,
+    the mean of that number over the micro-batches and ranks of a step (see `mlm_loss`)."""
+    count = loss_normalisers or (labels != IGNORED).sum().clamp(min=1)
     return token_losses(logits, labels, smoothing).sum() / count
 
 
@@ -76,7 +76,7 @@ def reinforce_loss(log_probability: Tensor, rewards: Tensor, baseline: Literal["
     """REINFORCE on captions drawn from the model, -Σ (r - b) · log p̄ / B, with 100 times the CIDEr-D as r.
 
     log_probability (B,S) length-normalised, rewards (B,S) CIDEr-D on its scale 0..10 -> loss (). "mean": b is the
-    mean of the other samples of the picture (self-critical; S at least 2). "none": b is 100, which makes the
+    mean of the other samples of the image (self-critical; S at least 2). "none": b is 100, which makes the
     release's Σ log p̄ · (100 - 100·CIDEr-D) / B.
     """
     rewards, samples = 100 * rewards, rewards.shape[1]

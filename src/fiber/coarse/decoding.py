@@ -2,7 +2,7 @@
 the causal text pass.
 
 Every step feeds one new token per row; keys and values of the text so far and of the image are kept. A caption's
-score is its mean log-probability per generated token, the end mark included (length-normalised, FIBER §4).
+score is its mean log-probability per generated token, the end token included (length-normalised, FIBER §4).
 
 Shape letters: B images, K beams, R rows (B, or B*K), N image tokens, C image width, V vocabulary.
 """
@@ -16,12 +16,12 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
 from fiber.backbone.fusion import DecoderCache
-from fiber.coarse.itc import draw_negatives
+from fiber.coarse.itc import sample_columns
 from fiber.coarse.model import CoarseModel
 
 
 @dataclass(frozen=True)
-class Marks:
+class SpecialTokens:
     """Ids that steer decoding: `start` begins a caption, `end` ends it, `forbidden` are never generated."""
 
     start: int
@@ -29,16 +29,16 @@ class Marks:
     forbidden: tuple[int, ...]
 
     @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "Marks":
-        """Those of a RoBERTa-like tokenizer; start, padding and mask marks are forbidden inside a caption."""
+    def of(cls, tokenizer: PreTrainedTokenizerBase) -> "SpecialTokens":
+        """Those of a RoBERTa-like tokenizer; start, padding and mask tokens are forbidden inside a caption."""
         start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
         return cls(start, end, (start, tokenizer.pad_token_id, tokenizer.mask_token_id))
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Generated ids without marks, their mean log-probability, and whether the end mark was generated (a caption
-    that met the length limit has none)."""
+    """Generated ids without special tokens, their mean log-probability, and whether the end token was generated (a
+    caption that met the length limit has none)."""
 
     ids: list[int]
     score: float
@@ -46,17 +46,17 @@ class Caption:
 
 
 @torch.no_grad()
-def greedy(model: CoarseModel, image: Tensor, marks: Marks, max_length: int) -> list[Caption]:
+def greedy(model: CoarseModel, image: Tensor, special_tokens: SpecialTokens, max_length: int) -> list[Caption]:
     """The likeliest token at every step. image (B,N,C) from `backbone.image_tail`; `max_length` tokens at most, both
-    marks included -> one caption an image."""
-    return _one_by_one(model, image, marks, max_length, lambda log_probability: log_probability.argmax(-1))
+    special tokens included -> one caption per image."""
+    return _one_by_one(model, image, special_tokens, max_length, lambda log_probability: log_probability.argmax(-1))
 
 
 @torch.no_grad()
 def nucleus(
     model: CoarseModel,
     image: Tensor,
-    marks: Marks,
+    special_tokens: SpecialTokens,
     max_length: int,
     *,
     top_p: float = 0.9,
@@ -76,12 +76,12 @@ def nucleus(
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
         return tokens.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
 
-    return _one_by_one(model, image, marks, max_length, draw)
+    return _one_by_one(model, image, special_tokens, max_length, draw)
 
 
 @torch.no_grad()
 def beam_search(
-    model: CoarseModel, image: Tensor, marks: Marks, max_length: int, beams: int = 5
+    model: CoarseModel, image: Tensor, special_tokens: SpecialTokens, max_length: int, beams: int = 5
 ) -> list[list[Caption]]:
     """The best captions of each image, best first, at most `beams` and all distinct. Arguments as `greedy`.
 
@@ -94,15 +94,15 @@ def beam_search(
     # Only the first of an image's equal beams lives at the start.
     total = torch.full((size, beams), -torch.inf, device=device)
     total[:, 0] = 0.0
-    ids = torch.full((size * beams, 1), marks.start, device=device)
+    ids = torch.full((size * beams, 1), special_tokens.start, device=device)
     finished: list[list[Caption]] = [[] for _ in range(size)]
     for step in range(1, max_length):
-        log_probability = _next(model, ids[:, -1], cache, marks)
+        log_probability = _next(model, ids[:, -1], cache, special_tokens)
         vocabulary = log_probability.shape[1]
         ranked = (total.view(-1, 1) + log_probability).view(size, -1)
         score, place = ranked.topk(min(2 * beams, ranked.shape[1]), dim=-1)
         beam, token = place // vocabulary, place % vocabulary
-        ends = token == marks.end
+        ends = token == special_tokens.end
         rows = beam + torch.arange(size, device=device)[:, None] * beams
         _collect(finished, ids, score, rows, ends, beams, step)
         if all(len(own) >= beams for own in finished):
@@ -118,21 +118,23 @@ def beam_search(
 
 
 @torch.no_grad()
-def sample(model: CoarseModel, cache: DecoderCache, marks: Marks, draws: Tensor, pad_id: int) -> Tensor:
-    """Captions drawn token by token from the model's own distribution, forbidden marks left out.
+def sample(
+    model: CoarseModel, cache: DecoderCache, special_tokens: SpecialTokens, draws: Tensor, pad_id: int
+) -> Tensor:
+    """Captions drawn token by token from the model's own distribution, forbidden tokens left out.
 
     cache: fresh, with R rows. draws (R,T) uniform in [0,1): token t is where the cumulative probability passes
     draws[:, t], so a caption depends on its own row alone. -> ids (R,1+t), t at most T: the start mark, the tokens,
-    the end mark unless T cut it off, padding. All ranks must call: they stop together, because under ZeRO-3 every
+    the end token unless T cut it off, padding. All ranks must call: they stop together, because under ZeRO-3 every
     step is collective.
     """
-    ids = [torch.full((len(draws),), marks.start, device=draws.device)]
+    ids = [torch.full((len(draws),), special_tokens.start, device=draws.device)]
     live = torch.ones_like(ids[0], dtype=torch.bool)
     for uniform in draws.T:
-        probability = _next(model, ids[-1], cache, marks).exp()
-        token = draw_negatives(probability, uniform)[0]  # inversion of the cumulative weights, whatever they weigh
+        probability = _next(model, ids[-1], cache, special_tokens).exp()
+        token = sample_columns(probability, uniform)[0]  # inversion of the cumulative weights, whatever they weigh
         ids.append(token.where(live, pad_id))
-        live = live & (token != marks.end)
+        live = live & (token != special_tokens.end)
         if not distributed.all_reduce_max(live.any().float()[None]).item():
             break
     return torch.stack(ids, 1)
@@ -143,28 +145,32 @@ def next_logits(model: CoarseModel, newest: Tensor, cache: DecoderCache) -> Tens
     return model.heads.mlm(model.caption_tokens(newest[:, None], None, cache)[:, -1]).float()
 
 
-def _next(model: CoarseModel, newest: Tensor, cache: DecoderCache, marks: Marks) -> Tensor:
+def _next(model: CoarseModel, newest: Tensor, cache: DecoderCache, special_tokens: SpecialTokens) -> Tensor:
     """Log-probabilities (R,V) of the allowed tokens; -inf at the forbidden ones."""
     logits = next_logits(model, newest, cache)
-    logits[:, list(marks.forbidden)] = -torch.inf
+    logits[:, list(special_tokens.forbidden)] = -torch.inf
     return logits.log_softmax(-1)
 
 
 def _one_by_one(
-    model: CoarseModel, image: Tensor, marks: Marks, max_length: int, choose: Callable[[Tensor], Tensor]
+    model: CoarseModel,
+    image: Tensor,
+    special_tokens: SpecialTokens,
+    max_length: int,
+    choose: Callable[[Tensor], Tensor],
 ) -> list[Caption]:
-    """One caption an image, `choose` picking tokens (B,) from log-probabilities (B,V)."""
+    """One caption per image, `choose` picking tokens (B,) from log-probabilities (B,V)."""
     cache = model.backbone.start_decoding(image)
-    newest = torch.full((len(image),), marks.start, device=image.device)
+    newest = torch.full((len(image),), special_tokens.start, device=image.device)
     live = torch.ones_like(newest, dtype=torch.bool)
     chosen, gained, alive = [], [], []
     for _ in range(max_length - 1):
-        log_probability = _next(model, newest, cache, marks)
+        log_probability = _next(model, newest, cache, special_tokens)
         newest = choose(log_probability)
         chosen.append(newest)
         gained.append(log_probability.gather(1, newest[:, None])[:, 0])
         alive.append(live)
-        live = live & (newest != marks.end)
+        live = live & (newest != special_tokens.end)
         if not live.any():
             break
     tokens, gains, counted = (torch.stack(x, 1) for x in (chosen, gained, alive))
@@ -182,7 +188,7 @@ def _collect(
     finished: list[list[Caption]], ids: Tensor, score: Tensor, rows: Tensor, ends: Tensor, beams: int, step: int
 ) -> None:
     """Add the continuations among the first K of each image that end now: score, rows, ends (B,2K); every caption
-    has `step` tokens with its end mark."""
+    has `step` tokens with its end token."""
     found = (ends & score.isfinite())[:, :beams].nonzero().tolist()
     for image, rank in found:
         if len(finished[image]) < beams:

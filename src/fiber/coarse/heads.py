@@ -65,7 +65,7 @@ class Temperature(nn.Module):
 
 
 class CoarseHeads(nn.Module):
-    """All heads of a model at image level. `classifiers` maps a task name to its number of classes: "vqa" and
+    """All heads of a model at image level. `classifiers` maps per task name to its number of classes: "vqa" and
     "entailment" read one fused pair (2H), "nlvr2" two (4H -> 2H)."""
 
     def __init__(

@@ -46,7 +46,7 @@ class FeatureQueue(nn.Module):
 
 
 @dataclass(frozen=True)
-class Contrast:
+class ContrastiveOutput:
     """What matching needs from the contrastive pass: fp32 logits of the local rows against the global batch,
     image->text and text->image (B,G), and which of these pairs show the same image (B,G) bool."""
 
@@ -67,11 +67,11 @@ def itc_loss(
     temperature: Tensor,
     queue: FeatureQueue,
     gather_gradient: bool,
-) -> tuple[Tensor, Contrast]:
+) -> tuple[Tensor, ContrastiveOutput]:
     """Mean of the image->text and text->image cross-entropies with the own pair as the target.
 
-    image, text (B,H) unit features, image_id (B,) -> loss (), `Contrast`. Columns are the global batch and the
-    filled part of the queue. Columns that show the row's own image (other captions of it in the batch, older
+    image, text (B,H) unit features, image_id (B,) -> loss (), `ContrastiveOutput`. Columns are the global batch and
+    the filled part of the queue. Columns that show the row's own image (other captions of it in the batch, older
     copies in the queue) are left out: they are not negatives. The reference lets no gradient into columns;
     `gather_gradient` lets it into those of the global batch.
     """
@@ -91,7 +91,7 @@ def itc_loss(
     to_image = text @ columns_image.T / temperature
     loss = sum(F.cross_entropy(x.masked_fill(dropped, -torch.inf), own) for x in (to_text, to_image)) / 2
     size = len(ids)
-    contrast = Contrast(to_text[:, :size].detach(), to_image[:, :size].detach(), same[:, :size])
+    contrast = ContrastiveOutput(to_text[:, :size].detach(), to_image[:, :size].detach(), same[:, :size])
     return loss, contrast
 
 
@@ -102,7 +102,7 @@ def negative_weights(logits: Tensor, same_image: Tensor, hard: bool) -> Tensor:
     return weights.masked_fill(same_image, 0.0)
 
 
-def draw_negatives(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+def sample_columns(weights: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
     """One column per row by inverting the cumulative weights (B,G) at `uniform` (B,) in [0,1) -> index (B,)
     int64 and valid (B,) bool. Rows whose weights are all 0 (every column shows their image) are not valid.
 

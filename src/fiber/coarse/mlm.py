@@ -9,17 +9,19 @@ from fiber.coarse.heads import MlmHead
 IGNORED = -100  # label of positions that are not predicted
 
 
-def mlm_loss(head: MlmHead, text: Tensor, labels: Tensor, mean_items: float | None = None) -> tuple[Tensor, Tensor]:
+def mlm_loss(
+    head: MlmHead, text: Tensor, labels: Tensor, loss_normalisers: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the masked tokens; logits are computed at these alone.
 
     text (B,L,H), labels (B,L) int64 -> loss (), share of correct predictions (). The sum is divided by the number
-    of masked tokens, or by `mean_items`, the mean of that number over the micro-batches and ranks of a step,
+    of masked tokens, or by `loss_normalisers`, the mean of that number over the micro-batches and ranks of a step,
     which makes the loss of a step the same however it is split.
     """
     masked = labels != IGNORED
     logits, targets = head(text[masked]).float(), labels[masked]
     count = max(len(targets), 1)
-    loss = F.cross_entropy(logits, targets, reduction="sum") / (mean_items or count)
+    loss = F.cross_entropy(logits, targets, reduction="sum") / (loss_normalisers or count)
     correct = (logits.argmax(-1) == targets).sum() / count
     return loss, correct
 

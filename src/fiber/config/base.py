@@ -73,7 +73,7 @@ class SourceConfig:
 
     path: str
     field: str = "captions"
-    weight: float | None = None  # None everywhere: each annotation once an epoch; else mixing proportions
+    weight: float | None = None  # None everywhere: each annotation once per epoch; else mixing proportions
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class FinetuneConfig:
     """What the tasks fine-tuned from stage 1 share."""
 
     augment: bool = True  # random resized crop, mirroring and RandAugment; else a plain resize
-    flip_sides: bool = False  # mirror pictures whose text speaks of left or right, too
+    flip_sides: bool = False  # mirror images whose text speaks of left or right, too
     label_smoothing: float = 0.0  # share of the target that goes to all classes, or tokens of a caption, alike
     negatives: Literal["random", "hard"] = "random"  # task retrieval_itm: drawn uniformly, or by similarity
     itc_weight: float = 0.0  # task retrieval_itm: of the contrastive loss beside matching
@@ -63,7 +63,7 @@ class CaptionConfig:
 
     objective: Literal["mle", "gold", "cider"] = "mle"
     gold_refresh: int = 1000  # updates after which the weighting model is copied anew
-    samples: int = 5  # captions drawn from each picture ("cider")
+    samples: int = 5  # captions drawn from each image ("cider")
     mle_weight: float = 0.3  # share of cross-entropy in the loss of "cider"
     baseline: Literal["mean", "none"] = "mean"  # reward less that of the other samples, or the release's form
     document_frequency: str | None = None  # n-gram counts of the training captions ("cider")
@@ -129,5 +129,5 @@ def _check_finetuning(config: Stage1Config) -> None:
     require(0 <= caption.mle_weight <= 1, f"caption.mle_weight: must lie in [0, 1], got {caption.mle_weight}")
     require(
         caption.baseline == "none" or caption.samples >= 2,
-        "caption.baseline: mean compares the captions of a picture with each other; it needs caption.samples >= 2",
+        "caption.baseline: mean compares the captions of an image with each other; it needs caption.samples >= 2",
     )

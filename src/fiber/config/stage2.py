@@ -21,7 +21,7 @@ from fiber.config.base import (
 
 @dataclass(frozen=True)
 class DetectorConfig:
-    """Pyramid and dynamic head on the fused backbone. `anchor_sizes` and `strides` (px): one pair a level."""
+    """Pyramid and dynamic head on the fused backbone. `anchor_sizes` and `strides` (px): one pair per level."""
 
     channels: int = 256
     head_channels: int = 256
@@ -48,7 +48,7 @@ class RegionConfig:
     centerness_weight: float = 1.0
     frozen_stages: int = 1  # image stages, with patch embedding and merges, that keep their weights
     chunk_classes: int | None = None  # asked in one prompt of evaluation; None: as many as max_text holds. LVIS: 40
-    pictures: int = 8  # drawn at each evaluation, a set
+    figures: int = 8  # drawn at each evaluation, a set
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The index beside a folder of shards: where every member of every sample lies, so that seeking is arithmetic.
 
 `index.json` lists the shards (name, samples, bytes, sha256, damage) and is what the fingerprint hashes; `index.npz`
-holds one row a sample. Written by the shard writer; built by one pass over the tars where it is absent.
+holds one row per sample. Written by the shard writer; built by one pass over the tars where it is absent.
 """
 
 from __future__ import annotations

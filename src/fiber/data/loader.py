@@ -274,11 +274,11 @@ def eval_loader(
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
-    per: Per | Literal["picture"] = "annotation",
+    per: Per | Literal["every_image"] = "annotation",
     max_fault_share: float = 0.0,
 ) -> Iterator[dict[str, Any]]:
-    """One rank's batches over every annotation once (per="image": the first of every picture; "picture": the same,
-    and pictures without one too), in index order.
+    """One rank's batches over every annotation once (per="image": the first of every image; "every_image": the same,
+    and images without one too), in index order.
 
     Rank r takes items r, r + world, ...; `position` is the item's number in the whole set. Ranks may have different
     numbers of batches and the last may be short: nothing in here is collective. By default one unusable sample raises
@@ -286,7 +286,7 @@ def eval_loader(
     listed in `faults`, and a batch that has lost all its samples comes with no field but the stream's own.
     """
     counts = shards.counts(field)
-    if per == "picture":
+    if per == "every_image":
         counts, per = np.ones_like(counts), "image"
     source = Source(shards, field, per=per)
     rows = _rows(counts, per)

@@ -48,7 +48,7 @@ class Item(NamedTuple):
 class Source:
     """A data set in the mix.
 
-    field: one of records.FIELDS. per: "annotation" walks every annotation once an epoch, "image" every picture
+    field: one of records.FIELDS. per: "annotation" walks every annotation once per epoch, "image" every image
     that has one, with one of its annotations at random. weight: share of the mix; all or none have one.
     """
 

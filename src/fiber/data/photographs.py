@@ -1,8 +1,8 @@
 """A handful of real photographs, described by hand: those that scikit-image ships inside its package.
 
-Small enough to live in the tests, real enough to meet what drawings lack: grey-scale files, wide and square pictures,
+Small enough to live in the tests, real enough to meet what drawings lack: grey-scale files, wide and square images,
 objects cut by the border, twenty-four boxes of one phrase. Nothing is downloaded; the files are read where
-scikit-image is installed and stored as they are. The boxes were read off the enlarged pictures, to about two pixels.
+scikit-image is installed and stored as they are. The boxes were read off the enlarged images, to about two pixels.
 """
 
 import importlib.util
@@ -22,7 +22,7 @@ Corners = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Photograph:
-    """What is said of one picture.
+    """What is said of one image.
 
     boxes: name -> (category, corners, ...); a name stands for all its boxes.
     captions: noun phrases in markup, "[a red cup](cup) on [a saucer](saucer)".
@@ -253,7 +253,7 @@ def answers() -> list[str]:
 def photographs() -> Iterator[Sample]:
     """The photographs as samples with captions, boxes, expressions, questions and hypotheses.
 
-    Raises ImportError where scikit-image is not installed, FileNotFoundError where its package lacks a picture.
+    Raises ImportError where scikit-image is not installed, FileNotFoundError where its package lacks an image.
     """
     folder = _folder()
     for number, photograph in enumerate(PHOTOGRAPHS):

@@ -105,7 +105,7 @@ class PromptBuilder:
         """Training prompt of a detection sample and the positive classes that did not fit (their boxes are dropped
         and counted by the caller).
 
-        positives: class indices present in the picture. They are shuffled and added while they fit; then negatives,
+        positives: class indices present in the image. They are shuffled and added while they fit; then negatives,
         drawn from `negatives` (default: all other classes), only those that fit: one (5 %), none (5 %),
         `max_negatives` (50 %), else uniformly 1..max_negatives. All are shuffled.
         """

@@ -1,8 +1,8 @@
-"""The record: what one picture's `KEY.json` in a shard says, and the checks that keep it honest.
+"""The record: what one image's `KEY.json` in a shard says, and the checks that keep it honest.
 
 A record is a plain dict; an optional field that would be empty is absent.
 
-    image_id, width, height, source     required; the same picture has the same image_id in every set built from it
+    image_id, width, height, source     required; the same image has the same image_id in every set built from it
     captions     [{"text", "phrases"?: [{"span": [[s, e], ...], "boxes": [index, ...], "chain"?}]}]
     boxes        [{"box": [x0, y0, x1, y1], "category"?, "crowd"?, "area"?, "id"?}]
     expressions  [{"text", "box": index, "span"?: [[s, e], ...], "id"?}]
@@ -27,7 +27,7 @@ from fiber.errors import SampleFault
 Record = dict[str, Any]
 
 FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements", "boxes")
-"""Annotation fields: what a data source can walk over, one annotation (or, for boxes, one picture) a sample."""
+"""Annotation fields: what a data source can walk over, one annotation (or, for boxes, one image) a sample."""
 
 TEXT_OF = {
     "captions": "text",
@@ -55,7 +55,7 @@ class RecordError(SampleFault):
 class Sample:
     """What a shard holds under one key.
 
-    key: unique in the set, without dots. images: one (extension, encoded bytes) a picture, two for pairs.
+    key: unique in the set, without dots. images: one (extension, encoded bytes) an image, two for pairs.
     """
 
     key: str
@@ -76,7 +76,7 @@ def image_hash(image_id: str) -> int:
 def count(record: Record, field: str) -> int:
     """How many annotations of `field` the record offers.
 
-    "boxes" counts 1 when the picture can serve as a detection sample: the field is there (empty = looked at, nothing
+    "boxes" counts 1 when the image can serve as a detection sample: the field is there (empty = looked at, nothing
     found) and every box has a category.
     """
     annotations = record.get(field)

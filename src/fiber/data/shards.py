@@ -168,7 +168,7 @@ class ShardSet:
         return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
 
     def record(self, i: int) -> Record:
-        """The record of sample i without its pictures. Raises SampleFault as `read` does."""
+        """The record of sample i without its images. Raises SampleFault as `read` does."""
         offset, size = self.index.record[i].tolist()
         if size == 0:
             raise SampleFault("missing_json", "the sample has no JSON member")
@@ -182,7 +182,7 @@ class ShardSet:
         return record
 
     def read(self, i: int) -> Sample:
-        """Sample i with its encoded pictures.
+        """Sample i with its encoded images.
 
         Raises SampleFault: "missing_json", "bad_json", "missing_field", "missing_image", "truncated_shard",
         "unreadable_shard".

@@ -89,7 +89,7 @@ class ShardWriter:
             self._aside.unlink()
 
     def __contains__(self, key: str) -> bool:
-        """Whether a resumed run already holds `key`: its picture need not be read again."""
+        """Whether a resumed run already holds `key`: its image need not be read again."""
         return key in self._resumed
 
     def add(self, sample: Sample) -> None:

@@ -1,6 +1,6 @@
 """Captions of a whole set by beam search, scored by the COCO protocol, and the reward of caption training.
 
-Every rank describes its own share of the pictures and streams rows to disk; one rank merges and scores them, so that
+Every rank describes its own share of the images and streams rows to disk; one rank merges and scores them, so that
 neither the number of ranks nor the batch size can change a figure.
 """
 
@@ -14,13 +14,13 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
-from fiber.coarse.decoding import Caption, Marks, beam_search
+from fiber.coarse.decoding import Caption, SpecialTokens, beam_search
 from fiber.config.stage1 import CaptionConfig
-from fiber.data.samples.captions import PictureSample, all_texts
-from fiber.data.samples.text import Picture
+from fiber.data.samples.captions import CaptionEvalSample, all_texts
+from fiber.data.samples.text import ImageTransform
 from fiber.data.shards import ShardSet
 from fiber.errors import ConfigError
-from fiber.evaluation.loader import Share
+from fiber.evaluation.loader import EvalLoader
 from fiber.evaluation.metrics import caption_scores as metrics
 from fiber.evaluation.metrics.caption_scores import (
     DocumentFrequency,
@@ -33,43 +33,43 @@ from fiber.evaluation.predictions import PredictionWriter, Row, merge_prediction
 from fiber.tasks.caption import CaptionTask
 
 if TYPE_CHECKING:
-    from fiber.evaluation.image_tasks import Asked, Example, Figures
+    from fiber.evaluation.image_tasks import EvalContext, Example, Figures
 
 EXAMPLES = 8
 END = "<eos>"
 """How reward corpora write the end of a caption: without it, captions that break off are not worse."""
 
 
-def evaluate_captions(task: CaptionTask, asked: Asked) -> tuple[Figures, list[Example]]:
-    """The best caption of every picture by beam search -> figures, and a few pictures with their captions (rank 0).
+def evaluate_captions(task: CaptionTask, context: EvalContext) -> tuple[Figures, list[Example]]:
+    """The best caption of every image by beam search -> figures, and a few images with their captions (rank 0).
 
     `FOLDER/captions.jsonl` has the caption beside the references, `FOLDER/captions.json` is what the servers of COCO
     and NoCaps take. Figures: `cider` (CIDEr-D; 1.444 is printed as 144.4), `bleu_1` ... `bleu_4`, `rouge_l`, `meteor`
-    where the COCO tools can run, `constant_cider` (the best caption said of every other picture), `images`; of a
+    where the COCO tools can run, `constant_cider` (the best caption said of every other image), `images`; of a
     set with domains (NoCaps) these are "entire", and the scores of each domain have its name before them. A set
     without references (a test set) is only described.
 
     Every rank must call. `task` is in evaluation mode, without gradient.
     """
-    config, shards, model = asked.config, asked.shards, task.model
-    marks, length = Marks.of(asked.tokenizer), config.caption.max_new_tokens + 1
-    sample = PictureSample(Picture(config.image_size, config.data.transform == "pil"))
+    config, shards, model = context.config, context.shards, task.model
+    special_tokens, length = SpecialTokens.of(context.tokenizer), config.caption.max_new_tokens + 1
+    sample = CaptionEvalSample(ImageTransform(config.image_size, config.data.transform == "pil"))
     counts = shards.counts("captions")
     scored = bool(counts.any())
-    per = "image" if scored else "picture"
-    share = Share(shards, "captions", sample, per, config.eval.batch, config.data.workers)
-    with PredictionWriter(asked.folder, "captions", distributed.rank(), distributed.world_size()) as writer:
-        for batch in asked.meter(share, "captions"):
+    per = "image" if scored else "every_image"
+    share = EvalLoader(shards, "captions", sample, per, config.eval.batch, config.data.workers)
+    with PredictionWriter(context.folder, "captions", distributed.rank(), distributed.world_size()) as writer:
+        for batch in context.progress(share, "captions"):
             image = model.backbone.image_tail(model.image_prefix(batch["images"].to(distributed.device())))
-            found = beam_search(model, image, marks, length, config.caption.beam)
+            found = beam_search(model, image, special_tokens, length, config.caption.beam)
             for number, beams in enumerate(found):
-                writer.add(_row(batch, number, asked.tokenizer.decode(beams[0].ids, skip_special_tokens=True)))
+                writer.add(_row(batch, number, context.tokenizer.decode(beams[0].ids, skip_special_tokens=True)))
     distributed.barrier()
     figures, examples = None, []
     if distributed.is_main():
-        path = merge_predictions(asked.folder, "captions", distributed.world_size(), ("image_id",))
+        path = merge_predictions(context.folder, "captions", distributed.world_size(), ("image_id",))
         rows = list(read_predictions(path))
-        metrics.write_submission(asked.folder / "captions.json", [row["image_id"] for row in rows], rows)
+        metrics.write_submission(context.folder / "captions.json", [row["image_id"] for row in rows], rows)
         figures = {"images": len(rows)} | (score(rows) if scored else {})
         examples = _examples(rows, np.flatnonzero(counts) if scored else np.arange(len(shards)))
     return distributed.broadcast_object(figures), examples
@@ -104,13 +104,13 @@ def _row(batch: dict[str, Any], number: int, text: str) -> Row:
 
 
 def server_id(image_id: str) -> int | str:
-    """How the servers of COCO and NoCaps know a picture: the number of coco_N and nocaps_N; other ids as they are."""
+    """How the servers of COCO and NoCaps know an image: the number of coco_N and nocaps_N; other ids as they are."""
     source, _, number = image_id.rpartition("_")
     return int(number) if source in ("coco", "nocaps") and number.isdigit() else image_id
 
 
 def _examples(rows: Sequence[Row], samples: np.ndarray) -> list[Example]:
-    """Pictures spread evenly over the set; `samples`: the sample number of each position."""
+    """Images spread evenly over the set; `samples`: the sample number of each position."""
     rows = sorted(rows, key=lambda row: row["position"])
     chosen = np.linspace(0, len(rows) - 1, min(EXAMPLES, len(rows))).round().astype(int).tolist()
     words = [{"caption": rows[i]["caption"], "references": " | ".join(rows[i]["references"])} for i in chosen]
@@ -129,7 +129,7 @@ class CiderReward:
         self.end = f" {END}" if (END,) in frequency.counts else ""
 
     def __call__(self, captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> np.ndarray:
-        """Captions and the texts of each one's picture -> (N,) float64 on the scale 0..10."""
+        """Captions and the texts of each one's image -> (N,) float64 on the scale 0..10."""
         spoken = [self.tokenizer.decode(caption.ids, skip_special_tokens=True) for caption in captions]
         found = [
             tokenize(text) + (self.end if caption.ended else "")
@@ -151,9 +151,9 @@ def caption_reward(
         if distributed.is_main():
             path.parent.mkdir(parents=True, exist_ok=True)
             ended = ([f"{tokenize(text)} {END}" for text in texts] for texts in all_texts(corpus))
-            DocumentFrequency.of(ended).telling().save(path)
+            DocumentFrequency.of(ended).prune_singletons().save(path)
         distributed.barrier()
     try:
-        return CiderReward(tokenizer, DocumentFrequency.load(path).telling())
+        return CiderReward(tokenizer, DocumentFrequency.load(path).prune_singletons())
     except (OSError, ValueError) as error:
         raise ConfigError(f"caption.document_frequency: {error}") from None

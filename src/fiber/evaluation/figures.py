@@ -1,4 +1,4 @@
-"""Pictures of what a detector finds: the image with found boxes (solid) and true ones (dashed), below it the caption
+"""Images of what a detector finds: the image with found boxes (solid) and true ones (dashed), below it the caption
 with its phrases in the colours of their boxes."""
 
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from torchvision.ops import nms
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
-from fiber.evaluation.regions import WholePicture, predict, questions
+from fiber.evaluation.regions import EvalImage, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil
 from fiber.images.draw import COLOURS, draw_boxes, draw_text
 
 OVERLAP = 0.6  # IoU above which two boxes stand on one place
-MOST = 30  # boxes drawn in a picture: with a thousand classes asked for, more would hide it
+MOST = 30  # boxes drawn in an image: with a thousand classes asked for, more would hide it
 LEGEND = "solid: found, with its score; dashed: true"
 Box = Sequence[float]
 
@@ -27,7 +27,7 @@ Box = Sequence[float]
 @dataclass
 class Shown:
     """One colour of a figure: characters [start, end) of the text, found boxes with their labels, true boxes; all in
-    pixels of the stored picture."""
+    pixels of the stored image."""
 
     span: tuple[int, int]
     found: list[Box] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Shown:
 
 
 def draw_regions(image: Image.Image, text: str, shown: Sequence[Shown]) -> Image.Image:
-    """The figure of one picture; each of `shown` has a colour of its own, up to seven."""
+    """The figure of one image; each of `shown` has a colour of its own, up to seven."""
     boxes = [box for one in shown for box in one.found]
     labels = [label for one in shown for label in one.labels]
     colours = [number for number, one in enumerate(shown) for _ in one.found]
@@ -53,15 +53,15 @@ def draw_predictions(
     builder: PromptBuilder,
     shards: ShardSet,
     field: str,
-    picture: WholePicture,
+    image: EvalImage,
     *,
     count: int = 8,
     threshold: float = 0.3,
     chunk_classes: int | None = None,
 ) -> list[Image.Image]:
-    """Figures of `count` pictures of a set, evenly spaced.
+    """Figures of `count` images of a set, evenly spaced.
 
-    captions, expressions: the best box of each phrase of the picture's first text that has any. boxes: the best
+    captions, expressions: the best box of each phrase of the image's first text that has any. boxes: the best
     detection of every place that has one with a score of at least `threshold`, MOST at most.
     """
     asked, training, drawn = questions(shards, field, builder, chunk_classes), model.training, []
@@ -70,7 +70,7 @@ def draw_predictions(
     model.eval()
     for index in map(int, chosen):
         stored = shards.read(index)
-        sample = picture(stored, field, 0, np.random.default_rng(0))
+        sample = image(stored, field, 0, np.random.default_rng(0))
         ((_, found),) = predict(model, [sample], asked, pairs=8)
         if field == "boxes":
             names = {category["id"]: category["name"] for category in shards.categories}
@@ -83,7 +83,7 @@ def draw_predictions(
 
 
 def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """All pictures in rows on white, none reduced."""
+    """All images in rows on white, none reduced."""
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     heights = [max(image.height for image in row) for row in rows]
     width = max(sum(image.width + 8 for image in row) for row in rows)

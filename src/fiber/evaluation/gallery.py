@@ -15,11 +15,11 @@ from torch import Tensor
 from fiber import distributed
 from fiber.backbone.states import ImageState, State, TextState
 from fiber.coarse.model import CoarseModel
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 
 
 @dataclass(frozen=True)
-class Cache:
+class PrefixCache:
     """Where prefixes wait. `device` None: the model's; `dtype` None: the model's (bf16 halves the memory)."""
 
     device: torch.device | str | None = None
@@ -44,7 +44,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Texts:
-    """image_row (M,): the row of each text's picture; unit features (M,H) fp32 and prefixes (M) of all texts, in
+    """image_row (M,): the row of each text's image; unit features (M,H) fp32 and prefixes (M) of all texts, in
     the order of their positions."""
 
     image_row: Tensor
@@ -53,11 +53,11 @@ class Texts:
 
 
 @torch.no_grad()
-def encode_images(model: CoarseModel, batches: Iterable[dict], cache: Cache, meter: Meter) -> Images:
+def encode_images(model: CoarseModel, batches: Iterable[dict], cache: PrefixCache, progress: Progress) -> Images:
     """This rank's batches {"images" (B,3,S,S), "image_id" (B,), "position" (B,)} -> all images."""
     positions, ids, features, prefixes = [], [], [], []
     device = device_of(model)
-    for batch in meter(batches, "images"):
+    for batch in progress(batches, "images"):
         state = model.image_prefix(batch["images"].to(device))
         features.append(model.image_embedding(state))
         prefixes.append(cache.put(state))
@@ -73,13 +73,13 @@ def encode_images(model: CoarseModel, batches: Iterable[dict], cache: Cache, met
 
 @torch.no_grad()
 def encode_texts(
-    model: CoarseModel, batches: Iterable[dict], image_id: Tensor, cache: Cache, meter: Meter
+    model: CoarseModel, batches: Iterable[dict], image_id: Tensor, cache: PrefixCache, progress: Progress
 ) -> tuple[Texts, dict[str, Tensor]]:
     """This rank's batches {"ids", "mask" (B,L), "image_id", "position" (B,)} -> all texts, and every further
-    integer tensor of the batches, (M,...). `image_id` (N,): the gallery. ValueError where a text's picture lacks."""
+    integer tensor of the batches, (M,...). `image_id` (N,): the gallery. ValueError where a text's image lacks."""
     positions, features, prefixes, columns = [], [], [], []
     device = device_of(model)
-    for batch in meter(batches, "texts"):
+    for batch in progress(batches, "texts"):
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor) and not v.is_floating_point()}
         state = model.text_prefix(batch["ids"], batch["mask"])
         features.append(model.text_embedding(state))
@@ -103,7 +103,7 @@ def match_logits(
     text_row: Tensor,
     *,
     batch: int,
-    meter: Meter,
+    progress: Progress,
     what: str = "pairs",
 ) -> Tensor:
     """Matching logits (K,2) fp32 of the pairs (image_row[k], text_row[k]), on every rank; class 1 = match.
@@ -112,7 +112,7 @@ def match_logits(
     def score(image: ImageState, pairs: Tensor) -> Tensor:
         return model.match_logits(image, _take(texts, text_row[pairs], model))
 
-    return score_pairs(model, images, image_row, score, width=2, batch=batch, meter=meter, what=what)
+    return score_pairs(model, images, image_row, score, width=2, batch=batch, progress=progress, what=what)
 
 
 @torch.no_grad()
@@ -124,7 +124,7 @@ def score_pairs(
     *,
     width: int,
     batch: int,
-    meter: Meter,
+    progress: Progress,
     what: str,
 ) -> Tensor:
     """Scores (K,width) fp32 of pairs of which pair k has the image `image_row[k]`, on every rank.
@@ -135,7 +135,7 @@ def score_pairs(
     mine = torch.nonzero(images.place[image_row] >= 0).squeeze(1)
     mine = mine[torch.sort(image_row[mine], stable=True).indices]
     scores = torch.empty(len(mine), width, device=mine.device)
-    for start in meter(range(0, len(mine), batch), what):
+    for start in progress(range(0, len(mine), batch), what):
         pairs = mine[start : start + batch]
         image = _take(images.prefixes, images.place[image_row[pairs]], model)
         scores[start : start + batch] = score(image, pairs)

@@ -10,7 +10,7 @@ from fiber.data.shards import ShardSet
 
 
 @dataclass(frozen=True)
-class Share:
+class EvalLoader:
     """This rank's batches of a shard set, afresh at each iteration; see `data.stream.eval_loader` for `per`."""
 
     shards: ShardSet
@@ -35,6 +35,8 @@ class Share:
 
     def __len__(self) -> int:
         counts = self.shards.counts(self.field)
-        items = {"annotation": int(counts.sum()), "image": int((counts > 0).sum()), "picture": len(counts)}[self.per]
+        items = {"annotation": int(counts.sum()), "image": int((counts > 0).sum()), "every_image": len(counts)}[
+            self.per
+        ]
         share = len(range(distributed.rank(), items, distributed.world_size()))
         return -(-share // self.batch)

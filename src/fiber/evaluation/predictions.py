@@ -1,7 +1,7 @@
 """Predictions streamed to disk: one JSON-lines file a rank, merged into one sorted file.
 
 Nothing is gathered over the network and nothing but one chunk is ever held in memory, so an evaluation
-costs the same memory for a hundred pictures and a hundred thousand, and its result cannot depend on how
+costs the same memory for a hundred images and a hundred thousand, and its result cannot depend on how
 many ranks took part: the merged file is sorted by a key that is unique, whoever wrote the row.
 
 Rows are plain JSON objects in the format the benchmark's server takes where there is one

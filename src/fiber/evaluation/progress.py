@@ -9,7 +9,7 @@ from fiber import distributed
 
 
 @dataclass(frozen=True)
-class Meter:
+class Progress:
     """How an evaluation shows that it lives: `show` a bar with the time left on rank 0, and `beat` called after
     every batch (a watchdog's, say)."""
 

@@ -1,6 +1,6 @@
 """Evaluation at region level: phrase grounding, referring expressions and box AP of a detector over shards.
 
-Each rank takes its share of the pictures and streams its predictions to a file; one rank merges and scores them. So
+Each rank takes its share of the images and streams its predictions to a file; one rank merges and scores them. So
 the memory of predicting does not grow with the set, and figures depend neither on the number of ranks nor on the
 batch size (see `fine.search`).
 
@@ -23,15 +23,15 @@ from fiber.backbone.states import TextState
 from fiber.data.loader import eval_loader
 from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.data.records import Record, Sample
-from fiber.data.samples.regions import open_image
+from fiber.data.samples.regions import read_image
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError
 from fiber.evaluation.metrics import coco_ap as detection
 from fiber.evaluation.metrics import grounding_recall as grounding
 from fiber.evaluation.metrics import lvis_ap as lvis
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
-from fiber.evaluation.progress import Meter
-from fiber.fine.inference import Search, fit, search
+from fiber.evaluation.progress import Progress
+from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
 
@@ -39,8 +39,8 @@ SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
 
 
 @dataclass(frozen=True)
-class WholePicture:
-    """make_sample of evaluation: the whole picture with its short side at `short`, its long side at most `longest`
+class EvalImage:
+    """make_sample of evaluation: the whole image with its short side at `short`, its long side at most `longest`
     (px), uint8 (3,h,w), and its record."""
 
     short: int
@@ -48,11 +48,11 @@ class WholePicture:
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """Raises SampleFault."""
-        return {"image": fit(open_image(sample), self.short, self.longest), "record": sample.record}
+        return {"image": fit(read_image(sample), self.short, self.longest), "record": sample.record}
 
 
 def as_list(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of pictures of any sizes."""
+    """A batch of images of any sizes."""
     return {"samples": samples}
 
 
@@ -82,7 +82,7 @@ def expressions(record: Record) -> list[Target]:
 
 
 def expression_id(record: Record, number: int) -> str | int:
-    """The id of an expression in its data set, or one made of the picture's."""
+    """The id of an expression in its data set, or one made of the image's."""
     return record["expressions"][number].get("id", f"{record['image_id']}#{number}")
 
 
@@ -110,7 +110,7 @@ class Phrases:
         return found
 
     def rows(self, record: Record, found: Detections) -> Iterator[Row]:
-        """One row a phrase: its boxes, best first."""
+        """One row per phrase: its boxes, best first."""
         for place, (identity, _, _) in enumerate(self.targets(record)):
             yield identity | {"boxes": rounded(found.boxes[found.labels == place], BOX_DIGITS)}
 
@@ -118,7 +118,7 @@ class Phrases:
 @dataclass(frozen=True)
 class Classes:
     """Find the classes of a data set: `prompts_of_set` hold them all, `ids` are the category ids by class.
-    `selection` limits the detections of a prompt, `keep` those of a picture."""
+    `selection` limits the detections of a prompt, `keep` those of an image."""
 
     prompts_of_set: list[Prompt]
     ids: list[int]
@@ -127,7 +127,7 @@ class Classes:
     key: tuple[str, ...] = detection.ROW_KEY
 
     def prompts(self, record: Record) -> list[Prompt]:
-        """The same for every picture."""
+        """The same for every image."""
         return self.prompts_of_set
 
     def rows(self, record: Record, found: Detections) -> Iterator[Row]:
@@ -144,11 +144,11 @@ class Classes:
 def questions(
     shards: ShardSet, field: str, builder: PromptBuilder, chunk_classes: int | None = None
 ) -> Phrases | Classes:
-    """What to ask a detector about the pictures of a set, by annotation field.
+    """What to ask a detector about the images of a set, by annotation field.
 
     Classes are asked in the order of their ids, however the set lists them, at most `chunk_classes` a prompt
     (default: as many as the text limit holds). With a long tail each prompt has LVIS's number of detections and a
-    picture no limit of its own, which fixed AP wants. Raises ShardError where the set lists no categories.
+    image no limit of its own, which fixed AP wants. Raises ShardError where the set lists no categories.
     """
     if field == "captions":
         return Phrases(caption_phrases, builder, ("image_id", "caption", "phrase"))
@@ -177,16 +177,16 @@ def evaluate_regions(
     builder: PromptBuilder,
     shards: ShardSet,
     field: str,
-    picture: WholePicture,
+    image: EvalImage,
     *,
     folder: str | Path,
     batch: int = 8,
     workers: int = 0,
     chunk_classes: int | None = None,
-    meter: Meter | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Figures (fractions) over a whole set; all ranks must call, and all get them. Predictions are left in
-    `folder`/SET_FIELD.jsonl. `batch` pictures are read, and as many (picture, prompt) pairs computed, at a time.
+    `folder`/SET_FIELD.jsonl. `batch` images are read, and as many (image, prompt) pairs computed, at a time.
 
     field "captions": grounding_r1, _r5, _r10, _upper_bound by the ANY protocol, merged_* by the other, and
     class_agnostic_*, what a perfect localiser that ignores the words would get (ANY). "expressions": referring_p1,
@@ -196,7 +196,7 @@ def evaluate_regions(
     asked, world = questions(shards, field, builder, chunk_classes), distributed.world_size()
     training = model.training
     model.eval()
-    write_predictions(model, shards, field, asked, picture, folder, batch, workers, meter or Meter())
+    write_predictions(model, shards, field, asked, image, folder, batch, workers, progress or Progress())
     model.train(training)
     distributed.barrier()
     figures = None
@@ -210,21 +210,21 @@ def write_predictions(
     shards: ShardSet,
     field: str,
     asked: Phrases | Classes,
-    picture: WholePicture,
+    image: EvalImage,
     folder: str | Path,
     batch: int,
     workers: int,
-    meter: Meter,
+    progress: Progress,
 ) -> None:
     """This rank's share of the predictions, row by row into its file: the memory is that of a batch."""
     rank, world = distributed.rank(), distributed.world_size()
     loader = eval_loader(
-        shards, field, picture, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
+        shards, field, image, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
     )
     batches = -(-len(range(rank, np.count_nonzero(shards.counts(field)), world)) // batch)
-    text = model.read(asked.prompts_of_set) if isinstance(asked, Classes) else None
+    text = model.encode_prompts(asked.prompts_of_set) if isinstance(asked, Classes) else None
     with PredictionWriter(folder, f"{shards.name}_{field}", rank, world) as writer:
-        for samples in meter(loader, f"{shards.name} {field}", batches):
+        for samples in progress(loader, f"{shards.name} {field}", batches):
             for sample, found in predict(model, samples["samples"], asked, batch, text):
                 for row in asked.rows(sample["record"], found):
                     writer.add(row)
@@ -237,14 +237,14 @@ def predict(
     pairs: int,
     text: TextState | None = None,
 ) -> Iterator[tuple[dict[str, Any], Detections]]:
-    """Samples of WholePicture, of any sizes, each with its detections in pixels of the stored picture, best first.
-    `text`: the prompts as `model.read` gives them, where they are the same for all pictures."""
+    """Samples of EvalImage, of any sizes, each with its detections in pixels of the stored image, best first.
+    `text`: the prompts as `model.read` gives them, where they are the same for all images."""
     records = [sample["record"] for sample in samples]
     searches = [
-        Search(sample["image"], (record["width"], record["height"]), asked.prompts(record))
+        Query(sample["image"], (record["width"], record["height"]), asked.prompts(record))
         for sample, record in zip(samples, records, strict=True)
     ]
-    found = search(model, searches, asked.selection, keep=asked.keep, pairs=pairs, text=text)
+    found = run_queries(model, searches, asked.selection, keep=asked.keep, pairs=pairs, text=text)
     return zip(samples, found, strict=True)
 
 

@@ -1,6 +1,6 @@
 """Image-text retrieval: the dual encoder ranks everything, matching re-ranks the best candidates of each query.
 
-Letters: N images, M texts (one or more a picture), K pairs.
+Letters: N images, M texts (one or more per image), K pairs.
 """
 
 import math
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fiber.coarse.itc import draw_negatives, negative_weights
+from fiber.coarse.itc import negative_weights, sample_columns
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.model import CoarseModel
 from fiber.data.records import Sample, annotation_text
 from fiber.data.shards import ShardSet
 from fiber.data.text import encode
-from fiber.evaluation.gallery import Cache, Images, Texts, encode_images, encode_texts, match_logits
-from fiber.evaluation.loader import Share
+from fiber.evaluation.gallery import Images, PrefixCache, Texts, encode_images, encode_texts, match_logits
+from fiber.evaluation.loader import EvalLoader
 from fiber.evaluation.metrics.retrieval_recall import retrieval_recall
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 from fiber.images.resize import load_image
 
 ITM_PRIOR = math.log(3) - 2 / 3 * math.log(2)  # entropy of one match to two non-matches: 0.6365
@@ -30,8 +30,8 @@ KS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What `evaluate_retrieval` found: its figures, and for pictures the score matrices (N,M) fp32 on the host,
-    the ids (N,) of the rows and the row (M,) of each text's picture. Without re-ranking the last two scores are
+    """What `evaluate_retrieval` found: its figures, and for images the score matrices (N,M) fp32 on the host,
+    the ids (N,) of the rows and the row (M,) of each text's image. Without re-ranking the last two scores are
     the first."""
 
     figures: dict[str, float]
@@ -50,8 +50,8 @@ def evaluate_retrieval(
     *,
     rerank_k: int,
     batch: int,
-    cache: Cache | None = None,
-    meter: Meter | None = None,
+    cache: PrefixCache | None = None,
+    progress: Progress | None = None,
 ) -> Retrieval:
     """Recall@1/5/10 both ways, by contrastive similarity and re-ranked by matching.
 
@@ -67,20 +67,20 @@ def evaluate_retrieval(
     `texts`, `pairs` (scored for re-ranking), `chance_t2i_r1`.
     The model's mode is set to evaluation and put back.
     """
-    cache, meter = cache or Cache(), meter or Meter()
+    cache, progress = cache or PrefixCache(), progress or Progress()
     training = model.training
     model.eval()
-    gallery = encode_images(model, images, cache, meter)
-    captions, columns = encode_texts(model, texts, gallery.image_id, cache, meter)
+    gallery = encode_images(model, images, cache, progress)
+    captions, columns = encode_texts(model, texts, gallery.image_id, cache, progress)
     contrastive = gallery.features @ captions.features.T
     figures = {"images": len(gallery.image_id), "texts": len(captions.image_row)}
     figures |= {"chance_t2i_r1": 1 / len(gallery.image_id)}
-    figures |= _itm_loss(model, gallery, captions, contrastive, batch, meter)
+    figures |= _itm_loss(model, gallery, captions, contrastive, batch, progress)
     if "swapped_ids" in columns:
-        figures |= _swap_accuracy(model, gallery, captions, columns, batch, meter)
+        figures |= _swap_accuracy(model, gallery, captions, columns, batch, progress)
     scores = contrastive, contrastive
     if rerank_k:
-        *scores, pairs = rerank(model, gallery, captions, contrastive, rerank_k, batch, meter)
+        *scores, pairs = rerank(model, gallery, captions, contrastive, rerank_k, batch, progress)
         figures["pairs"] = pairs
     model.train(training)
     contrastive, image_to_text, text_to_image = (x.cpu().numpy() for x in (contrastive, *scores))
@@ -92,7 +92,7 @@ def evaluate_retrieval(
 
 
 def rerank(
-    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, k: int, batch: int, meter: Meter
+    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, k: int, batch: int, progress: Progress
 ) -> tuple[Tensor, Tensor, int]:
     """Scores (N,M) for ranking texts by image, the same for images by text, and the number of pairs matched.
 
@@ -102,7 +102,7 @@ def rerank(
     by_image, by_text = candidates(scores, k), candidates(scores.T, k).T
     image_row, text_row = torch.nonzero(by_image | by_text, as_tuple=True)
     logits = match_logits(
-        model, images, texts.prefixes, image_row, text_row, batch=batch, meter=meter, what="re-ranking"
+        model, images, texts.prefixes, image_row, text_row, batch=batch, progress=progress, what="re-ranking"
     )[:, 1]
     behind = scores - (scores.max() - logits.min() + 1)
     matched = behind.clone()
@@ -128,9 +128,9 @@ def _recall(image_to_text: np.ndarray, text_to_image: np.ndarray, image_row: np.
 
 
 def _itm_loss(
-    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, batch: int, meter: Meter
+    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, batch: int, progress: Progress
 ) -> dict[str, float]:
-    """Mean matching loss over batches of consecutive texts with their pictures, negatives drawn as in training."""
+    """Mean matching loss over batches of consecutive texts with their images, negatives drawn as in training."""
     size = len(texts.image_row)
     uniform = torch.rand(size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits = scores / model.heads.temperature()
@@ -140,24 +140,24 @@ def _itm_loss(
         image, draw = texts.image_row[text], uniform[start : start + batch].to(scores.device)
         block = logits[image][:, text]  # rows: images, columns: texts, aligned
         same = image[:, None] == image[None]
-        neg_text, valid_text = draw_negatives(negative_weights(block, same, hard=True), draw[:, 0])
-        neg_image, valid_image = draw_negatives(negative_weights(block.T, same, hard=True), draw[:, 1])
+        neg_text, valid_text = sample_columns(negative_weights(block, same, hard=True), draw[:, 0])
+        neg_image, valid_image = sample_columns(negative_weights(block.T, same, hard=True), draw[:, 1])
         pairs.append(
             torch.stack([torch.cat([image, image, image[neg_image]]), torch.cat([text, text[neg_text], text])])
         )
         valid.append((valid_text, valid_image))
     image_row, text_row = torch.cat(pairs, dim=1)
     matched = match_logits(
-        model, images, texts.prefixes, image_row, text_row, batch=batch, meter=meter, what="matching"
+        model, images, texts.prefixes, image_row, text_row, batch=batch, progress=progress, what="matching"
     )
     losses = [itm_loss(x, *v) for x, v in zip(matched.split([p.shape[1] for p in pairs]), valid, strict=True)]
     return {"itm_loss": float(torch.stack(losses).mean()), "itm_prior": ITM_PRIOR}
 
 
 def _swap_accuracy(
-    model: CoarseModel, images: Images, texts: Texts, columns: dict[str, Tensor], batch: int, meter: Meter
+    model: CoarseModel, images: Images, texts: Texts, columns: dict[str, Tensor], batch: int, progress: Progress
 ) -> dict[str, float]:
-    """Share of captions with a relation that fit their picture better than they do with the relation swapped."""
+    """EvalLoader of captions with a relation that fit their image better than they do with the relation swapped."""
     text = torch.nonzero(columns["swapped_mask"].any(1)).squeeze(1)
     if not len(text):
         return {"swap_count": 0}
@@ -171,7 +171,9 @@ def _swap_accuracy(
         (texts.prefixes, text),
         (type(texts.prefixes).cat(swapped), torch.arange(len(text), device=text.device)),
     ):
-        logits = match_logits(model, images, prefixes, image, row, batch=batch, meter=meter, what="swapped relations")
+        logits = match_logits(
+            model, images, prefixes, image, row, batch=batch, progress=progress, what="swapped relations"
+        )
         matched.append(logits[:, 1])
     return {
         "swap_accuracy": float((matched[0] > matched[1]).float().mean()),
@@ -192,28 +194,28 @@ def retrieval_sets(
     batch: int,
     workers: int = 0,
     field: str = "captions",
-    exact: bool = False,
+    pil_resize: bool = False,
     swap: Callable[[str], str] | None = None,
-) -> tuple[Share, Share]:
-    """The pictures that have texts and all these texts, as `evaluate_retrieval` takes them.
+) -> tuple[EvalLoader, EvalLoader]:
+    """The images that have texts and all these texts, as `evaluate_retrieval` takes them.
 
-    `exact`: Pillow's resize, by which published figures are judged. `swap` turns the relation of a caption round and
-    raises ValueError where there is none.
+    `pil_resize`: Pillow's resize, by which published figures are judged. `swap` turns the relation of a caption
+    round and raises ValueError where there is none.
     """
-    picture = _Picture(image_size, exact)
+    image = _Image(image_size, pil_resize)
     caption = _Caption(tokenizer, max_text, swap)
-    return Share(shards, field, picture, "image", batch, workers), Share(
+    return EvalLoader(shards, field, image, "image", batch, workers), EvalLoader(
         shards, field, caption, "annotation", batch, workers
     )
 
 
 @dataclass(frozen=True)
-class _Picture:
+class _Image:
     image_size: int
-    exact: bool
+    pil_resize: bool
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict:
-        return {"images": load_image(sample.images[0][1], self.image_size, self.exact)}
+        return {"images": load_image(sample.images[0][1], self.image_size, self.pil_resize)}
 
 
 @dataclass(frozen=True)

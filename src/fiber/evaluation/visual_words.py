@@ -14,8 +14,8 @@ from fiber.backbone.states import ImageState
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
 from fiber.evaluation.gallery import (
-    Cache,
     Images,
+    PrefixCache,
     check_share,
     device_of,
     encode_images,
@@ -23,7 +23,7 @@ from fiber.evaluation.gallery import (
     image_rows,
     score_pairs,
 )
-from fiber.evaluation.progress import Meter
+from fiber.evaluation.progress import Progress
 
 
 @torch.no_grad()
@@ -35,29 +35,29 @@ def evaluate_visual_words(
     groups: Mapping[str, Sequence[str]],
     *,
     batch: int,
-    cache: Cache | None = None,
-    meter: Meter | None = None,
+    cache: PrefixCache | None = None,
+    progress: Progress | None = None,
 ) -> dict:
     """Accuracy on the words of `groups` (kind -> words, each of one kind) with the true and with a wrong image.
 
     `images`, `texts`: this rank's batches as `evaluate_retrieval` takes them, the texts with "text" (list of B str).
     Every occurrence of a word is masked alone, all its tokens at once; it is right if every one of them is the most
-    probable. The wrong image is the next of the set. A gap between the two is what the model has from the picture;
+    probable. The wrong image is the next of the set. A gap between the two is what the model has from the image;
     the second is the baseline of the language. `batch`: pairs a fused pass.
 
     -> {"true_image", "wrong_image" (fractions), "words" (K), "by_group": {kind: the same three}}, the same on every
     rank for any number of ranks. Raises ValueError without any such word or with fewer than two images.
     """
-    meter, training = meter or Meter(), model.training
+    progress, training = progress or Progress(), model.training
     model.eval()
-    gallery = encode_images(model, images, cache or Cache(), meter)
+    gallery = encode_images(model, images, cache or PrefixCache(), progress)
     if len(gallery.image_id) < 2:
         raise ValueError("a wrong image needs at least two images in the evaluation set")
     ids, mask, labels, group, image_id = masked_words(texts, tokenizer, groups, device_of(model))
     row = image_rows(gallery.image_id, image_id)
     right = {}
     for name, rows in (("true_image", row), ("wrong_image", (row + 1) % len(gallery.image_id))):
-        right[name] = _predicted(model, gallery, rows, (ids, mask, labels), batch, meter)
+        right[name] = _predicted(model, gallery, rows, (ids, mask, labels), batch, progress)
     model.train(training)
 
     def summary(chosen: Tensor) -> dict[str, float]:
@@ -106,7 +106,7 @@ def masked_words(
 
 
 def _predicted(
-    model: CoarseModel, images: Images, image_row: Tensor, texts: Sequence[Tensor], batch: int, meter: Meter
+    model: CoarseModel, images: Images, image_row: Tensor, texts: Sequence[Tensor], batch: int, progress: Progress
 ) -> Tensor:
     """1.0 where all masked tokens of a text are predicted with its image, (K,). texts: masked ids, mask, labels."""
     ids, mask, labels = texts
@@ -119,4 +119,4 @@ def _predicted(
         right[masked] = model.heads.mlm(fused.text[masked]).argmax(-1) == wanted[masked]
         return right.all(1, keepdim=True).float()
 
-    return score_pairs(model, images, image_row, score, width=1, batch=batch, meter=meter, what="words")[:, 0]
+    return score_pairs(model, images, image_row, score, width=1, batch=batch, progress=progress, what="words")[:, 0]

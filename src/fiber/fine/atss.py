@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fiber.fine.boxes import centres, pairwise_iou
 
-CANDIDATES = 9  # nearest anchor centres a level
+CANDIDATES = 9  # nearest anchor centres per level
 INSIDE = 0.01  # pixels by which a positive's centre lies inside its box
 
 

@@ -1,7 +1,7 @@
-"""The one way from pictures and prompts to boxes, of evaluation and of a user's own pictures alike.
+"""The one way from images and prompts to boxes, of evaluation and of a user's own images alike.
 
-A picture is padded to its own multiple of 32 and computed together with those of the same size only, because windows,
-norms and averages of the model see the padding. So what is found in a picture does not depend on its neighbours.
+An image is padded to its own multiple of 32 and computed together with those of the same size only, because windows,
+norms and averages of the model see the padding. So what is found in an image does not depend on its neighbours.
 """
 
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from fiber.fine.postprocess import Detections, Selection
 
 
 @dataclass(frozen=True)
-class Search:
-    """One picture as the network sees it, uint8 RGB (3,h,w); the size (width, height) px in which boxes are wanted;
+class Query:
+    """One image as the network sees it, uint8 RGB (3,h,w); the size (width, height) px in which boxes are wanted;
     the prompts that ask for them, none of them empty."""
 
     image: Tensor
@@ -35,43 +35,43 @@ def fit(image: np.ndarray, short: int, longest: int) -> Tensor:
     return resize(image, *fitted(width, height, short, longest))
 
 
-def search(
+def run_queries(
     model: FiberDetector,
-    searches: Sequence[Search],
+    queries: Sequence[Query],
     selection: Selection,
     *,
     keep: int | None = None,
     pairs: int = 8,
     text: TextState | None = None,
 ) -> list[Detections]:
-    """Detections of each search, best first, on the CPU, fp32, boxes clipped to the picture and in its wanted size.
+    """Detections of each query, best first, on the CPU, fp32, boxes clipped to the image and in its wanted size.
 
     Labels are `Prompt.classes`. Every prompt gives up to `selection.keep` detections, `keep` cuts their union;
-    `pairs` (picture, prompt) pairs are computed at a time. `text`: `model.read` of the prompts where all searches
-    have the same.
+    `pairs` (image, prompt) pairs are computed at a time. `text`: `model.encode_prompts` of the prompts where all
+    queries have the same.
     """
     device = next(model.parameters()).device
-    found = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * len(searches)
-    asking = sorted((i for i, one in enumerate(searches) if one.prompts), key=lambda i: _padded(searches[i]))
-    for _, group in groupby(asking, key=lambda i: _padded(searches[i])):
+    found = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * len(queries)
+    asking = sorted((i for i, query in enumerate(queries) if query.prompts), key=lambda i: _padded(queries[i]))
+    for _, group in groupby(asking, key=lambda i: _padded(queries[i])):
         rows = list(group)
-        images, sizes = pad_images([searches[i].image for i in rows])
-        prompts = [searches[i].prompts for i in rows]
+        images, sizes = pad_images([queries[i].image for i in rows])
+        prompts = [queries[i].prompts for i in rows]
         detected = model.detect(
             images.to(device), sizes.to(device), prompts, selection, keep=keep, pairs=pairs, text=text
         )
         for i, one in zip(rows, detected, strict=True):
-            found[i] = _in_wanted_pixels(one, searches[i])
+            found[i] = _in_wanted_pixels(one, queries[i])
     return found
 
 
-def _padded(one: Search) -> tuple[int, int]:
-    """(H, W) of a picture when it is padded alone."""
-    height, width = one.image.shape[1:]
+def _padded(query: Query) -> tuple[int, int]:
+    """(H, W) of an image when it is padded alone."""
+    height, width = query.image.shape[1:]
     return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
 
 
-def _in_wanted_pixels(found: Detections, one: Search) -> Detections:
-    height, width = one.image.shape[1:]
-    scale = torch.tensor([one.size[0] / width, one.size[1] / height] * 2)
+def _in_wanted_pixels(found: Detections, query: Query) -> Detections:
+    height, width = query.image.shape[1:]
+    scale = torch.tensor([query.size[0] / width, query.size[1] / height] * 2)
     return Detections(found.boxes.float().cpu() * scale, found.scores.float().cpu(), found.labels.cpu())

@@ -54,7 +54,7 @@ class Assignment:
 
 
 def assign_batch(targets: Targets, anchors: Sequence[Tensor], images: int) -> Assignment:
-    """ATSS for each of `images` pictures; anchors: per level (A_l,4), shared by the pictures."""
+    """ATSS for each of `images` images; anchors: per level (A_l,4), shared by the images."""
     rows, columns, matched = [], [], []
     for row in range(images):
         own = (targets.image == row).nonzero().squeeze(1)

@@ -155,7 +155,7 @@ class FiberDetector(nn.Module):
         image_state = self.image_prefix(images, sizes)
         unique = list({id(p): p for own in prompts for p in own}.values())
         row_of = {id(p): row for row, p in enumerate(unique)}
-        text = self.read(unique) if text is None else text
+        text = self.encode_prompts(unique) if text is None else text
         length = text.mask.shape[1]
         jobs = [(image, p) for image, own in enumerate(prompts) for p in own]
         found: list[list[Detections]] = [[] for _ in prompts]
@@ -171,7 +171,7 @@ class FiberDetector(nn.Module):
         return [d.best(len(d.scores) if keep is None else keep) for d in merged]
 
     @torch.no_grad()
-    def read(self, prompts: Sequence[Prompt]) -> TextState:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> TextState:
         """The prefixes of prompts, trimmed to the longest, which changes nothing."""
         length = int(max(p.mask.sum() for p in prompts))
         columns = (torch.stack([getattr(p, name)[:length] for p in prompts]) for name in ("ids", "mask"))
@@ -217,21 +217,22 @@ class GroundingTask(nn.Module):
         super().__init__()
         self.model, self.weights = model, weights
 
-    def items(self, batch: dict) -> dict[str, float]:
+    def loss_normalisers(self, batch: dict) -> dict[str, float]:
         """What the losses of this micro-batch are divided by, to be averaged over the micro-batches and ranks of a
-        step (`batch["mean_items"]`). Depends on boxes and image size alone."""
+        step (`batch["loss_normalisers"]`). Depends on boxes and image size alone."""
         targets, anchors = self._targets(batch), self.model.anchors(batch["images"])
         positives, centerness = totals(assign_batch(targets, anchors, len(batch["ids"])), targets, anchors).tolist()
         return {"positives": positives, "centerness": centerness}
 
     def forward(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted losses (with graph) and a detached report. Without `batch["mean_items"]`, totals are averaged over
-        ranks here in training and taken as they are in evaluation, where ranks may differ in batches."""
+        """Weighted losses (with graph) and a detached report. Without `batch["loss_normalisers"]`, totals are
+        averaged over ranks here in training and taken as they are in evaluation, where ranks may differ in
+        batches."""
         output, anchors = self.model(batch["images"], batch["sizes"], batch["ids"], batch["mask"])
         targets = self._targets(batch)
         assignment = assign_batch(targets, anchors, len(batch["ids"]))
         mean_totals = totals(assignment, targets, anchors)
-        if means := batch.get("mean_items"):
+        if means := batch.get("loss_normalisers"):
             mean_totals = mean_totals.new_tensor([means["positives"], means["centerness"]])
         elif self.training:
             mean_totals = distributed.all_reduce_mean(mean_totals)

@@ -20,7 +20,7 @@ Aggregation = Literal["mean", "max", "power"]
 @dataclass(frozen=True)
 class Selection:
     """How detections are chosen. `threshold` applies to the class score before centerness, strictly;
-    `top` limits the (anchor, class) pairs a level; `nms` suppresses IoU above it, inclusive pixels (+1)."""
+    `top` limits the (anchor, class) pairs per level; `nms` suppresses IoU above it, inclusive pixels (+1)."""
 
     threshold: float = 0.05
     top: int = 1000

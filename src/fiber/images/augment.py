@@ -18,7 +18,7 @@ SIDES = re.compile(r"\b(left|right)(s|ward|wards|most|hand|-hand|er|y|ies)?\b", 
 
 
 def mentions_sides(text: str) -> bool:
-    """Whether a text speaks of left or right, so that mirroring its picture would make it false."""
+    """Whether a text speaks of left or right, so that mirroring its image would make it false."""
     return SIDES.search(text) is not None
 
 
@@ -62,7 +62,7 @@ def rand_augment(
     image: Image.Image, rng: np.random.Generator, operations: int = 2, magnitude: float = 7
 ) -> Image.Image:
     """RandAugment as ALBEF and FIBER use it: `operations` times one of ten operations (with repetition), each applied
-    with probability 1/2, at a strength of magnitude / 10 of its range; grey outside the picture."""
+    with probability 1/2, at a strength of magnitude / 10 of its range; grey outside the image."""
     level = magnitude / 10
     for _ in range(operations):
         name = RAND_AUGMENT[int(rng.integers(len(RAND_AUGMENT)))]

@@ -1,6 +1,6 @@
 """From encoded image bytes to uint8 pixels: decoding, plain resizing, and the augmentation of downstream tasks.
 
-Pictures stay uint8 until they are on the device, where the task normalises them: a quarter of the bytes to move.
+Images stay uint8 until they are on the device, where the task normalises them: a quarter of the bytes to move.
 Every random choice comes from the generator passed in.
 """
 
@@ -19,12 +19,12 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 """ImageNet statistics of RGB in [0, 1]."""
 
-MAX_PIXELS = 100_000_000  # larger pictures are faults: they would take gigabytes to decode
+MAX_PIXELS = 100_000_000  # larger images are faults: they would take gigabytes to decode
 ORIENTATION = 0x0112
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Any JPEG, PNG or WebP -> uint8 RGB (H, W, 3), by libjpeg-turbo where the picture is an ordinary JPEG.
+    """Any JPEG, PNG or WebP -> uint8 RGB (H, W, 3), by libjpeg-turbo where the image is an ordinary JPEG.
 
     Raises SampleFault("undecodable_image" | "huge_image").
     """
@@ -69,7 +69,7 @@ def decode_pil(data: bytes) -> Image.Image:
 
 
 def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the upright picture from its header. Raises SampleFault("undecodable_image")."""
+    """(width, height) of the upright image from its header. Raises SampleFault("undecodable_image")."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             turned = image.getexif().get(ORIENTATION, 1) >= 5

@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with Pillow alone: boxes with labels, a sentence with coloured phrases, captions."""
+"""Images of results, drawn with Pillow alone: boxes with labels, a sentence with coloured phrases, captions."""
 
 import re
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
-MAX_SIDE = 1600  # larger pictures are reduced before drawing
+MAX_SIDE = 1600  # larger images are reduced before drawing
 MIN_SIDE = 320  # smaller ones enlarged, or a label would cover them
 
 
@@ -18,7 +18,7 @@ def draw_boxes(
     labels: Sequence[str],
     colours: Sequence[int] | None = None,
 ) -> Image.Image:
-    """A copy of `image` with boxes [x0, y0, x1, y1], given in pixels of the picture of `size` (width, height) that
+    """A copy of `image` with boxes [x0, y0, x1, y1], given in pixels of the image of `size` (width, height) that
     `image` shows, and their labels. `colours`: a number for each box (default: by label)."""
     canvas = _fit(image)
     if colours is None:
@@ -46,24 +46,24 @@ def draw_text(
 ) -> Image.Image:
     """A copy of `image` with `text` written below it, wrapped; the characters [start, end) of each span lie on a
     patch of that span's colour (default: its number), as in `draw_boxes`."""
-    picture = _fit(image)
-    font, colours = _font(picture), range(len(spans)) if colours is None else colours
-    measure = ImageDraw.Draw(picture)
+    fitted = _fit(image)
+    font, colours = _font(fitted), range(len(spans)) if colours is None else colours
+    measure = ImageDraw.Draw(fitted)
     height = round(font.size * 1.5)
     placed: list[tuple[int, float, str, int]] = []  # line, x, word, first character
     line, x, position = 0, 4.0, 0
     text = re.sub(r"\s", " ", text)  # a generated text may have line breaks; places of characters stay
     for word in text.split(" "):
         width = measure.textlength(word + " ", font=font)
-        if x + width > picture.width and x > 4:
+        if x + width > fitted.width and x > 4:
             line, x = line + 1, 4.0
         placed.append((line, x, word, position))
         x, position = x + width, position + len(word) + 1
-    canvas = Image.new("RGB", (picture.width, picture.height + height * (line + 1) + 8), "white")
-    canvas.paste(picture)
+    canvas = Image.new("RGB", (fitted.width, fitted.height + height * (line + 1) + 8), "white")
+    canvas.paste(fitted)
     pen = ImageDraw.Draw(canvas)
     for line, x, word, position in placed:
-        y = picture.height + 4 + line * height
+        y = fitted.height + 4 + line * height
         for (start, end), number in zip(spans, colours, strict=True):
             first, last = max(start - position, 0), min(end - position, len(word))
             if first < last:

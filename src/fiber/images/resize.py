@@ -32,6 +32,6 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def load_image(data: bytes, size: int, exact: bool = False) -> Tensor:
-    """Encoded bytes -> uint8 (3, size, size), plain resize; `exact` goes through Pillow alone."""
-    return resize_pil(decode_pil(data), size) if exact else resize_fast(decode(data), size)
+def load_image(data: bytes, size: int, pil_resize: bool = False) -> Tensor:
+    """Encoded bytes -> uint8 (3, size, size), plain resize; `pil_resize` goes through Pillow alone."""
+    return resize_pil(decode_pil(data), size) if pil_resize else resize_fast(decode(data), size)

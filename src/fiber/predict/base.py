@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fiber.predict.sources import Source
+from fiber.predict.sources import ImageSource
 from fiber.weights.export import Export
 from fiber.weights.from_export import OPTIONAL
 
@@ -61,6 +61,6 @@ class Predictor:
             raise TaskError(f"this model (at {level} level) cannot {task}; it can: {', '.join(self.tasks)}")
 
 
-def many(pictures: Source | Sequence[Source]) -> Sequence[Source]:
-    one = isinstance(pictures, str | Path | Image.Image | np.ndarray)
-    return [pictures] if one else pictures
+def many(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
+    one = isinstance(images, str | Path | Image.Image | np.ndarray)
+    return [images] if one else images

@@ -1,8 +1,8 @@
-"""A trained model on one's own pictures: `fiber.load(folder)` gives a predictor with one method a task.
+"""A trained model on one's own images: `fiber.load(folder)` gives a predictor with one method per task.
 
 A model at image level matches, retrieves, captions and answers, as far as its heads go; a model at region level
-grounds, refers and detects. Every method takes one picture or several (paths, PIL images, arrays) and returns a list
-with one entry a picture. Boxes are [x0, y0, x1, y1] in pixels of the upright original.
+grounds, refers and detects. Every method takes one image or several (paths, PIL images, arrays) and returns a list
+with one entry per image. Boxes are [x0, y0, x1, y1] in pixels of the upright original.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from fiber.backbone.states import ImageState, TextState
-from fiber.coarse.decoding import Caption, Marks, beam_search, greedy, nucleus
+from fiber.coarse.decoding import Caption, SpecialTokens, beam_search, greedy, nucleus
 from fiber.coarse.model import CoarseModel
 from fiber.data.text import encode
 from fiber.images.resize import resize_pil
 from fiber.predict.base import Predictor, TaskError, many
 from fiber.predict.image_index import INDEX_FILE, ImageIndex, build_index, fingerprint
-from fiber.predict.sources import Source, open_picture
+from fiber.predict.sources import ImageSource, open_image
 from fiber.weights.export import read_export
 from fiber.weights.from_export import build
 
@@ -62,7 +62,7 @@ def load(
 
 @dataclass(frozen=True)
 class Match:
-    """How well a text fits a picture: `probability` of the matching head (0..1; None without one) and `similarity`
+    """How well a text fits an image: `probability` of the matching head (0..1; None without one) and `similarity`
     (cosine) of the contrastive features (None without them)."""
 
     probability: float | None
@@ -72,7 +72,7 @@ class Match:
 @dataclass(frozen=True)
 class Scored:
     """A text (caption, answer) or path with its score: mean log-probability of a caption's tokens, probability of an
-    answer, similarity or matching probability of a retrieved picture."""
+    answer, similarity or matching probability of a retrieved image."""
 
     text: str
     score: float
@@ -83,13 +83,13 @@ class CoarsePredictor(Predictor):
 
     model: CoarseModel
 
-    def match(self, pictures: Source | Sequence[Source], text: str, batch: int = 8) -> list[Match]:
-        """Whether `text` describes each picture."""
+    def match(self, images: ImageSource | Sequence[ImageSource], text: str, batch: int = 8) -> list[Match]:
+        """Whether `text` describes each image."""
         self.require("match")
         words = self._text([text])
         text_feature = self.model.text_embedding(words)[0] if "retrieve" in self.tasks else None
         results = []
-        for image in self._prefixes(many(pictures), batch):
+        for image in self._prefixes(many(images), batch):
             logits = self._match_logits(image, words)
             similarity: list[float | None] = [None] * len(image)
             if text_feature is not None:
@@ -99,7 +99,7 @@ class CoarsePredictor(Predictor):
 
     def caption(
         self,
-        pictures: Source | Sequence[Source],
+        images: ImageSource | Sequence[ImageSource],
         *,
         method: Literal["beam", "greedy", "nucleus"] = "beam",
         beams: int = 5,
@@ -108,29 +108,29 @@ class CoarsePredictor(Predictor):
         seed: int = 0,
         batch: int = 8,
     ) -> list[list[Scored]]:
-        """Captions of each picture, best first: `beams` of them by beam search, one by the other methods."""
+        """Captions of each image, best first: `beams` of them by beam search, one by the other methods."""
         self.require("caption")
-        marks, length = Marks.of(self.tokenizer), self.config.max_text
+        special_tokens, length = SpecialTokens.of(self.tokenizer), self.config.max_text
         generator = torch.Generator(self.device).manual_seed(seed)
         results = []
-        for state in self._prefixes(many(pictures), batch):
+        for state in self._prefixes(many(images), batch):
             image = self.model.backbone.image_tail(state)
             if method == "beam":
-                found = beam_search(self.model, image, marks, length, beams)
+                found = beam_search(self.model, image, special_tokens, length, beams)
             elif method == "greedy":
-                found = [[caption] for caption in greedy(self.model, image, marks, length)]
+                found = [[caption] for caption in greedy(self.model, image, special_tokens, length)]
             elif method == "nucleus":
                 options = {"top_p": top_p, "temperature": temperature, "generator": generator}
-                found = [[caption] for caption in nucleus(self.model, image, marks, length, **options)]
+                found = [[caption] for caption in nucleus(self.model, image, special_tokens, length, **options)]
             else:
                 raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
             results += [[self._spell(caption) for caption in own] for own in found]
         return results
 
     def answer(
-        self, pictures: Source | Sequence[Source], question: str, top: int = 5, batch: int = 8
+        self, images: ImageSource | Sequence[ImageSource], question: str, top: int = 5, batch: int = 8
     ) -> list[list[Scored]]:
-        """The `top` likeliest answers to a question about each picture."""
+        """The `top` likeliest answers to a question about each image."""
         self.require("answer")
         if not self.answers:
             raise TaskError(
@@ -138,7 +138,7 @@ class CoarsePredictor(Predictor):
                 "with --answers FILE"
             )
         words, results = self._text([question]), []
-        for image in self._prefixes(many(pictures), batch):
+        for image in self._prefixes(many(images), batch):
             cls = self.model.fuse(image, words[[0] * len(image)]).cls
             probability = self.model.heads.classifiers["vqa"](cls).float().sigmoid()
             best = probability.topk(min(top, len(self.answers)), dim=-1)
@@ -147,20 +147,20 @@ class CoarsePredictor(Predictor):
         return results
 
     def index(self, folder: str | Path, file: str | Path | None = None) -> ImageIndex:
-        """The contrastive features of a folder's pictures, kept in `file` (default: `.fiber-index.npz` in the folder)
-        and reused: only new and changed pictures are encoded."""
+        """The contrastive features of a folder's images, kept in `file` (default: `.fiber-index.npz` in the folder)
+        and reused: only new and changed images are encoded."""
         self.require("retrieve")
         folder = Path(folder)
         model = fingerprint(self.model, self.config.image_size)
         return build_index(folder, Path(file or folder / INDEX_FILE), model, lambda path: self.embed_images(path)[0])
 
     def index_of(self, paths: Sequence[Path], batch: int = 8) -> ImageIndex:
-        """Features of the given pictures, not kept. Raises PictureError for one that cannot be read."""
+        """Features of the given images, not kept. Raises ImageError for one that cannot be read."""
         features = self.embed_images(paths, batch)
         return ImageIndex(Path(), [str(path) for path in paths], features, len(paths), [])
 
     def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
-        """The `top` pictures of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
+        """The `top` images of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
         many are ordered anew by the probability of the matching head."""
         self.require("retrieve")
         similarity = index.features @ self.embed_texts([text])[0]
@@ -173,10 +173,10 @@ class CoarsePredictor(Predictor):
             found = sorted(again, key=lambda scored: -scored.score)
         return found[:top]
 
-    def embed_images(self, pictures: Source | Sequence[Source], batch: int = 8) -> Tensor:
+    def embed_images(self, images: ImageSource | Sequence[ImageSource], batch: int = 8) -> Tensor:
         """Contrastive features (B,H) fp32 of unit length, on the CPU."""
         self.require("retrieve")
-        return torch.cat([self.model.image_embedding(image).cpu() for image in self._prefixes(many(pictures), batch)])
+        return torch.cat([self.model.image_embedding(image).cpu() for image in self._prefixes(many(images), batch)])
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Contrastive features (B,H) fp32 of unit length, on the CPU."""
@@ -191,12 +191,12 @@ class CoarsePredictor(Predictor):
         length = int(mask.sum(1).max())  # padding beyond the longest text changes nothing
         return self.model.text_prefix(ids[:, :length], mask[:, :length])
 
-    def _prefixes(self, pictures: Sequence[Source], batch: int) -> Iterator[ImageState]:
-        """Image states of the pictures, `batch` at a time."""
-        for start in range(0, len(pictures), batch):
+    def _prefixes(self, images: Sequence[ImageSource], batch: int) -> Iterator[ImageState]:
+        """Image states of the images, `batch` at a time."""
+        for start in range(0, len(images), batch):
             squares = [
-                resize_pil(open_picture(source).image, self.config.image_size)
-                for source in pictures[start : start + batch]
+                resize_pil(open_image(source).image, self.config.image_size)
+                for source in images[start : start + batch]
             ]
             yield self.model.image_prefix(torch.stack(squares).to(self.device))
 

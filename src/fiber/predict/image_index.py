@@ -1,4 +1,4 @@
-"""Contrastive features of a folder's pictures, kept beside them and reused."""
+"""Contrastive features of a folder's images, kept beside them and reused."""
 
 import hashlib
 import json
@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fiber.predict.sources import PictureError, expand
+from fiber.predict.sources import ImageError, expand
 
 INDEX_FILE = ".fiber-index.npz"
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Features (N,H) fp32 of the pictures `paths` (relative) under `folder`; how many of them were `encoded` now
+    """Features (N,H) fp32 of the images `paths` (relative) under `folder`; how many of them were `encoded` now
     rather than read from the file; what could not be read, with the reason."""
 
     folder: Path
@@ -28,10 +28,10 @@ class ImageIndex:
 
 
 def build_index(folder: Path, file: Path, model: str, encode: Callable[[Path], Tensor]) -> ImageIndex:
-    """Index of `folder`, read from `file` where that holds unchanged pictures (same size and time of change) of the
-    same model, and written back. `model` is a `fingerprint`, `encode` gives a picture's feature (H,).
+    """Index of `folder`, read from `file` where that holds unchanged images (same size and time of change) of the
+    same model, and written back. `model` is a `fingerprint`, `encode` gives an image's feature (H,).
 
-    Raises PictureError where the folder has no readable picture.
+    Raises ImageError where the folder has no readable image.
     """
     known = _read(file, model)
     stamps, features, unreadable, encoded = {}, {}, [], 0
@@ -43,13 +43,13 @@ def build_index(folder: Path, file: Path, model: str, encode: Callable[[Path], T
         else:
             try:
                 features[name] = encode(path).numpy()
-            except PictureError as error:
+            except ImageError as error:
                 unreadable.append(str(error))
                 continue
             encoded += 1
         stamps[name] = stamp
     if not features:
-        raise PictureError(f"no readable picture in {folder}: {unreadable[0]}")
+        raise ImageError(f"no readable image in {folder}: {unreadable[0]}")
     stacked = np.stack(list(features.values()))
     if encoded or len(known) != len(features):
         with file.open("wb") as out:  # np.savez would add its suffix to a name without one
@@ -67,7 +67,7 @@ def fingerprint(model: nn.Module, image_size: int) -> str:
 
 
 def _read(file: Path, model: str) -> dict[str, tuple[str, np.ndarray]]:
-    """Stamp and feature of each picture in an index file; nothing if it is of another model."""
+    """Stamp and feature of each image in an index file; nothing if it is of another model."""
     if not file.is_file():
         return {}
     with np.load(file, allow_pickle=False) as saved:

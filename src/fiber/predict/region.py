@@ -1,4 +1,4 @@
-"""A model at region level on one's own pictures: grounding, referring expressions, detection."""
+"""A model at region level on one's own images: grounding, referring expressions, detection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from fiber.data.prompts import Prompt, PromptBuilder
-from fiber.fine.inference import Search, fit, search
+from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
 from fiber.predict.base import Predictor, many
 from fiber.predict.phrases import Span, find_phrases
-from fiber.predict.sources import Source, open_picture
+from fiber.predict.sources import ImageSource, open_image
 from fiber.weights.export import Export
 
-PAIRS = 8  # (picture, prompt) pairs computed at a time
+PAIRS = 8  # (image, prompt) pairs computed at a time
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class FinePredictor(Predictor):
 
     def ground(
         self,
-        pictures: Source | Sequence[Source],
+        images: ImageSource | Sequence[ImageSource],
         sentence: str,
         phrases: Sequence[str] | None = None,
         top: int = 1,
@@ -55,24 +55,24 @@ class FinePredictor(Predictor):
         if not prompt.token_map.any(1).all():
             raise ValueError(f"the sentence is longer than the {self.config.max_text} tokens that this model reads")
         results = []
-        for found in self._detect(pictures, [prompt], GROUNDING):
+        for found in self._detect(images, [prompt], GROUNDING):
             own = []
             for label, span in enumerate(spans):
                 own += self._regions(found, sentence[slice(*span)], span, found.labels == label)[:top]
             results.append([region for region in own if region.score >= threshold])
         return results
 
-    def refer(self, pictures: Source | Sequence[Source], expression: str, top: int = 1) -> list[list[Region]]:
+    def refer(self, images: ImageSource | Sequence[ImageSource], expression: str, top: int = 1) -> list[list[Region]]:
         """The `top` regions for an expression that refers to one object."""
         self.require("refer")
         prompt = self.prompts.sentence(expression, [[(0, len(expression))]])
         if not prompt.token_map.any(1).all():
             raise ValueError("the expression is empty")
-        return [self._regions(found, expression)[:top] for found in self._detect(pictures, [prompt], GROUNDING)]
+        return [self._regions(found, expression)[:top] for found in self._detect(images, [prompt], GROUNDING)]
 
     def detect(
         self,
-        pictures: Source | Sequence[Source],
+        images: ImageSource | Sequence[ImageSource],
         classes: Sequence[str] | None = None,
         threshold: float = 0.3,
         keep: int = 100,
@@ -90,31 +90,31 @@ class FinePredictor(Predictor):
         if not names:
             raise ValueError("this export lists no categories: say which classes to look for")
         results = []
-        for found in self._detect(pictures, self.prompts.chunks(names, chunk_classes), DETECTION, keep):
+        for found in self._detect(images, self.prompts.chunks(names, chunk_classes), DETECTION, keep):
             rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
             results.append([Region(box, score, names[label]) for box, score, label in rows if score >= threshold])
         return results
 
     def _detect(
         self,
-        pictures: Source | Sequence[Source],
+        images: ImageSource | Sequence[ImageSource],
         prompts: list[Prompt],
         selection: Selection,
         keep: int | None = None,
     ) -> list[Detections]:
-        """Detections in pixels of the originals, best first; as many pictures as pairs are computed at a time."""
-        results, sources, text = [], many(pictures), self.model.read(prompts)
+        """Detections in pixels of the originals, best first; as many images as pairs are computed at a time."""
+        results, sources, text = [], many(images), self.model.encode_prompts(prompts)
         for start in range(0, len(sources), PAIRS):
-            opened = [open_picture(source) for source in sources[start : start + PAIRS]]
+            opened = [open_image(source) for source in sources[start : start + PAIRS]]
             searches = [
-                Search(
-                    fit(np.asarray(picture.image), self.config.image_size, self.config.max_image_size),
-                    (picture.width, picture.height),
+                Query(
+                    fit(np.asarray(image.image), self.config.image_size, self.config.max_image_size),
+                    (image.width, image.height),
                     prompts,
                 )
-                for picture in opened
+                for image in opened
             ]
-            results += search(self.model, searches, selection, keep=keep, pairs=PAIRS, text=text)
+            results += run_queries(self.model, searches, selection, keep=keep, pairs=PAIRS, text=text)
         return results
 
     def _regions(

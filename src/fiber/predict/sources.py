@@ -1,4 +1,4 @@
-"""A user's own pictures: files, folders and globs to paths, and any image file to upright RGB."""
+"""A user's own images: files, folders and globs to paths, and any image file to upright RGB."""
 
 import glob
 import io
@@ -16,17 +16,17 @@ from fiber.images.codec import MAX_PIXELS, decode_pil
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 REDUCED_SIDE = 2048  # a JPEG beyond MAX_PIXELS is decoded at a fraction of its size, its sides no smaller than this
 
-Source = str | Path | Image.Image | np.ndarray
+ImageSource = str | Path | Image.Image | np.ndarray
 
 
-class PictureError(ValueError):
-    """A picture that cannot be read, or a source without pictures; the message names it."""
+class ImageError(ValueError):
+    """An image that cannot be read, or a source without images; the message names it."""
 
 
 @dataclass(frozen=True)
-class Picture:
+class InputImage:
     """`image`: upright RGB, possibly reduced; `width` and `height` px of the upright original, in which boxes are
-    given; `name`: the path, or "" for a picture that came from memory."""
+    given; `name`: the path, or "" for an image that came from memory."""
 
     image: Image.Image
     width: int
@@ -34,10 +34,10 @@ class Picture:
     name: str
 
 
-def open_picture(source: Source) -> Picture:
-    """A path, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> Picture.
+def open_image(source: ImageSource) -> InputImage:
+    """A path, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> InputImage.
 
-    EXIF orientation is applied, transparency laid over white. Raises PictureError.
+    EXIF orientation is applied, transparency laid over white. Raises ImageError.
     """
     if isinstance(source, str | Path):
         return _open_file(Path(source))
@@ -51,8 +51,8 @@ def open_picture(source: Source) -> Picture:
 
 
 def expand(sources: Iterable[str | Path]) -> list[Path]:
-    """Files, folders (their pictures, recursively, sorted) and globs -> paths in order, each once. Raises
-    PictureError for a source that yields nothing."""
+    """Files, folders (their images, recursively, sorted) and globs -> paths in order, each once. Raises
+    ImageError for a source that yields nothing."""
     paths: dict[Path, None] = {}
     for source in sources:
         path = Path(source)
@@ -63,31 +63,31 @@ def expand(sources: Iterable[str | Path]) -> list[Path]:
         else:
             found = sorted(Path(match) for match in glob.glob(str(source), recursive=True) if Path(match).is_file())
         if not found:
-            kind = "no pictures in the folder" if path.is_dir() else "no such file, folder or match:"
-            raise PictureError(f"{kind} {source}")
+            kind = "no images in the folder" if path.is_dir() else "no such file, folder or match:"
+            raise ImageError(f"{kind} {source}")
         paths |= dict.fromkeys(found)
     return list(paths)
 
 
-def _open_file(path: Path) -> Picture:
+def _open_file(path: Path) -> InputImage:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise PictureError(f"{path}: {error.strerror}") from None
+        raise ImageError(f"{path}: {error.strerror}") from None
     return _decode(data, str(path))
 
 
-def _decode(data: bytes, name: str) -> Picture:
+def _decode(data: bytes, name: str) -> InputImage:
     try:
         width, height, huge_jpeg = _probe(data)
         image = _reduced(data) if huge_jpeg else decode_pil(data)
     except SampleFault as fault:
-        raise PictureError(f"{name or 'picture'}: {fault}") from None
+        raise ImageError(f"{name or 'image'}: {fault}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
-        raise PictureError(f"{name or 'picture'}: not a readable image ({error})") from None
+        raise ImageError(f"{name or 'image'}: not a readable image ({error})") from None
     if not huge_jpeg:
         width, height = image.size
-    return Picture(image, width, height, name)
+    return InputImage(image, width, height, name)
 
 
 def _probe(data: bytes) -> tuple[int, int, bool]:
@@ -106,7 +106,7 @@ def _reduced(data: bytes) -> Image.Image:
 
 
 class _no_pixel_limit:
-    """Pillow's limit on pixels lifted, and its notes on odd files silenced, while a header is read or a picture is
+    """Pillow's limit on pixels lifted, and its notes on odd files silenced, while a header is read or an image is
     decoded at a fraction of its size."""
 
     def __enter__(self) -> None:

@@ -1,7 +1,7 @@
 """What a training step of captioning computes: cross-entropy (MLE), off-policy weights (GOLD) or, at last, the reward
 that captions are judged by (REINFORCE on CIDEr-D), which FIBER trains in this order (FIBER §4.1).
 
-Shape letters: B pictures, S samples a picture, R = B*S, L text length, T generated length, V vocabulary.
+Shape letters: B images, S samples per image, R = B*S, L text length, T generated length, V vocabulary.
 """
 
 import copy
@@ -24,15 +24,15 @@ from fiber.coarse.caption_losses import (
     reinforce_loss,
     start_captions,
 )
-from fiber.coarse.decoding import Caption, Marks, sample
+from fiber.coarse.decoding import Caption, SpecialTokens, sample
 from fiber.coarse.model import CoarseModel
 from fiber.config.stage1 import CaptionConfig
 from fiber.tasks.image_text import Losses, freeze
 
 Reward = Callable[[Sequence[Caption], Sequence[Sequence[str]]], np.ndarray]
-"""Captions and the reference texts of each one's picture -> CIDEr-D of each, (N,) on the scale 0..10."""
+"""Captions and the reference texts of each one's image -> CIDEr-D of each, (N,) on the scale 0..10."""
 
-IDLE = (
+UNUSED_PARAMETERS = (
     "backbone.image.norm.*",
     "backbone.fusion.image_to_text.*",
     "heads.contrastive.*",
@@ -51,26 +51,26 @@ class CaptionTask(nn.Module):
     "mle": cross-entropy of the next token. "gold": the same, weighted by what a frozen copy of the model thinks of
     the rest of the caption; the copy is made anew every `recipe.gold_refresh` updates (the first time before the
     first update), and is part of the module, so that checkpoints hold it. "cider": `recipe.mle_weight` times "mle"
-    and the rest REINFORCE on `recipe.samples` captions drawn from each picture, judged by `reward`; draws come from
+    and the rest REINFORCE on `recipe.samples` captions drawn from each image, judged by `reward`; draws come from
     the batch, so they depend on the run's seed and the sample's position alone.
 
-    Each picture is encoded once, whatever is read from it.
+    Each image is encoded once, whatever is read from it.
     """
 
     def __init__(
         self,
         model: CoarseModel,
         recipe: CaptionConfig,
-        marks: Marks,
+        special_tokens: SpecialTokens,
         pad_id: int,
         reward: Reward | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.model, self.recipe, self.reward, self.label_smoothing = model, recipe, reward, label_smoothing
-        self.marks, self.pad_id = marks, pad_id
-        self.idle = IDLE
-        freeze(model, self.idle)
+        self.special_tokens, self.pad_id = special_tokens, pad_id
+        self.unused_parameters = UNUSED_PARAMETERS
+        freeze(model, self.unused_parameters)
         if recipe.objective == "gold":
             self.frozen = copy.deepcopy(model).requires_grad_(False).eval()
 
@@ -81,7 +81,7 @@ class CaptionTask(nn.Module):
             self.frozen.eval()
         return self
 
-    def items(self, batch: dict) -> dict[str, int]:
+    def loss_normalisers(self, batch: dict) -> dict[str, int]:
         """How many tokens the averaged loss of this micro-batch has (see `mle_loss`)."""
         return {"caption": int((caption_labels(batch["ids"], self.pad_id) != IGNORED).sum())}
 
@@ -90,10 +90,10 @@ class CaptionTask(nn.Module):
         (B,S,T) uniform in [0,1) and references, B lists of texts."""
         longest = int(batch["mask"].sum(1).max())  # columns of padding alone change nothing
         ids, mask = batch["ids"][:, :longest], batch["mask"][:, :longest]
-        pictures = start_captions(self.model, batch["images"])
-        logits, labels = caption_logits(self.model, pictures, ids, mask), caption_labels(ids, self.pad_id)
+        images = start_captions(self.model, batch["images"])
+        logits, labels = caption_logits(self.model, images, ids, mask), caption_labels(ids, self.pad_id)
         real = labels != IGNORED
-        mle = mle_loss(logits, labels, batch.get("mean_items", {}).get("caption"), self.label_smoothing)
+        mle = mle_loss(logits, labels, batch.get("loss_normalisers", {}).get("caption"), self.label_smoothing)
         report = {"loss/mle": mle, "accuracy/caption": (logits.argmax(-1) == labels)[real].float().mean()}
         if self.recipe.objective == "mle":
             losses = {"mle": mle}
@@ -102,7 +102,7 @@ class CaptionTask(nn.Module):
             losses = {"gold": gold_loss(logits, labels, weights, self.label_smoothing)}
             report |= {"loss/gold": losses["gold"], "gold/weight": weights[real].mean()}
         else:
-            reinforce, found = self._reinforce(batch, pictures)
+            reinforce, found = self._reinforce(batch, images)
             share = self.recipe.mle_weight
             losses = {"mle": share * mle, "reinforce": (1 - share) * reinforce}
             report |= {"loss/reinforce": reinforce} | found
@@ -116,20 +116,20 @@ class CaptionTask(nn.Module):
         frozen = caption_logits(self.frozen, start_captions(self.frozen, batch["images"]), ids, mask)
         return gold_weights(frozen, labels)
 
-    def _reinforce(self, batch: dict, pictures: DecoderCache) -> tuple[Tensor, dict[str, Tensor]]:
+    def _reinforce(self, batch: dict, images: DecoderCache) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of captions drawn now, and what they are like."""
         draws = batch["draws"]
         size, samples = draws.shape[:2]
-        picture = torch.arange(size, device=draws.device).repeat_interleave(samples)
+        image = torch.arange(size, device=draws.device).repeat_interleave(samples)
         self.model.eval()  # no dropout while the captions are drawn
-        ids = sample(self.model, pictures.select(picture), self.marks, draws.flatten(0, 1), self.pad_id)
+        ids = sample(self.model, images.select(image), self.special_tokens, draws.flatten(0, 1), self.pad_id)
         self.model.train(self.training)
-        captions = [spelled(row, self.marks) for row in ids.tolist()]
-        references = [batch["references"][b] for b in picture.tolist()]
+        captions = [to_caption(row, self.special_tokens) for row in ids.tolist()]
+        references = [batch["references"][b] for b in image.tolist()]
         rewards = torch.from_numpy(self.reward(captions, references)).to(draws.device, torch.float32)
 
-        logits = caption_logits(self.model, pictures.select(picture), ids, (ids != self.pad_id).long())
-        logits = logits.index_fill(-1, torch.tensor(self.marks.forbidden, device=ids.device), -torch.inf)
+        logits = caption_logits(self.model, images.select(image), ids, (ids != self.pad_id).long())
+        logits = logits.index_fill(-1, torch.tensor(self.special_tokens.forbidden, device=ids.device), -torch.inf)
         log_probability = mean_log_probability(logits, caption_labels(ids, self.pad_id))
         shape = size, samples
         loss = reinforce_loss(log_probability.view(shape), rewards.view(shape), self.recipe.baseline)
@@ -140,12 +140,12 @@ class CaptionTask(nn.Module):
         return loss, {name: value.mean() for name, value in report.items()}
 
 
-def spelled(ids: Sequence[int], marks: Marks) -> Caption:
+def to_caption(ids: Sequence[int], special_tokens: SpecialTokens) -> Caption:
     """A row of `sample` as a caption (its score, not asked for, is 0)."""
     words = list(ids[1:])
-    ended = marks.end in words
+    ended = special_tokens.end in words
     if ended:
-        words = words[: words.index(marks.end)]
+        words = words[: words.index(special_tokens.end)]
     return Caption(words, 0.0, ended)
 
 

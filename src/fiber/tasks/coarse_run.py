@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.backbone.lora import add_lora, merge_lora
-from fiber.coarse.decoding import Marks
+from fiber.coarse.decoding import SpecialTokens
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import TuningConfig
 from fiber.config.stage1 import Stage1Config
@@ -20,7 +20,7 @@ from fiber.data.loader import MakeSample
 from fiber.data.records import LABELS
 from fiber.data.samples.captions import RewardSample
 from fiber.data.samples.pretrain import PretrainSample
-from fiber.data.samples.text import LabelledSample, Picture, TextSample, VqaSample
+from fiber.data.samples.text import ImageTransform, LabelledSample, TextSample, VqaSample
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
@@ -92,8 +92,8 @@ def build_task(config: Stage1Config, tokenizer: PreTrainedTokenizerBase, reward:
                 label_smoothing=smoothing,
             )
         case "caption":
-            marks = Marks.of(tokenizer), tokenizer.pad_token_id
-            return CaptionTask(model, config.caption, *marks, reward, smoothing)
+            special_tokens = SpecialTokens.of(tokenizer), tokenizer.pad_token_id
+            return CaptionTask(model, config.caption, *special_tokens, reward, smoothing)
 
 
 def tune(model: CoarseModel, tuning: TuningConfig, seed: int) -> None:
@@ -107,24 +107,24 @@ def tune(model: CoarseModel, tuning: TuningConfig, seed: int) -> None:
 
 def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> MakeSample:
     """How the run makes training samples."""
-    exact = config.data.transform == "pil"
+    pil_resize = config.data.transform == "pil"
     if config.task == "pretrain":
         masked = config.pretrain.mask_probability
-        return PretrainSample(tokenizer, config.image_size, config.max_text, masked, exact)
-    picture = Picture(config.image_size, exact, config.finetune.augment, config.finetune.flip_sides)
+        return PretrainSample(tokenizer, config.image_size, config.max_text, masked, pil_resize)
+    transform = ImageTransform(config.image_size, pil_resize, config.finetune.augment, config.finetune.flip_sides)
     match config.task:
         case "vqa":
             answers = {answer: number for number, answer in enumerate(answer_vocabulary(config))}
-            return VqaSample(tokenizer, picture, config.max_text, answers=answers)
+            return VqaSample(tokenizer, transform, config.max_text, answers=answers)
         case "nlvr2":
-            return LabelledSample(tokenizer, picture, config.max_text, pictures=2)
+            return LabelledSample(tokenizer, transform, config.max_text, images=2)
         case "entailment":
-            return LabelledSample(tokenizer, picture, config.max_text)
+            return LabelledSample(tokenizer, transform, config.max_text)
         case "caption" if config.caption.objective == "cider":
             drawn = config.caption.samples, config.caption.max_new_tokens
-            return RewardSample(tokenizer, picture, config.max_text, *drawn)
+            return RewardSample(tokenizer, transform, config.max_text, *drawn)
         case _:
-            return TextSample(tokenizer, picture, config.max_text)
+            return TextSample(tokenizer, transform, config.max_text)
 
 
 def answer_vocabulary(config: Stage1Config) -> list[str]:
@@ -152,7 +152,7 @@ def start_from(task: nn.Module, path: str | Path) -> LoadReport:
     tensors = export.tensors
     if export.answers != getattr(task, "answers", export.answers):
         tensors = {name: x for name, x in tensors.items() if not name.startswith("heads.classifiers.vqa.")}
-    new = ("heads.classifiers.*", "*.lora_down", "*.lora_up", *task.idle)
+    new = ("heads.classifiers.*", "*.lora_down", "*.lora_up", *task.unused_parameters)
     return load_weights(task.model, tensors, allow_new=new)
 
 
@@ -167,7 +167,9 @@ def export_model(
     weights: of the task, by name."""
     tensors = {name.removeprefix("model."): x for name, x in weights.items() if name.startswith("model.")}
     tensors = merge_lora(tensors, config.tuning.lora_alpha, config.tuning.lora_rank)
-    stale = [pattern for pattern in task.idle if re.fullmatch(r"heads\.\w+\.\*", pattern)]  # heads as a whole
+    stale = [
+        pattern for pattern in task.unused_parameters if re.fullmatch(r"heads\.\w+\.\*", pattern)
+    ]  # heads as a whole
     tensors = {n: x for n, x in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in stale)}
     classes = {name: head[-1].out_features for name, head in task.model.heads.classifiers.items()}
     write_export(

@@ -1,4 +1,4 @@
-"""What a training step of each task fine-tuned from stage 1 computes (FIBER §4.1): questions, pairs of pictures,
+"""What a training step of each task fine-tuned from stage 1 computes (FIBER §4.1): questions, pairs of images,
 entailment, retrieval by the dual encoder and by matching. `logits` is what evaluation asks.
 
 Shape letters: B batch, L text length, S image side, A answers, K classes.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fiber import distributed
 from fiber.backbone.states import ImageState, TextState
-from fiber.coarse.itc import Contrast, FeatureQueue, draw_negatives, itc_loss, negative_weights
+from fiber.coarse.itc import ContrastiveOutput, FeatureQueue, itc_loss, negative_weights, sample_columns
 from fiber.coarse.itm import exchange
 from fiber.coarse.model import CoarseModel
 
@@ -33,7 +33,7 @@ def freeze(model: CoarseModel, patterns: Sequence[str]) -> None:
 
 
 UNFUSED_HEADS = ("heads.contrastive.*", "heads.temperature.*")
-FUSED_IDLE = ("backbone.fusion.caption_maps.*", "heads.mlm.*", "heads.itm.*", *UNFUSED_HEADS)
+UNUSED_WHEN_FUSED = ("backbone.fusion.caption_maps.*", "heads.mlm.*", "heads.itm.*", *UNFUSED_HEADS)
 """What a classifier of fused pairs never reaches, besides `ends_of_towers`."""
 
 
@@ -49,11 +49,11 @@ class VqaTask(nn.Module):
     def __init__(self, model: CoarseModel, answers: Sequence[str], label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model, self.answers, self.label_smoothing = model, list(answers), label_smoothing
-        self.idle = (*FUSED_IDLE, *ends_of_towers(model))
-        freeze(model, self.idle)
+        self.unused_parameters = (*UNUSED_WHEN_FUSED, *ends_of_towers(model))
+        freeze(model, self.unused_parameters)
 
     def logits(self, batch: dict) -> Tensor:
-        """images (B,3,S,S), ids and mask (B,L) -> (B,A) fp32, one sigmoid an answer."""
+        """images (B,3,S,S), ids and mask (B,L) -> (B,A) fp32, one sigmoid per answer."""
         return self.model.heads.classifiers["vqa"](_fused(self.model, batch)).float()
 
     def forward(self, batch: dict) -> Losses:
@@ -67,16 +67,16 @@ class VqaTask(nn.Module):
 
 
 class ClassifyTask(nn.Module):
-    """One class a text and its picture (entailment), or its pair of pictures (nlvr2): softmax cross-entropy.
+    """One class a text and its image (entailment), or its pair of images (nlvr2): softmax cross-entropy.
 
-    `head`: the classifier of the model. For two pictures the text is encoded once and fused with each.
+    `head`: the classifier of the model. For two images the text is encoded once and fused with each.
     """
 
     def __init__(self, model: CoarseModel, head: str, label_smoothing: float = 0.0) -> None:
         super().__init__()
         self.model, self.head, self.label_smoothing = model, head, label_smoothing
-        self.idle = (*FUSED_IDLE, *ends_of_towers(model))
-        freeze(model, self.idle)
+        self.unused_parameters = (*UNUSED_WHEN_FUSED, *ends_of_towers(model))
+        freeze(model, self.unused_parameters)
 
     def logits(self, batch: dict) -> Tensor:
         """images (B,3,S,S) or (B,2,3,S,S), ids and mask (B,L) -> (B,K) fp32."""
@@ -101,8 +101,8 @@ class RetrievalItcTask(nn.Module):
         super().__init__()
         self.model, self.gather_gradient = model, gather_gradient
         self.queue = FeatureQueue(queue_size, model.heads.itm.in_features // 2)
-        self.idle = ("backbone.fusion.*", "heads.cross_modal.*", "heads.mlm.*", "heads.itm.*")
-        freeze(model, self.idle)
+        self.unused_parameters = ("backbone.fusion.*", "heads.cross_modal.*", "heads.mlm.*", "heads.itm.*")
+        freeze(model, self.unused_parameters)
 
     def forward(self, batch: dict) -> Losses:
         """images (B,3,S,S), ids and mask (B,L), image_id (B,) -> losses, report."""
@@ -118,7 +118,7 @@ class RetrievalItcTask(nn.Module):
 
 class RetrievalItmTask(nn.Module):
     """Retrieval by matching: every other pair of the stream is true; of the others, every other one has another
-    picture of the global batch in place of its own, the rest another text.
+    image of the global batch in place of its own, the rest another text.
 
     `hard`: negatives by contrastive similarity, else uniformly. `itc_weight`: weight of the contrastive loss beside
     matching (0 in the release). Without it the heads of the dual encoder, which chooses what is re-ranked, stay as
@@ -138,9 +138,9 @@ class RetrievalItmTask(nn.Module):
         self.model, self.hard, self.itc_weight = model, hard, itc_weight
         self.gather_gradient, self.label_smoothing = gather_gradient, label_smoothing
         self.no_queue = FeatureQueue(0, model.heads.itm.in_features // 2)
-        self.idle = ("backbone.fusion.caption_maps.*", "heads.mlm.*")
-        freeze(model, self.idle)
-        if not itc_weight:  # not idle: it chooses what evaluation re-ranks
+        self.unused_parameters = ("backbone.fusion.caption_maps.*", "heads.mlm.*")
+        freeze(model, self.unused_parameters)
+        if not itc_weight:  # not unused_parameters: it chooses what evaluation re-ranks
             freeze(model, (*UNFUSED_HEADS, *ends_of_towers(model)))
 
     def forward(self, batch: dict) -> Losses:
@@ -161,16 +161,16 @@ class RetrievalItmTask(nn.Module):
         accuracy = (logits.argmax(-1) == labels).float().mean()
         return losses, report | _report(self.model, "itm", losses["itm"], accuracy)
 
-    def _contrast(self, image: ImageState, text: TextState, image_id: Tensor) -> tuple[Tensor, Contrast]:
+    def _contrast(self, image: ImageState, text: TextState, image_id: Tensor) -> tuple[Tensor, ContrastiveOutput]:
         features = self.model.image_embedding(image), self.model.text_embedding(text)
         temperature = self.model.heads.temperature()
         return itc_loss(*features, image_id, temperature, self.no_queue, self.gather_gradient)
 
     def _pairs(
-        self, image: ImageState, text: TextState, contrast: Contrast | None, batch: dict
+        self, image: ImageState, text: TextState, contrast: ContrastiveOutput | None, batch: dict
     ) -> tuple[ImageState, TextState, Tensor]:
-        """The B pairs to match by position modulo 4 (0, 2 true; 1 another picture; 3 another text), and which of them
-        count (B,) bool: a negative that could not be drawn, because all show the same picture, does not."""
+        """The B pairs to match by position modulo 4 (0, 2 true; 1 another image; 3 another text), and which of them
+        count (B,) bool: a negative that could not be drawn, because all show the same image, does not."""
         if contrast is None:
             same = batch["image_id"][:, None] == distributed.all_gather(batch["image_id"])[None]
             scores = same.float(), same.float()
@@ -179,7 +179,7 @@ class RetrievalItmTask(nn.Module):
         own = torch.arange(len(image), device=same.device) + distributed.rank() * len(image)
         kind, valid, rows = batch["position"] % 4, torch.ones_like(own, dtype=torch.bool), []
         for column, (turn, score) in enumerate(zip((1, 3), scores, strict=True)):
-            drawn, possible = draw_negatives(negative_weights(score, same, self.hard), batch["uniform"][:, column])
+            drawn, possible = sample_columns(negative_weights(score, same, self.hard), batch["uniform"][:, column])
             rows.append(torch.where(kind == turn, drawn, own))
             valid &= possible | (kind != turn)
         return exchange(image, rows[0]), exchange(text, rows[1]), valid
@@ -191,7 +191,7 @@ def _fused(model: CoarseModel, batch: dict) -> Tensor:
 
 
 def _fused_pair(model: CoarseModel, batch: dict) -> Tensor:
-    """images (B,2,3,S,S), ids and mask (B,L) -> (B,4H): first picture, second picture."""
+    """images (B,2,3,S,S), ids and mask (B,L) -> (B,4H): first image, second image."""
     images = model.image_prefix(batch["images"].flatten(0, 1))  # in turns: first, second, first, ...
     texts = model.text_prefix(batch["ids"], batch["mask"]).repeat_interleave(2)
     return model.fuse(images, texts).cls.unflatten(0, (-1, 2)).flatten(1)

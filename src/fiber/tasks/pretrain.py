@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fiber.backbone.states import ImageState, TextState
-from fiber.coarse.itc import Contrast, FeatureQueue, draw_negatives, itc_loss, negative_weights
+from fiber.coarse.itc import ContrastiveOutput, FeatureQueue, itc_loss, negative_weights, sample_columns
 from fiber.coarse.itm import exchange, itm_loss
 from fiber.coarse.mlm import masked_tokens, mlm_loss
 from fiber.coarse.model import CoarseModel
@@ -16,14 +16,14 @@ class PretrainTask(nn.Module):
     """Stage-1 batch -> weighted losses. Warm-ups of `recipe` are for runs from nothing: contrastive loss alone
     first, uniformly drawn before hard negatives (0 steps of either = the published recipe)."""
 
-    idle = ()  # see `coarse.tasks.freeze`
+    unused_parameters = ()  # see `coarse.tasks.freeze`
 
     def __init__(self, model: CoarseModel, recipe: PretrainConfig) -> None:
         super().__init__()
         self.model, self.recipe = model, recipe
         self.queue = FeatureQueue(recipe.queue_size, model.heads.itm.in_features // 2)
 
-    def items(self, batch: dict) -> dict[str, int]:
+    def loss_normalisers(self, batch: dict) -> dict[str, int]:
         """How many items each averaged loss of this micro-batch has (see `mlm_loss`)."""
         return {"mlm": masked_tokens(batch["mlm_labels"])}
 
@@ -62,18 +62,18 @@ class PretrainTask(nn.Module):
     def _mlm(self, image: ImageState, masked: TextState, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         fused = self.model.fuse(image, masked)
         loss, correct = mlm_loss(
-            self.model.heads.mlm, fused.text, batch["mlm_labels"], batch.get("mean_items", {}).get("mlm")
+            self.model.heads.mlm, fused.text, batch["mlm_labels"], batch.get("loss_normalisers", {}).get("mlm")
         )
         return loss, {"accuracy/mlm": correct}
 
     def _itm(
-        self, image: ImageState, text: TextState, contrast: Contrast, batch: dict
+        self, image: ImageState, text: TextState, contrast: ContrastiveOutput, batch: dict
     ) -> tuple[Tensor, dict[str, Tensor]]:
         hard = not self.training or batch["step"] >= self.recipe.random_negative_steps
         to_text = negative_weights(contrast.image_to_text, contrast.same_image, hard)
         to_image = negative_weights(contrast.text_to_image, contrast.same_image, hard)
-        neg_text, valid_text = draw_negatives(to_text, batch["uniform"][:, 0])
-        neg_image, valid_image = draw_negatives(to_image, batch["uniform"][:, 1])
+        neg_text, valid_text = sample_columns(to_text, batch["uniform"][:, 0])
+        neg_image, valid_image = sample_columns(to_image, batch["uniform"][:, 1])
         images = ImageState.cat([image, image, exchange(image, neg_image)])
         texts = TextState.cat([text, exchange(text, neg_text), text])
         logits = self.model.match_logits(images, texts)

@@ -1,7 +1,7 @@
 """Checkpoints of a run: one format by parameter name, for any ZeRO stage, precision and number of ranks.
 
 `RUN/checkpoints/step_NNNNNN/` holds `model.safetensors` (fp32 masters and buffers), `optimizer.safetensors` (Adam's
-moments), `ema.safetensors` where an average is kept, `rng.pt` (one state a rank), `state.json` (step, stream
+moments), `ema.safetensors` where an average is kept, `rng.pt` (one state per rank), `state.json` (step, stream
 position, counters) and `manifest.json` (sizes of the others, written last). A checkpoint is written aside, synced to
 disk and renamed; then `latest`, and in a run that chooses by an evaluation figure `best`, move: files that hold the
 name of a checkpoint; then the oldest go, the best never. Whatever a kill leaves behind is recognised and ignored.

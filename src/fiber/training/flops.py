@@ -81,8 +81,8 @@ def pair_cost(model: nn.Module, image_size: int, text_length: int, masked_tokens
     )
 
 
-def picture_cost(model: nn.Module, sides: tuple[int, int], text_length: int) -> Callable[[Mapping[str, Any]], float]:
-    """Cost of a `fine.model.FiberDetector`: a function of a batch -> forward FLOP of one of its pictures, towers,
+def image_cost(model: nn.Module, sides: tuple[int, int], text_length: int) -> Callable[[Mapping[str, Any]], float]:
+    """Cost of a `fine.model.FiberDetector`: a function of a batch -> forward FLOP of one of its images, towers,
     fusion, pyramid and head, at the padded size (padding counts: it is computed).
 
     Counted at both `sides` (px, squares) and at `text_length` tokens; between, and beyond, linear in the area, which

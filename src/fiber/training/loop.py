@@ -28,7 +28,7 @@ from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
 from fiber.training.flops import peak_flops
 from fiber.training.optim import AdamW, learning_rate, set_learning_rate, weight_decay_factor
-from fiber.training.selection import Record
+from fiber.training.selection import Selection
 from fiber.training.tracking import Tracker
 from fiber.training.watchdog import Watchdog
 
@@ -60,10 +60,10 @@ class Run:
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
     stop: bool = False
     done: int = 0  # updates made
-    record: Record = field(init=False)
+    record: Selection = field(init=False)
 
     def __post_init__(self) -> None:
-        self.record = Record(self.train.best, self.optim.patience)
+        self.record = Selection(self.train.best, self.optim.patience)
 
     @property
     def exhausted(self) -> bool:
@@ -104,7 +104,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, run.request_stop)
-    settings, source, meter, results = run.train, iter(batches), Meter(run), {}
+    settings, source, meter, results = run.train, iter(batches), SpeedMeter(run), {}
     run.engine.train()
     run.done = start
     if run.due(start) and run.record.evaluated < start:  # a signal came before it
@@ -166,7 +166,7 @@ def averaged(ema: Ema | None) -> AbstractContextManager:
 
 def evaluate(run: Run, step: int) -> dict[str, float]:
     """Run the evaluation with the averaged weights if there are any, enter it in the run's record, and log it as
-    update `step` - 1, with the pictures it has left in `figures/`; -> the figures, rank 0's on all ranks."""
+    update `step` - 1, with the images it has left in `figures/`; -> the figures, rank 0's on all ranks."""
     run.watchdog.beat(step, "evaluation")
     run.engine.eval()
     with averaged(run.ema), torch.no_grad():
@@ -174,14 +174,14 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
     run.engine.train()
     run.record.add(step, results)
     run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
-    run.tracker.pictures(step - 1, sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")))
+    run.tracker.images(step - 1, sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")))
     return results
 
 
 def fetch(run: Run, source: Iterator[Batch], step: int) -> list[Batch]:
     """The micro-batches of a step, on the device, with "step" set. Where the task counts the `items` that its losses
-    are means over (masked tokens, say), each batch also gets "mean_items": their mean over micro-batches and ranks,
-    so that the loss of a step does not depend on how it is split."""
+    are means over (masked tokens, say), each batch also gets "loss_normalisers": their mean over micro-batches and
+    ranks, so that the loss of a step does not depend on how it is split."""
     micro_batches = [next(source) for _ in range(run.train.accumulation)]
     device = distributed.device()
     for batch in micro_batches:
@@ -191,14 +191,14 @@ def fetch(run: Run, source: Iterator[Batch], step: int) -> list[Batch]:
             if isinstance(value, Tensor):
                 batch[name] = value.to(device, non_blocking=True)
         batch["step"] = step
-    count = getattr(run.engine.module, "items", None)
+    count = getattr(run.engine.module, "loss_normalisers", None)
     if count is not None:
         items = [count(batch) for batch in micro_batches]
         names = sorted(items[0])
         totals = torch.tensor([[float(i[name]) for name in names] for i in items], device=device).mean(0)
         means = dict(zip(names, distributed.all_reduce_mean(totals).tolist(), strict=True))
         for batch in micro_batches:
-            batch["mean_items"] = means
+            batch["loss_normalisers"] = means
     return micro_batches
 
 
@@ -285,7 +285,7 @@ def _progress(start: int, steps: int) -> tqdm:
     )
 
 
-class Meter:
+class SpeedMeter:
     """Speed and memory since the last reading; evaluation and saving are outside."""
 
     def __init__(self, run: Run) -> None:
@@ -308,9 +308,9 @@ class Meter:
         self._steps += 1
 
     def read(self) -> dict[str, float]:
-        """Seconds a step (data, compute), pairs a second over all ranks, peak memory of this rank in GiB, counts of
-        faults and skipped steps over all ranks; where the cost of a sample is known, useful TFLOP/s of a rank, and
-        "mfu", their share of the card's peak. Collective."""
+        """Seconds per step (data, compute), pairs per second over all ranks, peak memory of this rank in GiB,
+        counts of faults and skipped steps over all ranks; where the cost of a sample is known, useful TFLOP/s of a
+        rank, and "mfu", their share of the card's peak. Collective."""
         data, compute, flops = (total / self._steps for total in (self._data, self._compute, self._flops))
         self._steps, self._data, self._compute, self._flops = 0, 0.0, 0.0, 0.0
         pairs = self._run.train.global_batch / (data + compute)

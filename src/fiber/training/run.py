@@ -72,7 +72,7 @@ def open_stream(config: Any, per: Per = "annotation") -> MixedStream:
     )
     if distributed.is_main() and not stream.weighted:
         print(
-            f"training data: {stream.epoch_length} samples, {stream.steps_per_epoch} steps an epoch, "
+            f"training data: {stream.epoch_length} samples, {stream.steps_per_epoch} steps per epoch, "
             f"{stream.dropped} left over in each",
             file=sys.stderr,
         )

@@ -11,7 +11,7 @@ from fiber.errors import ConfigError
 
 
 @dataclass
-class Record:
+class Selection:
     """What the evaluations of a run have said of `figure` (higher is better), to choose weights, lower the learning
     rate and stop. Part of a run's state, the same on all ranks. `figure` None: only `evaluated` is kept.
 

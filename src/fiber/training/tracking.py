@@ -56,7 +56,7 @@ class Tracker:
             self._wandb.log(dict(metrics), step=step)
 
     def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table in W&B. A cell may be text, a number, or the Path of a picture in the run's `figures/`."""
+        """A table in W&B. A cell may be text, a number, or the Path of an image in the run's `figures/`."""
         if self._wandb is None:
             return
         import wandb
@@ -64,8 +64,8 @@ class Tracker:
         cells = [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
         self._wandb.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
 
-    def pictures(self, step: int, paths: Sequence[Path]) -> None:
-        """The table "eval/pictures" of picture files, each with the words of the JSON file beside it, if there is
+    def images(self, step: int, paths: Sequence[Path]) -> None:
+        """The table "eval/images" of image files, each with the words of the JSON file beside it, if there is
         one: `{column: text}` (question, answers, prediction, say)."""
         beside = [path.with_suffix(".json") for path in paths]
         words = [json.loads(path.read_text()) if path.exists() else {} for path in beside]
@@ -75,7 +75,7 @@ class Tracker:
             for path, own in zip(paths, words, strict=True)
         ]
         if rows:
-            self.table(step, "eval/pictures", ["picture", "name", *columns], rows)
+            self.table(step, "eval/images", ["image", "name", *columns], rows)
 
     def close(self) -> None:
         if self._file is not None:

@@ -35,7 +35,7 @@ ANSWERS, CATEGORIES = "answers.json", "categories.json"
 @dataclass(frozen=True)
 class ExportConfig:
     """What `config.json` holds. `image_size` is the side of the square (coarse) or the short side of a test image
-    (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps a task to its
+    (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps per task to its
     number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine)."""
 
     stage: Literal["coarse", "fine"]

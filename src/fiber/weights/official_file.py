@@ -229,7 +229,7 @@ def _backbone_config(
     hidden = len(state[f"{image}layers.0.blocks.0.mlp.fc1.weight"])
     if tuple(patch.shape[1:]) != (3, 4, 4) or hidden != 4 * len(patch):
         raise WeightsError(f"patch {tuple(patch.shape)} and MLP width {hidden}: this is not a Swin of the usual form")
-    default = (max(width // HEAD_WIDTH, 1), f"{HEAD_WIDTH} channels a head as in RoBERTa")
+    default = (max(width // HEAD_WIDTH, 1), f"{HEAD_WIDTH} channels per head as in RoBERTa")
     heads, origin = _choose(text_heads, file.hyper.get("num_heads"), default)
     origins.append(f"text heads {heads}: {origin}")
     fused = sum(name.startswith(image) and name.endswith("attn.alpha_i2t") for name in state)

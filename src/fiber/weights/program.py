@@ -1,7 +1,7 @@
 """Models as torch.export programs at fixed sizes, for use without this project's code.
 
 A dual encoder gives the contrastive features of images and texts; a detector gives the head's raw outputs of one
-picture and one prompt (selection and suppression depend on the data and stay outside). Every program is compared with
+image and one prompt (selection and suppression depend on the data and stay outside). Every program is compared with
 the model on inputs that it was not traced with.
 """
 
@@ -83,7 +83,7 @@ def largest_difference(module: nn.Module, program: nn.Module, inputs: tuple[Tens
 
 
 def _inputs(coarse: bool, height: int, width: int, length: int, vocabulary: int, seed: int) -> tuple[Tensor, ...]:
-    """Random inputs of one picture and one text with some padding."""
+    """Random inputs of one image and one text with some padding."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, generator=generator)
     ids = torch.randint(4, vocabulary, (1, length), generator=generator)

@@ -23,7 +23,7 @@ from raw_boxes import (
     odinw,
     refcoco,
 )  # fmt: skip
-from raw_common import HEIGHT, TRUNCATED, WIDTH, Raw, picture, put
+from raw_common import HEIGHT, TRUNCATED, WIDTH, Raw, put, write_image
 from raw_texts import (
     cc3m_img2dataset,
     cc3m_tars,
@@ -40,7 +40,7 @@ from raw_texts import (
     vqav2,
 )  # fmt: skip
 
-__all__ = ["BUILDERS", "HEIGHT", "TRUNCATED", "WIDTH", "Raw", "build", "instances", "picture", "put"]
+__all__ = ["BUILDERS", "HEIGHT", "TRUNCATED", "WIDTH", "Raw", "build", "instances", "put", "write_image"]
 
 BUILDERS: dict[str, Callable[[Path], Raw]] = {
     build.__name__: build

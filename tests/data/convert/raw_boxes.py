@@ -8,7 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from raw_common import HEIGHT, WIDTH, Raw, picture, put
+from raw_common import HEIGHT, WIDTH, Raw, put, write_image
 
 XML = """<annotation>
     <filename>{name}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -27,7 +27,7 @@ def flickr30k_entities(folder: Path) -> Raw:
             "[/EN#1/people Two guys] with [/EN#2/bodyparts/other shaggy hair] look on in [/EN#8/scene the yard] .\n"
             "On [/EN#0/notvisual it] , [/EN#6/people a man 's friend] waits\n"
             "Nothing to see here .\n"))  # fmt: skip
-        put(folder / "flickr30k_images" / "train" / f"{name}.jpg", picture(int(name) % 100))
+        put(folder / "flickr30k_images" / "train" / f"{name}.jpg", write_image(int(name) % 100))
     put(folder / "Annotations" / "1000092795.xml", XML.format(name="1000092795"))
     put(folder / "train.txt", "1000092795\n36979\n")
     put(folder / "UNRELATED_CAPTIONS", "imageID sentence\n1000092795 2\n")
@@ -46,7 +46,7 @@ def _mdetr_box(number: int, image: int, box: list[float], spans: list[list[int]]
 
 
 def mdetr_flickr(folder: Path) -> Raw:
-    """Sizes as strings; two captions of one picture share a box; a box of two phrases; a caption without boxes."""
+    """Sizes as strings; two captions of one image share a box; a box of two phrases; a caption without boxes."""
     common = {"file_name": "1000092795.jpg", "height": str(HEIGHT), "width": str(WIDTH), "dataset_name": "flickr",
               "original_img_id": 1000092795}  # fmt: skip
     images = [
@@ -63,12 +63,12 @@ def mdetr_flickr(folder: Path) -> Raw:
         _mdetr_box(2, 70, [30.0, 2.0, 10.0, 10.0], [[0, 8]]),
     ]
     path = put(folder / "final_flickr_separateGT_train.json", _mdetr(images, annotations))
-    put(folder / "flickr30k" / "flickr30k_images" / "train" / "1000092795.jpg", picture(5))
+    put(folder / "flickr30k" / "flickr30k_images" / "train" / "1000092795.jpg", write_image(5))
     return Raw("mdetr_json", folder, 1, {"captions": 3}, ["--annotations", str(path)])
 
 
 def mdetr_mixed(folder: Path) -> Raw:
-    """A COCO and a Visual Genome picture; several captions, several spans a box; a box partly outside."""
+    """A COCO and a Visual Genome image; several captions, several spans a box; a box partly outside."""
     images = [
         {"file_name": "COCO_train2014_000000581857.jpg", "height": HEIGHT, "width": WIDTH, "id": 0,
          "original_id": "581857", "caption": "couple checking out. A woman.", "tokens_negative": [[0, 6]],
@@ -85,10 +85,10 @@ def mdetr_mixed(folder: Path) -> Raw:
         _mdetr_box(2, 5, [3, 3, 9, 9], [[0, 4], [5, 17]]),
     ]
     path = put(folder / "final_mixed_train.json", {**_mdetr(images, annotations), "categories": []})
-    put(folder / "train2014" / "COCO_train2014_000000581857.jpg", picture(6))
-    put(folder / "gqa" / "images" / "2334951.jpg", picture(7))
+    put(folder / "train2014" / "COCO_train2014_000000581857.jpg", write_image(6))
+    put(folder / "gqa" / "images" / "2334951.jpg", write_image(7))
     return Raw("mdetr_json", folder, 2, {"captions": 3}, ["--annotations", str(path)],
-               noted={"box clipped to the picture": 1})  # fmt: skip
+               noted={"box clipped to the image": 1})  # fmt: skip
 
 
 def mdetr_refcoco(folder: Path) -> Raw:
@@ -100,7 +100,7 @@ def mdetr_refcoco(folder: Path) -> Raw:
     annotations = [{**_mdetr_box(k, k, [5.0, 6.0, 20.0, 30.0], [[0, span]]), "original_id": 1719310}
                    for k, span in enumerate([8, 10])]  # fmt: skip
     path = put(folder / "finetune_refcoco_val.json", _mdetr(images, annotations))
-    put(folder / "train2014" / "COCO_train2014_000000581857.jpg", picture(6))
+    put(folder / "train2014" / "COCO_train2014_000000581857.jpg", write_image(6))
     return Raw("mdetr_json", folder, 1, {"expressions": 2}, ["--annotations", str(path), "--split", "val"])
 
 
@@ -134,7 +134,7 @@ def refcoco(folder: Path, refs: list[dict[str, Any]] = REFS) -> Raw:
         ],
     })  # fmt: skip
     for number in (581857, 9):
-        put(folder / "train2014" / f"COCO_train2014_{number:012d}.jpg", picture(number % 97))
+        put(folder / "train2014" / f"COCO_train2014_{number:012d}.jpg", write_image(number % 97))
     return Raw("refcoco", folder, 1, {"expressions": 4}, dropped={"unknown object": 1})
 
 
@@ -153,7 +153,7 @@ def instances(names: list[str], classes: dict[int, str], **more: Any) -> dict[st
 
 
 def coco_detection(folder: Path) -> Raw:
-    """Category ids with gaps, a crowd, a picture without objects, an unknown category, a resized picture."""
+    """Category ids with gaps, a crowd, an image without objects, an unknown category, a resized image."""
     content = instances([f"{i:012d}.jpg" for i in range(4)], {1: "person", 13: "stop sign", 90: "toothbrush"})
     content["annotations"] += [
         {"id": 200, "image_id": 1, "category_id": 12, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0},
@@ -162,8 +162,8 @@ def coco_detection(folder: Path) -> Raw:
     put(folder / "annotations" / "instances_train2017.json", content)
     for i in range(3):
         size = (WIDTH // 2, HEIGHT // 2) if i == 1 else (WIDTH, HEIGHT)
-        put(folder / "train2017" / f"{i:012d}.jpg", picture(i, size=size))
-    put(folder / "train2017" / f"{3:012d}.jpg", picture(3, size=(HEIGHT, WIDTH)))  # turned: boxes cannot be right
+        put(folder / "train2017" / f"{i:012d}.jpg", write_image(i, size=size))
+    put(folder / "train2017" / f"{3:012d}.jpg", write_image(3, size=(HEIGHT, WIDTH)))  # turned: boxes cannot be right
     return Raw("coco_detection", folder, 3, {"boxes": 3}, dropped={
         "unknown category": 1, "annotations of an unlisted image": 1, "size mismatch": 1,
     })  # fmt: skip
@@ -176,7 +176,7 @@ def lvis(folder: Path) -> Raw:
         del image["file_name"]
         image |= {"coco_url": f"http://images.cocodataset.org/{subset}/{image['id']:012d}.jpg",
                   "neg_category_ids": [1203], "not_exhaustive_category_ids": [1] if image["id"] else []}  # fmt: skip
-        put(folder / subset / f"{image['id']:012d}.jpg", picture(image["id"]))
+        put(folder / subset / f"{image['id']:012d}.jpg", write_image(image["id"]))
     for category, frequency in zip(content["categories"], "rcf", strict=True):
         category |= {"frequency": frequency, "synset": "x.n.01", "synonyms": [], "def": "", "image_count": 1}
     put(folder / "lvis_v1_val.json", content)
@@ -191,15 +191,15 @@ def objects365(folder: Path) -> Raw:
     content["annotations"][1]["bbox"] = [50.2, 30.1, 20.0, 30.5]
     put(folder / "annotations" / "zhiyuan_objv2_train.json", content)
     for name in names[:2]:
-        put(folder / "train" / Path(*Path(name).parts[-2:]), picture(len(name)))
+        put(folder / "train" / Path(*Path(name).parts[-2:]), write_image(len(name)))
     return Raw("objects365", folder, 2, {"boxes": 2}, dropped={"missing image": 1}, noted={})
 
 
 def objects365_tsv(folder: Path) -> Raw:
-    """GLIP's files: base64 pictures, corner boxes, byte offsets of the rows."""
+    """GLIP's files: base64 images, corner boxes, byte offsets of the rows."""
     rows, offsets, at = [], [], 0
     for i in range(3):
-        row = f"objects365_v1_{i:08d}.jpg\t[1]\t{base64.b64encode(picture(i)).decode()}\n"
+        row = f"objects365_v1_{i:08d}.jpg\t[1]\t{base64.b64encode(write_image(i)).decode()}\n"
         rows.append(row)
         offsets.append(f"{at}\n")
         at += len(row)
@@ -228,5 +228,5 @@ def odinw(folder: Path) -> Raw:
         instances(names, {1: "fish", 2: "jellyfish"}, categories=classes),
     )
     for i, name in enumerate(names):
-        put(folder / "valid" / name, picture(i))
+        put(folder / "valid" / name, write_image(i))
     return Raw("odinw", folder, 3, {"boxes": 3}, ["--split", "val"])

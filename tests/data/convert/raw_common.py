@@ -1,4 +1,4 @@
-"""What the raw folders are made of: pictures of every kind and damage, files, and what converting must give."""
+"""What the raw folders are made of: images of every kind and damage, files, and what converting must give."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Raw:
         return [self.dataset, "--raw", str(self.folder), "--out", str(out), *self.options, *more]
 
 
-def picture(seed: int, kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
-    """Encoded bytes of a random smooth picture; kind TRUNCATED: a JPEG cut short."""
+def write_image(seed: int, kind: str = "JPEG", mode: str = "RGB", size: tuple[int, int] = (WIDTH, HEIGHT)) -> bytes:
+    """Encoded bytes of a random smooth image; kind TRUNCATED: a JPEG cut short."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
     out = io.BytesIO()

@@ -8,17 +8,17 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-from raw_common import HEIGHT, TRUNCATED, WIDTH, Raw, picture, put
+from raw_common import HEIGHT, TRUNCATED, WIDTH, Raw, put, write_image
 
 
 def coco_karpathy(folder: Path) -> Raw:
-    """Five pictures of two folders and three splits; a grey and a CMYK JPEG, one truncated, one absent."""
+    """Five images of two folders and three splits; a grey and a CMYK JPEG, one truncated, one absent."""
     images = []
     plan = [(number, "train", "train2014") for number in (9, 25, 30, 34, 36)]
     plan += [(42, "restval", "val2014"), (73, "val", "val2014"), (74, "test", "val2014")]
     for imgid, (number, split, subset) in enumerate(plan):
         name = f"COCO_{subset}_{number:012d}.jpg"
-        texts = [f"Caption {k} of picture {number}." for k in range(5)]
+        texts = [f"Caption {k} of image {number}." for k in range(5)]
         texts[0] = f" A  man\non a moped {number}. "  # real ones have outer blanks, double blanks and newlines
         sentences = [
             {"tokens": text.split(), "raw": text, "imgid": imgid, "sentid": imgid * 5 + k}
@@ -29,19 +29,19 @@ def coco_karpathy(folder: Path) -> Raw:
         images.append({"filepath": subset, "sentids": [s["sentid"] for s in sentences], "filename": name,
                        "imgid": imgid, "split": split, "sentences": sentences, "cocoid": number})  # fmt: skip
         data = {
-            9: picture(9, mode="L"),
-            25: picture(25, mode="CMYK"),
-            30: picture(30, TRUNCATED),
-        }.get(number, picture(number))
+            9: write_image(9, mode="L"),
+            25: write_image(25, mode="CMYK"),
+            30: write_image(30, TRUNCATED),
+        }.get(number, write_image(number))
         if number != 36:
             put(folder / subset / name, data)
     put(folder / "karpathy" / "dataset_coco.json", {"images": images, "dataset": "coco"})
     return Raw("coco_captions", folder, 3, {"captions": 15},
-               dropped={"broken picture": 1, "missing image": 1, "empty text": 1})  # fmt: skip
+               dropped={"broken image": 1, "missing image": 1, "empty text": 1})  # fmt: skip
 
 
 def coco_plain(folder: Path) -> Raw:
-    """captions_val2017.json: annotations of a picture are not neighbours, some are not ASCII."""
+    """captions_val2017.json: annotations of an image are not neighbours, some are not ASCII."""
     images = [
         {"license": 1, "file_name": f"{n:012d}.jpg", "id": n, "width": WIDTH, "height": HEIGHT} for n in (139, 285)
     ]
@@ -53,7 +53,7 @@ def coco_plain(folder: Path) -> Raw:
     put(folder / "annotations" / "captions_val2017.json", {"info": {"year": 2017}, "licenses": [{"id": 1}],
                                                             "images": images, "annotations": captions})  # fmt: skip
     for image in images:
-        put(folder / "val2017" / image["file_name"], picture(image["id"]))
+        put(folder / "val2017" / image["file_name"], write_image(image["id"]))
     return Raw("coco_captions", folder, 2, {"captions": 6}, ["--variant", "2017", "--split", "val"])
 
 
@@ -70,7 +70,7 @@ def flickr30k(folder: Path) -> Raw:
     ]
     put(folder / "karpathy" / "dataset_flickr30k.json", {"images": images, "dataset": "flickr30k"})
     for image in images:
-        put(folder / "flickr30k-images" / image["filename"], picture(image["imgid"]))
+        put(folder / "flickr30k-images" / image["filename"], write_image(image["imgid"]))
     return Raw("flickr30k", folder, 2, {"captions": 10})
 
 
@@ -88,7 +88,7 @@ def _region(number: int, phrase: str, box: tuple[int, int, int, int], image: int
 
 
 def visual_genome(folder: Path) -> Raw:
-    """Two folders of pictures; negative coordinates, boxes outside, no area, repeated and empty phrases."""
+    """Two folders of images; negative coordinates, boxes outside, no area, repeated and empty phrases."""
     regions = [
         _region(1, "the clock is green in colour", (4, 5, 20, 13), 1),
         _region(2, "shade is along the street ", (10, 10, 30, 30), 1),
@@ -108,17 +108,17 @@ def visual_genome(folder: Path) -> Raw:
         {"image_id": n, "url": "", "width": WIDTH, "height": HEIGHT, "coco_id": coco, "flickr_id": None}
         for n, coco in ((1, None), (2, 391895), (3, None), (2335991, None))
     ])  # fmt: skip
-    put(folder / "images" / "VG_100K" / "1.jpg", picture(1))
-    put(folder / "images" / "VG_100K_2" / "2.jpg", picture(2))
-    put(folder / "images" / "VG_100K" / "2335991.jpg", picture(3, TRUNCATED))
+    put(folder / "images" / "VG_100K" / "1.jpg", write_image(1))
+    put(folder / "images" / "VG_100K_2" / "2.jpg", write_image(2))
+    put(folder / "images" / "VG_100K" / "2335991.jpg", write_image(3, TRUNCATED))
     return Raw(
         "visual_genome",
         folder,
         2,
         {"captions": 6},
-        dropped={"no regions": 1, "broken picture": 1, "box outside the picture": 1, "box without area": 1,
+        dropped={"no regions": 1, "broken image": 1, "box outside the image": 1, "box without area": 1,
                  "empty text": 1},
-        noted={"box clipped to the picture": 1, "repeated text, boxes joined": 1},
+        noted={"box clipped to the image": 1, "repeated text, boxes joined": 1},
     )  # fmt: skip
 
 
@@ -139,17 +139,24 @@ def visual_genome_questions(folder: Path) -> Raw:
         {"id": 5, "qas": []},
     ])  # fmt: skip
     put(folder / "answers.json", ["sailboats", "2"])
-    put(folder / "VG_100K" / "4.jpg", picture(4))
+    put(folder / "VG_100K" / "4.jpg", write_image(4))
     options = ["--variant", "questions", "--answers", str(folder / "answers.json")]
     dropped = {"answer not in the vocabulary": 1, "no questions": 1}
     return Raw("visual_genome", folder, 1, {"questions": 2}, options, dropped=dropped)
 
 
 def cc3m_img2dataset(folder: Path) -> Raw:
-    """img2dataset's file output: dead links, an HTML page, a GIF, three copies of a "not available" picture."""
-    pictures = [picture(0), picture(1, "PNG"), b"<html>gone</html>", picture(3, "GIF"), *[picture(99)] * 3, None]
+    """img2dataset's file output: dead links, an HTML page, a GIF, three copies of a "not available" image."""
+    images = [
+        write_image(0),
+        write_image(1, "PNG"),
+        b"<html>gone</html>",
+        write_image(3, "GIF"),
+        *[write_image(99)] * 3,
+        None,
+    ]
     rows = []
-    for row, data in enumerate(pictures):
+    for row, data in enumerate(images):
         name, caption = f"{row // 4:05d}/{row // 4:05d}{row % 4:04d}", f"actor {row} on the street - s corner ."
         rows.append(f"{caption}\thttp://host/{row}.jpg\n")
         status = "success" if data else "failed_to_download"
@@ -161,7 +168,7 @@ def cc3m_img2dataset(folder: Path) -> Raw:
             put(folder / "images_train" / f"{name}.jpg", data)
     put(folder / "Train_GCC-training.tsv", "".join(rows))
     return Raw("cc3m", folder, 2, {"captions": 2}, dropped={
-        "not fetched": 1, "not a picture": 1, "unsupported format": 1, "placeholder picture": 3,
+        "not fetched": 1, "not an image": 1, "unsupported format": 1, "placeholder image": 3,
     })  # fmt: skip
 
 
@@ -172,7 +179,7 @@ def cc3m_tars(folder: Path) -> Raw:
         for row in range(3):
             members = [("json", json.dumps({"caption": f"person {row}", "status": "success"}).encode())]
             if row != 1:
-                members.append(("jpg", picture(row)))
+                members.append(("jpg", write_image(row)))
             for extension, data in members:
                 info = tarfile.TarInfo(f"00000000{row}.{extension}")
                 info.size = len(data)
@@ -185,19 +192,19 @@ def cc3m_vilt(folder: Path) -> Raw:
     rows = [[f"/private/home/gcc/images_train/0000/{row:07d}", f"a photo number {row}"] for row in range(3)]
     put(folder / "train_annot.json", rows)
     for row in range(2):
-        put(folder / "images_train" / "0000" / f"{row:07d}", picture(row))
+        put(folder / "images_train" / "0000" / f"{row:07d}", write_image(row))
     return Raw("cc3m", folder, 2, {"captions": 2}, dropped={"missing image": 1})
 
 
 def sbu(folder: Path) -> Raw:
-    """The re-released list and ViLT's tree without annot.json: pictures are found by row number."""
+    """The re-released list and ViLT's tree without annot.json: images are found by row number."""
     put(folder / "sbu-captions-all.json", {
         "image_urls": [f"http://static.flickr.com/{i}.jpg" for i in range(4)],
         "user_ids": [str(i) for i in range(4)],
         "captions": ["Cats &amp; dogs", "Über den Wolken", "Deleted", "a" * 900],
     })  # fmt: skip
     for row in (0, 1, 3):
-        put(folder / "images_train" / "0000" / f"{row:07d}.jpg", picture(row))
+        put(folder / "images_train" / "0000" / f"{row:07d}.jpg", write_image(row))
     return Raw("sbu", folder, 3, {"captions": 3}, dropped={"missing image": 1})
 
 
@@ -213,12 +220,12 @@ def nocaps(folder: Path) -> Raw:
         {"licenses": [], "info": {}, "images": images, "annotations": captions},
     )
     for image in images:
-        put(folder / "images" / image["file_name"], picture(image["id"]))
+        put(folder / "images" / image["file_name"], write_image(image["id"]))
     return Raw("nocaps", folder, 2, {"captions": 20})
 
 
 def vqav2(folder: Path) -> Raw:
-    """Three train pictures; "net" and "2" (as "two") are frequent enough to be labels, "zebra" is not."""
+    """Three train images; "net" and "2" (as "two") are frequent enough to be labels, "zebra" is not."""
 
     def annotation(question: int, answers: list[str], best: str) -> dict[str, Any]:
         return {
@@ -241,8 +248,8 @@ def vqav2(folder: Path) -> Raw:
     questions = [{"image_id": 42, "question": "How many?", "question_id": 42000}]
     put(folder / "v2_OpenEnded_mscoco_val2014_questions.json", {**info, "questions": questions})
     for number in numbers[:2]:
-        put(folder / "train2014" / f"COCO_train2014_{number:012d}.jpg", picture(number))
-    put(folder / "val2014" / "COCO_val2014_000000000042.jpg", picture(42))
+        put(folder / "train2014" / f"COCO_train2014_{number:012d}.jpg", write_image(number))
+    put(folder / "val2014" / "COCO_val2014_000000000042.jpg", write_image(42))
     return Raw("vqav2", folder, 2, {"questions": 13},
                dropped={"missing image": 1, "no answer in the vocabulary": 1})  # fmt: skip
 
@@ -259,10 +266,10 @@ def nlvr2(folder: Path) -> Raw:
     ]  # fmt: skip
     put(folder / "data" / "train.json", "".join(json.dumps(row) + "\n" for row in rows))
     folder37 = folder / "images" / "train" / "37"
-    put(folder37 / "train-10171-0-img0.png", picture(1, "PNG", "RGBA"))
-    put(folder37 / "train-10171-0-img1.png", picture(2))
-    put(folder37 / "train-1146-3-img0.png", picture(3, "PNG"))
-    put(folder37 / "train-1146-3-img1.png", picture(4, "GIF"))
+    put(folder37 / "train-10171-0-img0.png", write_image(1, "PNG", "RGBA"))
+    put(folder37 / "train-10171-0-img1.png", write_image(2))
+    put(folder37 / "train-1146-3-img0.png", write_image(3, "PNG"))
+    put(folder37 / "train-1146-3-img1.png", write_image(4, "GIF"))
     return Raw("nlvr2", folder, 2, {"statements": 3}, ["--reencode"], dropped={"missing image": 1})
 
 
@@ -276,5 +283,5 @@ def snli_ve(folder: Path) -> Raw:
     ]  # fmt: skip
     put(folder / "snli_ve_train.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for name in ("2248275918", "4705552913"):
-        put(folder / "flickr30k-images" / f"{name}.jpg", picture(int(name) % 100))
+        put(folder / "flickr30k-images" / f"{name}.jpg", write_image(int(name) % 100))
     return Raw("snli_ve", folder, 2, {"hypotheses": 3}, dropped={"no gold label": 1})

@@ -61,7 +61,7 @@ def on(name: str):
 @on("coco_karpathy")
 def test_karpathy_texts_are_put_in_order_not_dropped(records):
     assert [c["text"] for c in records["coco_9"]["captions"]] == ["A man on a moped 9."] + [
-        f"Caption {k} of picture 9." for k in range(1, 5)
+        f"Caption {k} of image 9." for k in range(1, 5)
     ]
     assert set(records) == {"coco_9", "coco_25", "coco_34"}
 
@@ -80,7 +80,7 @@ def test_plain_captions_are_joined_by_image_and_keep_unicode(records):
 
 @on("visual_genome")
 def test_visual_genome_keeps_phrase_and_box_together(records):
-    assert set(records) == {"vg_1", "coco_391895"}  # the second is a COCO picture, by image_data.json
+    assert set(records) == {"vg_1", "coco_391895"}  # the second is a COCO image, by image_data.json
     record = records["vg_1"]
     shown = {c["text"]: [record["boxes"][b]["box"] for b in c["phrases"][0]["boxes"]] for c in record["captions"]}
     assert shown == {
@@ -101,7 +101,7 @@ def test_visual_genome_answers_are_normalised_into_the_vocabulary(records):
 
 
 @on("sbu")
-def test_sbu_rows_join_captions_and_pictures(records):
+def test_sbu_rows_join_captions_and_images(records):
     assert records["sbu_0000000"]["captions"] == [{"text": "Cats & dogs"}]
     assert records["sbu_0000003"]["captions"] == [{"text": "a" * 900}]
 
@@ -175,7 +175,7 @@ def test_entities_phrases_have_unshifted_boxes_by_chain(records):
 
 
 @on("mdetr_flickr")
-def test_mdetr_flickr_joins_captions_of_a_picture(records):
+def test_mdetr_flickr_joins_captions_of_an_image(records):
     record = records["flickr_1000092795"]
     assert [entry["box"] for entry in record["boxes"]] == [[1, 2, 21, 32], [30, 2, 40, 12]]
     assert record["captions"] == [
@@ -229,11 +229,11 @@ def test_refcoco_never_runs_a_pickle(tmp_path, capsys):
 
 
 @on("coco_detection")
-def test_coco_keeps_ids_crowds_and_empty_pictures(records):
+def test_coco_keeps_ids_crowds_and_empty_images(records):
     assert records["coco_0"]["boxes"] == []
     crowd = records["coco_2"]["boxes"][1]
     assert crowd == {"box": [0, 0, 64, 48], "category": 90, "crowd": True, "area": 50.0, "id": 102}
-    # The folder holds this picture at half its annotated size: boxes and area follow.
+    # The folder holds this image at half its annotated size: boxes and area follow.
     assert records["coco_1"]["boxes"] == [{"box": [0.75, 1.25, 5.75, 6.25], "category": 1, "area": 12.5, "id": 100}]
 
 
@@ -276,6 +276,6 @@ def test_odinw_few_shot_files(tmp_path, capsys):
     content["annotations"] = content["annotations"][:1]
     raw.put(made.folder / "train" / "fewshot_train_shot5_seed30.json", content)
     name = content["images"][0]["file_name"]
-    raw.put(made.folder / "train" / name, raw.picture(1))
+    raw.put(made.folder / "train" / name, raw.write_image(1))
     summary, _ = convert(made, tmp_path / "out", capsys, "--split", "train_5_30")
     assert (summary["samples"], summary["annotations"]) == (1, {"boxes": 1})

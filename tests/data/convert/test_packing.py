@@ -5,25 +5,25 @@ import math
 import pytest
 import raw
 
-from fiber.data.convert.items import Drop, Item, Picture
+from fiber.data.convert.items import Drop, RawImage, RawItem
 from fiber.data.convert.packing import Packing, _move_spans, _same_shape, pack
 from fiber.data.records import clean_text, validate_record
 
 
 @pytest.fixture
-def picture(tmp_path):
-    return Picture((str(raw.put(tmp_path / "a.jpg", raw.picture(0))),))  # 64 x 48
+def image(tmp_path):
+    return RawImage((str(raw.put(tmp_path / "a.jpg", raw.write_image(0))),))  # 64 x 48
 
 
-def packed(record, picture, **more):
-    item = Item({"image_id": "x", "source": "test", **record}, (picture,), **more)
+def packed(record, image, **more):
+    item = RawItem({"image_id": "x", "source": "test", **record}, (image,), **more)
     sample, drops = pack(item, "key", Packing(), None)
     if sample is not None:
         validate_record(sample.record)
     return sample, [(drop.reason, drop.kept) for drop in drops]
 
 
-def test_boxes_are_clipped_dropped_and_renumbered(picture):
+def test_boxes_are_clipped_dropped_and_renumbered(image):
     boxes = [
         [0, 0, 0, 9],
         [10, 10, 20, 20],
@@ -38,7 +38,7 @@ def test_boxes_are_clipped_dropped_and_renumbered(picture):
                                                         {"span": [[4, 10]], "boxes": [2]}]}],
         "expressions": [{"text": "kept", "box": 3}, {"text": "gone", "box": 2}],
     }  # fmt: skip
-    sample, drops = packed(record, picture)
+    sample, drops = packed(record, image)
     # Half a pixel over the border is rounding and stays; more is clipped.
     assert [b["box"] for b in sample.record["boxes"]] == [
         [10, 10, 20, 20],
@@ -48,13 +48,13 @@ def test_boxes_are_clipped_dropped_and_renumbered(picture):
     assert [p["boxes"] for p in sample.record["captions"][0]["phrases"]] == [[0, 1], []]
     assert sample.record["expressions"] == [{"text": "kept", "box": 1}]
     assert sorted(drops) == sorted([
-        ("box without area", False), ("box outside the picture", False), ("box clipped to the picture", True),
+        ("box without area", False), ("box outside the image", False), ("box clipped to the image", True),
         ("box not finite", False), ("expression without a box", False),
     ])  # fmt: skip
 
 
-def test_boxes_follow_a_resized_picture(picture):
-    sample, _ = packed({"boxes": [{"box": [64, 48, 640, 480], "area": 200.0}]}, picture, size=(640, 480))
+def test_boxes_follow_a_resized_image(image):
+    sample, _ = packed({"boxes": [{"box": [64, 48, 640, 480], "area": 200.0}]}, image, size=(640, 480))
     assert sample.record["boxes"] == [{"box": pytest.approx([6.4, 4.8, 64, 48]), "area": 2.0}]
 
 
@@ -68,9 +68,9 @@ def test_same_shape(annotated, actual, same):
     assert _same_shape(annotated, actual) is same
 
 
-def test_another_shape_is_dropped(picture):
-    assert packed({"boxes": [{"box": [1, 1, 5, 5]}]}, picture, size=(48, 64)) == (None, [("size mismatch", False)])
-    sample, _ = packed({"captions": [{"text": "no box, no harm"}]}, picture, size=(48, 64))
+def test_another_shape_is_dropped(image):
+    assert packed({"boxes": [{"box": [1, 1, 5, 5]}]}, image, size=(48, 64)) == (None, [("size mismatch", False)])
+    sample, _ = packed({"captions": [{"text": "no box, no harm"}]}, image, size=(48, 64))
     assert sample is not None
 
 
@@ -86,31 +86,31 @@ def test_spans_move_with_the_white_space(text):
             assert clean[s:e] == words
 
 
-def test_texts(picture):
+def test_texts(image):
     record = {"captions": [{"text": " A  man "}, {"text": " \n"}, {"text": None}]}
-    sample, drops = packed(record, picture)
+    sample, drops = packed(record, image)
     assert sample.record["captions"] == [{"text": "A man"}]
     assert drops == [("empty text", False)] * 2
-    assert packed({"captions": [{"text": ""}]}, picture)[1][-1] == ("no annotations left", False)
+    assert packed({"captions": [{"text": ""}]}, image)[1][-1] == ("no annotations left", False)
 
 
-def test_pictures_without_annotations_can_be_kept(picture):
-    assert packed({}, picture)[0] is not None  # a captioning test set
-    assert "boxes" not in packed({"captions": [{"text": "x"}], "boxes": []}, picture)[0].record
-    item = Item({"image_id": "x", "source": "t", "boxes": []}, (picture,))
+def test_images_without_annotations_can_be_kept(image):
+    assert packed({}, image)[0] is not None  # a captioning test set
+    assert "boxes" not in packed({"captions": [{"text": "x"}], "boxes": []}, image)[0].record
+    item = RawItem({"image_id": "x", "source": "t", "boxes": []}, (image,))
     assert pack(item, "key", Packing(), {1})[0].record["boxes"] == []  # looked at, nothing found: a detection set
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty file"), (b"<!DOCTYPE html>", "not a picture"), (b"\0\1\2\3", "not a picture"),
-     (raw.picture(0, "GIF"), "unsupported format"), (raw.picture(0, raw.TRUNCATED), "broken picture"),
-     (raw.picture(0, "PNG")[:-30], "broken picture"), (raw.picture(0, "WEBP")[:-90], "broken picture"),
-     (b"\xff\xd8\xff\xe0rest", "broken picture")],
+    [(b"", "empty file"), (b"<!DOCTYPE html>", "not an image"), (b"\0\1\2\3", "not an image"),
+     (raw.write_image(0, "GIF"), "unsupported format"), (raw.write_image(0, raw.TRUNCATED), "broken image"),
+     (raw.write_image(0, "PNG")[:-30], "broken image"), (raw.write_image(0, "WEBP")[:-90], "broken image"),
+     (b"\xff\xd8\xff\xe0rest", "broken image")],
 )  # fmt: skip
-def test_what_is_no_picture(data, reason, tmp_path):
-    picture = Picture((str(raw.put(tmp_path / "a.jpg", data)),))
-    assert packed({"captions": [{"text": "x"}]}, picture) == (None, [(reason, False)])
+def test_what_is_no_image(data, reason, tmp_path):
+    image = RawImage((str(raw.put(tmp_path / "a.jpg", data)),))
+    assert packed({"captions": [{"text": "x"}]}, image) == (None, [(reason, False)])
 
 
 @pytest.mark.parametrize(
@@ -124,26 +124,26 @@ def test_what_is_no_picture(data, reason, tmp_path):
     ],
 )
 def test_formats_are_told_by_their_bytes(kind, mode, extension, tmp_path):
-    data = raw.picture(0, kind, mode)
-    picture = Picture((str(raw.put(tmp_path / "misnamed.gif", data)),))
-    sample, drops = packed({"captions": [{"text": "x"}]}, picture)
+    data = raw.write_image(0, kind, mode)
+    image = RawImage((str(raw.put(tmp_path / "misnamed.gif", data)),))
+    sample, drops = packed({"captions": [{"text": "x"}]}, image)
     assert sample.images == [(extension, data)]
     assert (sample.record["width"], sample.record["height"], drops) == (64, 48, [])
 
 
 def test_places(tmp_path):
-    data = raw.picture(0)
+    data = raw.write_image(0)
     inside = raw.put(tmp_path / "big.bin", b"x" * 100 + data + b"y" * 50)
     record = {"captions": [{"text": "x"}]}
-    assert packed(record, Picture((str(inside),), 100, len(data)))[0].images == [("jpg", data)]
-    absent = Picture((str(tmp_path / "no"), str(tmp_path)))
+    assert packed(record, RawImage((str(inside),), 100, len(data)))[0].images == [("jpg", data)]
+    absent = RawImage((str(tmp_path / "no"), str(tmp_path)))
     assert packed(record, absent) == (None, [("missing image", False)])
-    item = Item({"image_id": "x", "source": "t"}, (absent,), drops=(Drop("before", "x"),))
+    item = RawItem({"image_id": "x", "source": "t"}, (absent,), drops=(Drop("before", "x"),))
     assert [drop.detail for drop in pack(item, "k", Packing(), None)[1]] == ["", str(tmp_path / "no")]
 
 
-def test_huge_pictures_are_refused_by_their_header(tmp_path):
-    data = bytearray(raw.picture(0, "PNG"))
+def test_huge_images_are_refused_by_their_header(tmp_path):
+    data = bytearray(raw.write_image(0, "PNG"))
     data[16:24] = (20_000).to_bytes(4, "big") * 2  # the header says 400 million pixels
-    picture = Picture((str(raw.put(tmp_path / "a.png", bytes(data))),))
-    assert packed({"captions": [{"text": "x"}]}, picture) == (None, [("picture too large", False)])
+    image = RawImage((str(raw.put(tmp_path / "a.png", bytes(data))),))
+    assert packed({"captions": [{"text": "x"}]}, image) == (None, [("image too large", False)])

@@ -1,4 +1,4 @@
-"""Real annotation slices, with pictures of the right size made up: what the converters say equals what others said.
+"""Real annotation slices, with images of the right size made up: what the converters say equals what others said.
 
 The official tools' results are in the `expected*.json` beside the slices.
 """
@@ -46,7 +46,7 @@ def records(shards: ShardSet) -> dict[str, dict]:
 
 
 def plain(width: int, height: int) -> bytes:
-    return raw.picture(0, size=(width, height))
+    return raw.write_image(0, size=(width, height))
 
 
 # ------------------------------------------------------------------------------------- Flickr30k Entities
@@ -89,7 +89,7 @@ def test_entities_boxes_are_the_official_ones_without_their_shift(real):
 
 
 def test_entities_and_mdetr_agree(real, tmp_path, capsys):
-    """MDETR's excerpt of the picture whose XML and sentences are here: same caption, same spans."""
+    """MDETR's excerpt of the image whose XML and sentences are here: same caption, same spans."""
     source = real / "flickr30k_entities"
     folder = tmp_path / "raw"
     raw.put(folder / "Sentences/1000092795.txt", (source / "Sentences/1000092795.txt").read_text())
@@ -184,7 +184,7 @@ def test_nlvr2_dev_slice(real, tmp_path, capsys):
     names = load(source / "dev_first500_image_hashes.json")
     raw.put(tmp_path / "raw/data/dev.json", (source / "dev_first500.json").read_text())
     for name in names:
-        raw.put(tmp_path / "raw/dev" / name, b"\x89PNG\r\n\x1a\n" + raw.picture(0, "PNG", size=(8, 8))[8:])
+        raw.put(tmp_path / "raw/dev" / name, b"\x89PNG\r\n\x1a\n" + raw.write_image(0, "PNG", size=(8, 8))[8:])
     arguments = ["nlvr2", "--raw", tmp_path / "raw", "--split", "dev", "--out", tmp_path / "out"]
     summary, shards = convert(arguments, capsys)
     assert (summary["samples"], summary["annotations"], summary["dropped"]) == (289, {"statements": 500}, {})
@@ -192,7 +192,7 @@ def test_nlvr2_dev_slice(real, tmp_path, capsys):
     expected = {row["identifier"]: (row["sentence"].strip(), row["label"] == "True") for row in rows}
     found = {s["id"]: (s["text"], s["label"]) for r in records(shards).values() for s in r["statements"]}
     assert found == {key: (clean_text(text), label) for key, (text, label) in expected.items()}
-    # The pictures of all pairs are exactly those whose hashes the authors list.
+    # The images of all pairs are exactly those whose hashes the authors list.
     pairs = {image_id.removeprefix("nlvr2_") for image_id in records(shards)}
     assert {f"{pair}-img{side}.png" for pair in pairs for side in (0, 1)} == set(names)
 
@@ -207,7 +207,7 @@ def test_nlvr2_other_files(file, split, variant, statements, real, tmp_path, cap
     pairs = {json.loads(line)["identifier"].rpartition("-")[0] for line in lines.splitlines()}
     for pair in pairs:
         for side in (0, 1):
-            raw.put(tmp_path / "raw" / split / f"{pair}-img{side}.png", raw.picture(0, size=(8, 8)))
+            raw.put(tmp_path / "raw" / split / f"{pair}-img{side}.png", raw.write_image(0, size=(8, 8)))
     arguments = ["nlvr2", "--raw", tmp_path / "raw", "--annotations", tmp_path / "raw.json", "--split", split,
                  "--variant", variant, "--out", tmp_path / "out"]  # fmt: skip
     summary, _ = convert(arguments, capsys)
@@ -258,11 +258,11 @@ def test_refcoco_reference(real, tmp_path, capsys):
 
 
 def test_conceptual_captions_slice(real, tmp_path, capsys):
-    """Google's own file, a third of the pictures gone as in life, in ViLT's tree."""
+    """Google's own file, a third of the images gone as in life, in ViLT's tree."""
     source = real / "conceptual_captions" / "Validation_GCC-1.1.0-Validation_first1500.tsv"
     raw.put(tmp_path / "raw" / source.name, source.read_text())
     rows = [line.split("\t")[0] for line in source.read_text().splitlines()]
-    data = [raw.picture(i, size=(8, 8)) for i in range(1500)]
+    data = [raw.write_image(i, size=(8, 8)) for i in range(1500)]
     for row in range(1500):
         if row % 3:
             raw.put(tmp_path / f"raw/images_val/{row // 1000:04d}/{row:07d}", data[row])
@@ -282,7 +282,7 @@ def test_coco_caption_slice(real, tmp_path, capsys):
     images = [{"id": c["image_id"], "file_name": f"COCO_val2014_{c['image_id']:012d}.jpg"} for c in captions]
     raw.put(tmp_path / "raw/annotations/captions_val2014.json", {"images": images, "annotations": captions})
     for image in images:
-        raw.put(tmp_path / "raw/val2014" / image["file_name"], raw.picture(0, size=(8, 8)))
+        raw.put(tmp_path / "raw/val2014" / image["file_name"], raw.write_image(0, size=(8, 8)))
     arguments = ["coco_captions", "--variant", "2014", "--split", "val", "--raw", tmp_path / "raw"]
     summary, shards = convert([*arguments, "--out", tmp_path / "out"], capsys)
     assert (summary["samples"], summary["annotations"], summary["dropped"]) == (500, {"captions": 500}, {})
@@ -388,7 +388,7 @@ def test_odinw_configurations(real, tmp_path, capsys):
     names = ["a.rf.1.jpg", "b.rf.2.jpg", "c.rf.3.jpg"]
     raw.put(tmp_path / entry["ann_file"], raw.instances(names, dict.fromkeys(range(1, 8), "creature")))
     for name in names:
-        raw.put(tmp_path / entry["img_dir"] / name, raw.picture(1))
+        raw.put(tmp_path / entry["img_dir"] / name, raw.write_image(1))
     arguments = ["odinw", "--split", "val", "--raw", tmp_path, "--config", config]
     _, shards = convert([*arguments, "--out", tmp_path / "names"], capsys)
     fish = ["fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray"]

@@ -10,8 +10,8 @@ from transformers import RobertaTokenizerFast
 
 from fiber.data.plain_pickle import load_plain
 from fiber.data.records import Sample
-from fiber.data.samples.captions import PictureSample, RewardSample, all_texts
-from fiber.data.samples.text import Picture
+from fiber.data.samples.captions import CaptionEvalSample, RewardSample, all_texts
+from fiber.data.samples.text import ImageTransform
 from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import encode, train_bpe
@@ -35,7 +35,7 @@ def scenes() -> list[Sample]:
 
 
 def test_reward_sample_brings_all_captions_and_draws_of_its_own(scenes, tokenizer):
-    make = RewardSample(tokenizer, Picture(32, augmented=True), 12, captions=2, tokens=5)
+    make = RewardSample(tokenizer, ImageTransform(32, augmented=True), 12, captions=2, tokens=5)
     made = [make(scenes[1], "captions", 1, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     ids, mask = encode(tokenizer, "two shapes", 12)
     assert made[0]["text"] == "two shapes"
@@ -49,12 +49,12 @@ def test_reward_sample_brings_all_captions_and_draws_of_its_own(scenes, tokenize
     assert not np.array_equal(made[0]["draws"], made[2]["draws"])
 
 
-def test_a_picture_is_mirrored_only_where_no_caption_speaks_of_sides(scenes, tokenizer):
+def test_an_image_is_mirrored_only_where_no_caption_speaks_of_sides(scenes, tokenizer):
     """The augmentation's random numbers are the same; only the rule differs."""
     told = Sample(scenes[1].key, scenes[1].images, dict(scenes[1].record))
     told.record["captions"] = [{"text": "a red star"}, {"text": "the star on the left"}]
-    make = RewardSample(tokenizer, Picture(32, augmented=True), 12, captions=1, tokens=1)
-    free = RewardSample(tokenizer, Picture(32, augmented=True, flip_sides=True), 12, captions=1, tokens=1)
+    make = RewardSample(tokenizer, ImageTransform(32, augmented=True), 12, captions=1, tokens=1)
+    free = RewardSample(tokenizer, ImageTransform(32, augmented=True, flip_sides=True), 12, captions=1, tokens=1)
     same, differ = 0, 0
     for seed in range(12):
         kept, mirrored = (s(told, "captions", 0, np.random.default_rng(seed))["images"] for s in (make, free))
@@ -66,8 +66,8 @@ def test_a_picture_is_mirrored_only_where_no_caption_speaks_of_sides(scenes, tok
     assert differ
 
 
-def test_pictures_come_with_what_is_said_of_them(scenes):
-    make, rng = PictureSample(Picture(32)), np.random.default_rng(0)
+def test_images_come_with_what_is_said_of_them(scenes):
+    make, rng = CaptionEvalSample(ImageTransform(32)), np.random.default_rng(0)
     scenes[0].record["domain"] = "near-domain"
     made = make(scenes[0], "captions", 0, rng)
     assert torch.equal(made["images"], load_image(scenes[0].images[0][1], 32))

@@ -1,4 +1,4 @@
-"""Region samples against painted pictures: boxes must stay on what was painted, tokens must spell the phrase."""
+"""Region samples against painted images: boxes must stay on what was painted, tokens must spell the phrase."""
 
 import io
 import itertools
@@ -30,7 +30,7 @@ def region(tokenizer: RobertaTokenizerFast) -> RegionSample:
     return RegionSample(PromptBuilder(tokenizer, 64), short_sides=(48, 64, 80), max_side=120)
 
 
-def picture(width: int, height: int, *boxes: list[float]) -> bytes:
+def image(width: int, height: int, *boxes: list[float]) -> bytes:
     """Black, with a white rectangle (whole pixels) for each box."""
     pixels = np.zeros((height, width, 3), np.uint8)
     for x0, y0, x1, y1 in boxes:
@@ -45,7 +45,7 @@ def sample(
 ) -> Sample:
     facts = SetFacts("shards/here", list(names), {10 + i: i for i in range(len(names))})
     record = {"image_id": "i", "width": width, "height": height, "source": "test", "set": facts, **fields}
-    return Sample("key", [("png", picture(width, height, *painted))], record)
+    return Sample("key", [("png", image(width, height, *painted))], record)
 
 
 def caption(text: str, *phrases: tuple[list, list[int]]) -> list[dict]:
@@ -56,11 +56,11 @@ def boxes(*corners: list[float], **fields: Any) -> list[dict]:
     return [{"box": list(box), **fields} for box in corners]
 
 
-def spelled(made: dict, row: torch.Tensor, tokenizer: RobertaTokenizerFast) -> str:
+def to_caption(made: dict, row: torch.Tensor, tokenizer: RobertaTokenizerFast) -> str:
     return tokenizer.decode(made["prompt"].ids[row]).strip()
 
 
-# ---------------------------------------------------------------------------------------------- pictures and boxes
+# ---------------------------------------------------------------------------------------------- images and boxes
 
 
 def test_boxes_stay_on_the_painted_object(region: RegionSample) -> None:
@@ -103,7 +103,7 @@ def test_all_chance_comes_from_the_generator(region: RegionSample) -> None:
     assert torch.equal(first["image"], second["image"])
 
 
-def test_a_picture_of_another_size_than_its_record(region: RegionSample) -> None:
+def test_an_image_of_another_size_than_its_record(region: RegionSample) -> None:
     made = sample(boxes=boxes([0, 0, 10, 10]), captions=caption(TEXT, (CAT, [0])))
     made.record["width"] = 97
     with pytest.raises(SampleFault, match=r"\(64, 96\) \(h, w\), its record says \(64, 97\)"):
@@ -125,7 +125,7 @@ def test_each_box_has_the_tokens_of_its_phrases(region: RegionSample, tokenizer:
         np.random.default_rng(0),
     )
     assert made["prompt"].text == TEXT
-    assert [spelled(made, row, tokenizer) for row in made["box_tokens"]] == ["red cat two dogs", "two dogs"]
+    assert [to_caption(made, row, tokenizer) for row in made["box_tokens"]] == ["red cat two dogs", "two dogs"]
     assert made["dropped"] == []
 
 
@@ -140,8 +140,8 @@ def test_expressions_by_span_or_whole(region: RegionSample, tokenizer: RobertaTo
     expressions = [{"text": TEXT, "box": 1, "span": DOGS}, {"text": TEXT, "box": 0}]
     made = sample(boxes=boxes([0, 0, 9, 9], [20, 20, 40, 40]), expressions=expressions)
     first, second = (region(made, "expressions", n, np.random.default_rng(0)) for n in (0, 1))
-    assert spelled(first, first["box_tokens"][0], tokenizer) == "two dogs"
-    assert spelled(second, second["box_tokens"][0], tokenizer) == TEXT
+    assert to_caption(first, first["box_tokens"][0], tokenizer) == "two dogs"
+    assert to_caption(second, second["box_tokens"][0], tokenizer) == TEXT
 
 
 @pytest.mark.parametrize(
@@ -200,13 +200,13 @@ def test_labels_become_a_caption(region: RegionSample, tokenizer: RobertaTokeniz
     ]
     made = sample(names=("red_cat", "mob", "traffic light (old)", "dog"), boxes=labelled)
     made = region(made, "boxes", 0, np.random.default_rng(1))
-    names = [spelled(made, row, tokenizer) for row in made["box_tokens"]]
+    names = [to_caption(made, row, tokenizer) for row in made["box_tokens"]]
     assert names == ["traffic light", "red cat", "traffic light"]
     assert all(name in made["prompt"].text for name in names)
     assert [fault.reason for fault in made["dropped"]] == ["unknown_category"]
 
 
-def test_one_class_and_a_picture_without_any(region: RegionSample) -> None:
+def test_one_class_and_an_image_without_any(region: RegionSample) -> None:
     made = region(sample(names=("cat",), boxes=[]), "boxes", 0, np.random.default_rng(0))
     assert made["prompt"].text == "cat"
     assert made["boxes"].shape == (0, 4)
@@ -226,7 +226,7 @@ def test_negatives_are_those_the_record_lists(region: RegionSample) -> None:
 
 
 def test_all_classes_in_order(tokenizer: RobertaTokenizerFast) -> None:
-    """What evaluation asks for, whatever is in the picture; every set of a mix has its own names."""
+    """What evaluation asks for, whatever is in the image; every set of a mix has its own names."""
     region = RegionSample(PromptBuilder(tokenizer, 64), short_sides=(48,), max_side=120, classes="all")
     names = ("dog", "traffic_light (red)", "cat")
     pair = boxes([5, 5, 20, 30], category=12) + boxes([30, 5, 60, 30], category=11)
@@ -245,7 +245,7 @@ def test_thirteen_hundred_classes(region: RegionSample, tokenizer: RobertaTokeni
     names = tuple(f"thing{i}" for i in range(1300))
     made = sample(names=names, boxes=[{"box": [0, 0, 9, 9], "category": 10 + 13 * i} for i in range(100)])
     made = region(made, "boxes", 0, np.random.default_rng(0))
-    kept = [spelled(made, row, tokenizer) for row in made["box_tokens"]]
+    kept = [to_caption(made, row, tokenizer) for row in made["box_tokens"]]
     assert 3 < len(kept) < 30
     assert set(kept) <= {f"thing{13 * i}" for i in range(100)}
     assert [fault.reason for fault in made["dropped"]] == ["class_beyond_text_limit"] * (100 - len(kept))

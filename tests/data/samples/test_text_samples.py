@@ -13,7 +13,7 @@ from fiber.data.collate import collate
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
-from fiber.data.samples.text import AskedSample, LabelledSample, Picture, TextSample, VqaSample
+from fiber.data.samples.text import AskedSample, ImageTransform, LabelledSample, TextSample, VqaSample
 from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
 from fiber.data.writer import write_dataset
@@ -21,7 +21,7 @@ from fiber.errors import DataFaultError, SampleFault
 from fiber.images.resize import load_image
 
 ANSWERS = {"yes": 0, "no": 1, "red": 2}
-PLAIN = Picture(32)
+PLAIN = ImageTransform(32)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory):
     return train_bpe(["is it red? the dog is left of a tree"], 280, tmp_path_factory.mktemp("tokenizer"))
 
 
-def sample(pictures: int = 1, **fields: list) -> Sample:
+def sample(images: int = 1, **fields: list) -> Sample:
     record = {"image_id": "p_1", "width": 30, "height": 20, "source": "test"} | fields
-    return Sample("p1", [("jpg", jpeg(40 + 100 * i)) for i in range(pictures)], record)
+    return Sample("p1", [("jpg", jpeg(40 + 100 * i)) for i in range(images)], record)
 
 
 def question(*answers: tuple[str, float], text: str = "is it red?", **more: object) -> dict:
@@ -53,13 +53,13 @@ def test_soft_targets_stand_at_the_class_of_their_answer_and_others_are_counted(
 
 
 @pytest.mark.parametrize(("field", "label", "number"), [("hypotheses", "entailment", 2), ("statements", True, 1)])
-def test_labels_are_numbers_in_class_order_and_a_pair_has_two_pictures(tokenizer, field, label, number) -> None:
-    pictures = 2 if field == "statements" else 1
-    made = LabelledSample(tokenizer, PLAIN, 8, pictures)(
-        sample(pictures, **{field: [{"text": "a red dog", "label": label, "id": "x"}]}), field, 0, rng()
+def test_labels_are_numbers_in_class_order_and_a_pair_has_two_images(tokenizer, field, label, number) -> None:
+    images = 2 if field == "statements" else 1
+    made = LabelledSample(tokenizer, PLAIN, 8, images)(
+        sample(images, **{field: [{"text": "a red dog", "label": label, "id": "x"}]}), field, 0, rng()
     )
     assert made["labels"] == number
-    if pictures == 2:
+    if images == 2:
         assert made["images"].shape == (2, 3, 32, 32)
         assert made["images"][0].float().mean() < made["images"][1].float().mean()  # first, second
 
@@ -97,7 +97,7 @@ FAULTS = {
         {"text": "a", "id": "x"},
         "no_label",
     ),
-    "nlvr2 with one picture": (
+    "nlvr2 with one image": (
         lambda t: LabelledSample(t, PLAIN, 8, 2),
         "statements",
         {"text": "a", "id": "x", "label": True},
@@ -116,11 +116,11 @@ def test_what_cannot_be_used_has_a_reason(tokenizer, case: str) -> None:
 
 
 @pytest.mark.parametrize("augmented", [False, True])
-def test_a_damaged_picture_is_a_fault_of_every_sample(tokenizer, augmented: bool) -> None:
+def test_a_damaged_image_is_a_fault_of_every_sample(tokenizer, augmented: bool) -> None:
     broken = sample(captions=[{"text": "a dog"}])
     broken.images[0] = ("jpg", jpeg(3)[:100])
     with pytest.raises(SampleFault) as fault:
-        TextSample(tokenizer, Picture(32, augmented=augmented), 8)(broken, "captions", 0, rng())
+        TextSample(tokenizer, ImageTransform(32, augmented=augmented), 8)(broken, "captions", 0, rng())
     assert fault.value.reason == "undecodable_image"
 
 
@@ -134,20 +134,25 @@ def halves() -> bytes:
     [("the dog is left of a tree", False, False), ("the dog is left of a tree", True, True), ("a dog", False, True)],
 )
 def test_mirrors_respect_left_and_right_unless_told_otherwise(text: str, flip_sides: bool, mirrored: bool) -> None:
-    picture, data = Picture(64, augmented=True, flip_sides=flip_sides), halves()
+    image, data = ImageTransform(64, augmented=True, flip_sides=flip_sides), halves()
     lighter = []
     for seed in range(40):
-        pixels = picture(data, text, np.random.default_rng(seed)).float()
+        pixels = image(data, text, np.random.default_rng(seed)).float()
         lighter.append(bool(pixels[:, :, :16].mean() > pixels[:, :, -16:].mean()))
     assert any(lighter) == mirrored
     assert not all(lighter)
 
 
-def test_without_augmentation_the_picture_is_only_resized(tokenizer) -> None:
+def test_without_augmentation_the_image_is_only_resized(tokenizer) -> None:
     data = halves()
-    for exact in (False, True):
-        assert torch.equal(Picture(48, exact=exact)(data, "a dog", rng()), load_image(data, 48, exact))
-    augmented = [Picture(48, exact=exact, augmented=True)(data, "a dog", rng()) for exact in (False, True)]
+    for pil_resize in (False, True):
+        assert torch.equal(
+            ImageTransform(48, pil_resize=pil_resize)(data, "a dog", rng()), load_image(data, 48, pil_resize)
+        )
+    augmented = [
+        ImageTransform(48, pil_resize=pil_resize, augmented=True)(data, "a dog", rng())
+        for pil_resize in (False, True)
+    ]
     assert (augmented[0].float() - augmented[1].float()).abs().mean() < 2  # two decoders, one crop
     assert not torch.equal(augmented[0], load_image(data, 48))
 

@@ -167,7 +167,7 @@ def samples(world: World, split: str, captions: str = "mixed") -> list[tuple[Sce
     return [(make_scene(world, split, 3, i), sample.record) for i, sample in enumerate(made)]
 
 
-# ------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------- images
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
@@ -198,7 +198,7 @@ def test_boxes_are_tight_around_what_is_visible(world: World, size: int) -> None
 
 
 @pytest.mark.parametrize("world", WORLDS, ids=lambda world: world.name)
-def test_the_picture_shows_what_the_record_says(world: World) -> None:
+def test_the_image_shows_what_the_record_says(world: World) -> None:
     for index in range(20):
         scene = make_scene(world, "train", 0, index)
         pixels = paint(scene).astype(float)
@@ -229,7 +229,7 @@ def test_scenes_keep_their_promises() -> None:
         assert set(numbers) == set(range(world.objects[0], world.objects[1] + 1))
 
 
-def test_pictures_are_encoded_at_the_size_asked_for() -> None:
+def test_images_are_encoded_at_the_size_asked_for() -> None:
     for size, extension in ((64, "png"), (200, "jpg")):
         (sample,) = shapes.generate(replace(shapes.WORLDS["hard"], image_size=size), "train", 1, 0)
         assert sample.images[0][0] == extension
@@ -400,17 +400,17 @@ def test_held_out_combinations_stay_out_of_train_val_and_test(world: World) -> N
         assert seen >= {pair[attribute] for pair in world.held_out}
 
 
-def test_splits_share_no_picture() -> None:
+def test_splits_share_no_image() -> None:
     world = shapes.WORLDS["easy"]
-    pictures = [s.images[0][1] for split in shapes.SPLITS for s in shapes.generate(world, split, 30, 0)]
-    pictures += [s.images[0][1] for s in shapes.generate(world, "train", 30, 1)]
-    pictures += [data for s in shapes.generate_pairs(world, "train", 8, 0) for _, data in s.images]
-    assert len(set(pictures)) >= 5 * 30 + 8
+    images = [s.images[0][1] for split in shapes.SPLITS for s in shapes.generate(world, split, 30, 0)]
+    images += [s.images[0][1] for s in shapes.generate(world, "train", 30, 1)]
+    images += [data for s in shapes.generate_pairs(world, "train", 8, 0) for _, data in s.images]
+    assert len(set(images)) >= 5 * 30 + 8
 
 
 FINGERPRINT = """
 import hashlib, json
-from fiber.data import shapes
+from fiber.data.shapes import world as shapes
 digest = hashlib.sha256()
 for world in shapes.WORLDS.values():
     for made in (shapes.generate(world, "train", 6, 4), shapes.generate_pairs(world, "val", 6, 4)):
@@ -528,7 +528,7 @@ def test_bad_requests_say_what_is_wrong() -> None:
         replace(world, image_size=8)
 
 
-def test_a_picture_that_shows_every_colour_and_shape_has_questions() -> None:
+def test_an_image_that_shows_every_colour_and_shape_has_questions() -> None:
     scene = make_scene(shapes.WORLDS["novel"], "test", 0, 198)
     assert {obj.colour for obj in scene.objects} == set(scene.world.colours)
     assert {obj.shape for obj in scene.objects} == set(scene.world.shapes)

@@ -97,7 +97,7 @@ def test_rouge_and_bleu_of_captions_without_a_word_in_common_are_nothing():
     assert max(bleu(["a b", ""], [["c"], ["d e"]])) < 1e-3
 
 
-def test_best_constant_is_the_best_of_all_constants_said_of_other_pictures(real):
+def test_best_constant_is_the_best_of_all_constants_said_of_other_images(real):
     few = real["references"][:12]
     scores = np.array([cider_d([captions[0]] * len(few), few) for captions in few])
     assert caption.best_constant(few) == pytest.approx((scores.sum(1) - np.diag(scores)).max() / 11, rel=1e-12)
@@ -114,7 +114,7 @@ def test_frequencies_from_the_usual_pickle_and_without_what_tells_nothing(real, 
         )
         known = DocumentFrequency.load(tmp_path / "df.p")
         assert (known.counts, known.images) == (frequency.counts, frequency.images)
-    telling = known.telling()
+    telling = known.prune_singletons()
     assert len(telling.counts) < 0.5 * len(known.counts)
     scores = cider_d(real["candidates"], real["references"], telling)
     assert scores.tolist() == real["expected"]["custom_df"]["per_image"]
@@ -155,7 +155,7 @@ def test_tokens_of_awkward_captions(text, tokens):
 
 
 def test_cider_d_by_hand():
-    # Two pictures, so every n-gram of one picture weighs log 2. Same words, one repeated in the candidate:
+    # Two images, so every n-gram of one image weighs log 2. Same words, one repeated in the candidate:
     # unigrams (2, 1) against (1, 1): clipped product 2, norms sqrt 5 and sqrt 2; bigrams "a a", "a b" against "a b".
     scores = cider_d(["a a b", "x"], [["a b"], ["y"]])
     penalty = math.exp(-1 / 72)  # 2 bigrams against 1
@@ -163,7 +163,7 @@ def test_cider_d_by_hand():
     assert scores[1] == 0.0
 
 
-def test_words_in_every_picture_weigh_nothing_and_one_picture_scores_zero():
+def test_words_in_every_image_weigh_nothing_and_one_image_scores_zero():
     assert cider_d(["a cat"], [["a cat"]]).tolist() == [0.0]
     known = DocumentFrequency({("a",): 4}, 4)
     assert cider_d(["a", "cat"], [["a"], ["cat"]], known).tolist() == [0.0, 10.0 / 4]

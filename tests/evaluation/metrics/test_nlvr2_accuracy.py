@@ -21,7 +21,7 @@ def test_equals_the_official_script(shared):
 
 STATEMENTS = [
     {"id": "dev-1-0-0", "label": True},
-    {"id": "dev-1-1-0", "label": False},  # the same sentence with another pair of pictures
+    {"id": "dev-1-1-0", "label": False},  # the same sentence with another pair of images
     {"id": "dev-1-0-1", "label": True},  # another sentence with the first pair
 ]
 

@@ -23,7 +23,7 @@ def test_equals_the_reference_rule(shared):
 def test_equals_sorting_with_ties_shuffled_ids_and_more_rows_than_a_block(dtype):
     rng = np.random.default_rng(3)
     images, texts = 300, 700
-    ids = [f"picture {i}" for i in rng.permutation(images)]
+    ids = [f"image {i}" for i in rng.permutation(images)]
     owner = np.concatenate([np.arange(images), rng.integers(0, images, texts - images)])
     rng.shuffle(owner)
     scores = rng.integers(0, 12, (images, texts)).astype(dtype)  # ties everywhere
@@ -43,7 +43,7 @@ def test_equals_sorting_with_ties_shuffled_ids_and_more_rows_than_a_block(dtype)
 
 def test_equal_scores_rank_the_higher_index_first():
     recall = retrieval_recall(np.zeros((2, 3)), ["a", "b"], ["a", "b", "a"], ks=(1, 2))
-    # best text of both pictures is the third, "a"'s; best picture of all texts is "b"
+    # best text of both images is the third, "a"'s; best image of all texts is "b"
     assert recall["i2t_r1"] == 1 / 2
     assert recall["i2t_r2"] == 1.0
     assert recall["t2i_r1"] == 1 / 3

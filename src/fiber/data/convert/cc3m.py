@@ -1,4 +1,4 @@
-"""Conceptual Captions 3M: pictures fetched with img2dataset or in ViLT's layout, captions from Google's TSV.
+"""Conceptual Captions 3M: images fetched with img2dataset or in ViLT's layout, captions from Google's TSV.
 
 The TSV has no header and two columns, caption then URL. Many URLs are dead; what is missing is counted and listed.
 """
@@ -10,16 +10,16 @@ from pathlib import Path
 
 from fiber.data.convert import web_pairs
 from fiber.data.convert.bigjson import open_text
-from fiber.data.convert.items import ConversionError, Request, Source
+from fiber.data.convert.items import ConversionError, RawDataset, Request
 
 SPLITS = ("train", "val")
 
-LICENCE = "captions and list: freely usable for any purpose with acknowledgement (Google); pictures: their owners'"
+LICENCE = "captions and list: freely usable for any purpose with acknowledgement (Google); images: their owners'"
 FILES = {"train": "Train_GCC-training*.tsv", "val": "Validation_GCC-*.tsv"}
 
 
-def read(request: Request) -> Source:
-    """One record a picture with its caption."""
+def read(request: Request) -> RawDataset:
+    """One record an image with its caption."""
     raw, split = request.raw, request.split
     lists = [request.annotations] if request.annotations else sorted(raw.glob(FILES[split]))
     images = request.images or next((p for p in (raw / f"images_{split}", raw / split) if p.is_dir()), raw)
@@ -28,7 +28,7 @@ def read(request: Request) -> Source:
     layout, items = web_pairs.find(images, "cc3m", annotations, rows)
     total = sum(1 for _ in captions(lists[0])) if lists else None
     provenance = {"converter": "cc3m", "layout": layout, "list": lists[0].name if lists else None, "rows": total}
-    return Source("cc3m", split, LICENCE, provenance, items, total, placeholders=True)
+    return RawDataset("cc3m", split, LICENCE, provenance, items, total, placeholders=True)
 
 
 def captions(path: Path) -> Iterator[str]:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from fiber.data.convert import coco_folder, karpathy
 from fiber.data.convert.bigjson import Grouped, count_array, iter_array
-from fiber.data.convert.items import ConversionError, Item, Request, Source, existing
+from fiber.data.convert.items import ConversionError, RawDataset, RawItem, Request, existing
 
 SPLITS = ("train", "restval", "val", "test")
 VARIANTS = ("karpathy", "2014", "2017")
 
-LICENCE = "annotations CC-BY-4.0 (COCO consortium); pictures: terms of Flickr and of each photographer"
+LICENCE = "annotations CC-BY-4.0 (COCO consortium); images: terms of Flickr and of each photographer"
 
 
-def read(request: Request) -> Source:
-    """One record a picture with all its captions."""
+def read(request: Request) -> RawDataset:
+    """One record an image with all its captions."""
     raw, split = request.raw, request.split
     if request.variant == "karpathy":
         places = [raw / "karpathy" / "dataset_coco.json", raw / "dataset_coco.json"]
@@ -29,7 +29,7 @@ def read(request: Request) -> Source:
             split,
             "coco",
             lambda entry: f"coco_{entry['cocoid']}",
-            lambda entry: coco_folder.picture(request, entry["cocoid"], entry["filepath"]),
+            lambda entry: coco_folder.coco_image(request, entry["cocoid"], entry["filepath"]),
         )
         total = karpathy.count(path, split)
     else:
@@ -40,10 +40,10 @@ def read(request: Request) -> Source:
         items, total = _plain(path, request), count_array(path, "images")
     provenance = {"converter": "coco_captions", "variant": request.variant, "file": path.name,
                   "bytes": path.stat().st_size}  # fmt: skip
-    return Source("coco_captions", split, LICENCE, provenance, items, total)
+    return RawDataset("coco_captions", split, LICENCE, provenance, items, total)
 
 
-def _plain(path: Path, request: Request) -> Iterator[Item]:
+def _plain(path: Path, request: Request) -> Iterator[RawItem]:
     captions = Grouped(path, "annotations", lambda entry: entry["image_id"])
     subset = f"{request.split}{request.variant}"
     for image in iter_array(path, "images"):
@@ -52,4 +52,4 @@ def _plain(path: Path, request: Request) -> Iterator[Item]:
             "source": "coco",
             "captions": [{"text": entry["caption"]} for entry in captions[image["id"]]],
         }
-        yield Item(record, (coco_folder.picture(request, image["id"], subset),))
+        yield RawItem(record, (coco_folder.coco_image(request, image["id"], subset),))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from fiber.data.convert import coco_folder, coco_format
 from fiber.data.convert.bigjson import count_array
-from fiber.data.convert.items import Request, Source, existing
+from fiber.data.convert.items import RawDataset, Request, existing
 
 SPLITS = ("train", "val")
 VARIANTS = ("2017", "2014")
 
-LICENCE = "annotations CC-BY-4.0 (COCO consortium); pictures: terms of Flickr and of each photographer"
+LICENCE = "annotations CC-BY-4.0 (COCO consortium); images: terms of Flickr and of each photographer"
 
 
-def read(request: Request) -> Source:
-    """One record a picture, crowd regions marked, pictures without objects kept."""
+def read(request: Request) -> RawDataset:
+    """One record per image, crowd regions marked, images without objects kept."""
     subset = f"{request.split}{request.variant}"
     places = [request.raw / "annotations" / f"instances_{subset}.json", request.raw / f"instances_{subset}.json"]
     path = existing([request.annotations] if request.annotations else places, "the instances file")
@@ -23,8 +23,8 @@ def read(request: Request) -> Source:
         "coco",
         {entry["id"] for entry in classes},
         lambda image: f"coco_{image['id']}",
-        lambda image: coco_folder.picture(request, image["id"], subset),
+        lambda image: coco_folder.coco_image(request, image["id"], subset),
     )
     provenance = {"converter": "coco_detection", "file": path.name, "bytes": path.stat().st_size}
     total = count_array(path, "images")
-    return Source("coco_detection", request.split, LICENCE, provenance, items, total, categories=classes)
+    return RawDataset("coco_detection", request.split, LICENCE, provenance, items, total, categories=classes)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.bigjson import Grouped, iter_array
-from fiber.data.convert.items import ConversionError, Drop, Item, Picture
+from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem
 
 Entry = dict[str, Any]
 
@@ -29,9 +29,9 @@ def items(
     source: str,
     known: set[int],
     image_id: Callable[[Entry], str],
-    picture: Callable[[Entry], Picture],
+    raw_image: Callable[[Entry], RawImage],
     keep: Callable[[Entry], bool] = lambda image: True,
-) -> Iterator[Item | Drop]:
+) -> Iterator[RawItem | Drop]:
     """One item an entry of `images`, with its boxes (none is an annotation too: looked at, nothing found).
 
     known: category ids; an annotation of another category is dropped.
@@ -56,7 +56,7 @@ def items(
             if image.get(key):
                 record[field] = image[key]
         size = (int(image["width"]), int(image["height"])) if "width" in image and "height" in image else None
-        yield Item(record, (picture(image),), size, tuple(drops))
+        yield RawItem(record, (raw_image(image),), size, tuple(drops))
     if met < len(annotations):
         yield Drop("annotations of an unlisted image", source, f"{len(annotations) - met} image ids not in 'images'")
 

@@ -1,6 +1,6 @@
 """The engine under all converters: items in, a finished folder of shards out.
 
-The stream of items is cut into pieces of equal length, one piece a shard. A piece depends on nothing but its items,
+The stream of items is cut into pieces of equal length, one piece per shard. A piece depends on nothing but its items,
 so pieces are made by any number of processes, in any order, with the same bytes. Each is made in a hidden folder and
 renamed when whole (``OUT/.partial/000012``); after a kill, the same command goes on with the pieces that are
 missing. At the end the shards move to their places, then come the index and, last, ``dataset.json``: a folder that
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fiber.data.convert.images import PictureError
-from fiber.data.convert.items import ConversionError, Drop, Item, Made, Source
+from fiber.data.convert.images import StoredImageError
+from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.index import Index
 from fiber.data.records import FIELDS
@@ -42,7 +42,7 @@ PARTIAL = ".partial"
 LEAK = "in an evaluation set"
 _PROBE = 32  # items whose packed size sets the length of a piece
 _EXAMPLES = 5  # of each reason in the summary; all are in drops.jsonl
-_SAME_BYTES = 3  # a picture seen this often in one shard of web pictures is a host's "not available"
+_SAME_BYTES = 3  # an image seen this often in one shard of web images is a host's "not available"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Job:
     """What the user can choose. The first group decides the bytes; a resumed run must have the same.
 
     shard_samples, shard_mb: a shard holds as many items as both allow. against: shard folders (or text files with
-    an image id a line) of evaluation sets. drop_leaks: leave their pictures out instead of only reporting them.
+    an image id per line) of evaluation sets. drop_leaks: leave their images out instead of only reporting them.
     """
 
     out: Path
@@ -79,7 +79,7 @@ class _Piece:
     length: int = 0
 
 
-def convert(source: Source, job: Job) -> dict[str, Any]:
+def convert(source: RawDataset, job: Job) -> dict[str, Any]:
     """Writes the data set and returns the summary (JSON-able).
 
     Raises ConversionError: nothing could be made, the folder holds something else, a worker died.
@@ -105,7 +105,7 @@ def convert(source: Source, job: Job) -> dict[str, Any]:
     return {**summary, "seconds": round(seconds, 2), "items_per_second": round(summary["items"] / seconds, 1)}
 
 
-def _guarded(source: Source) -> Iterator[Item | Made | Drop]:
+def _guarded(source: RawDataset) -> Iterator[RawItem | Made | Drop]:
     """The items; an annotation file that is not what it should be becomes one clear error."""
     number = 0
     try:
@@ -139,7 +139,7 @@ def make_key(number: int, image_id: str) -> str:
     return f"{number:08d}-{re.sub('[^A-Za-z0-9_-]', '_', image_id)[:60]}"
 
 
-def _plan(source: Source, job: Job) -> dict[str, Any]:
+def _plan(source: RawDataset, job: Job) -> dict[str, Any]:
     """Everything that decides the bytes."""
     options = {
         **asdict(job.packing),
@@ -194,8 +194,8 @@ def _partial_folder(job: Job, plan: dict[str, Any]) -> Path:
     return partial
 
 
-def _piece_length(head: list[Item | Made | Drop], job: Job) -> int:
-    """Items a shard, from the packed size of the first ones: a function of the input alone."""
+def _piece_length(head: list[RawItem | Made | Drop], job: Job) -> int:
+    """Items per shard, from the packed size of the first ones: a function of the input alone."""
     sizes = []
     for item in head:
         if not isinstance(item, Drop):
@@ -206,7 +206,7 @@ def _piece_length(head: list[Item | Made | Drop], job: Job) -> int:
     return max(1, min(job.shard_samples, int(job.shard_mb * 1e6 * len(sizes) / sum(sizes))))
 
 
-def _make(item: Item | Made, key: str, packing: Packing, categories: set[int] | None) -> tuple[Any, list[Drop]]:
+def _make(item: RawItem | Made, key: str, packing: Packing, categories: set[int] | None) -> tuple[Any, list[Drop]]:
     if isinstance(item, Made):
         return replace(item.make(), key=key), []
     return pack(item, key, packing, categories)
@@ -280,7 +280,7 @@ def _leave_with(parent: int) -> None:
     os._exit(1)
 
 
-def _make_piece(number: int, items: list[Item | Made | Drop]) -> int:
+def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
     """Writes one piece aside and renames it into place. Returns its number of items."""
     piece = _piece
     final = piece.out / PARTIAL / f"{number:06d}"
@@ -300,7 +300,7 @@ def _make_piece(number: int, items: list[Item | Made | Drop]) -> int:
                 if piece.drop_leaks:
                     continue
             if offset in unavailable:
-                drops.append(Drop("placeholder picture", image_id, f"the same bytes {_SAME_BYTES} times or more"))
+                drops.append(Drop("placeholder image", image_id, f"the same bytes {_SAME_BYTES} times or more"))
                 continue
             sample, dropped = _make(item, make_key(number * piece.length + offset, image_id), piece.packing,
                                     piece.categories)  # fmt: skip
@@ -315,14 +315,14 @@ def _make_piece(number: int, items: list[Item | Made | Drop]) -> int:
     return len(items)
 
 
-def _repeated(items: list[Item | Made | Drop]) -> set[int]:
-    """Places of the items whose picture has the same bytes as several others'."""
+def _repeated(items: list[RawItem | Made | Drop]) -> set[int]:
+    """Places of the items whose image has the same bytes as several others'."""
     places: dict[bytes, list[int]] = {}
     for offset, item in enumerate(items):
-        if isinstance(item, Item):
+        if isinstance(item, RawItem):
             try:
-                digest = hashlib.blake2b(item.pictures[0].read(), digest_size=16).digest()
-            except PictureError:
+                digest = hashlib.blake2b(item.images[0].read(), digest_size=16).digest()
+            except StoredImageError:
                 continue
             places.setdefault(digest, []).append(offset)
     return {offset for same in places.values() if len(same) >= _SAME_BYTES for offset in same}
@@ -331,7 +331,7 @@ def _repeated(items: list[Item | Made | Drop]) -> set[int]:
 # --------------------------------------------------------------------------------------- finishing
 
 
-def _finish(source: Source, job: Job, plan: dict[str, Any], partial: Path, folders: list[Path]) -> dict[str, Any]:
+def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, folders: list[Path]) -> dict[str, Any]:
     """Moves the shards to their places and writes the index, drops.jsonl and, last, dataset.json."""
     indexes, reasons, noted, items = [], Counter(), Counter(), 0
     examples: dict[str, list[str]] = {}

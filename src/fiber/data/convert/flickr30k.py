@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from fiber.data.convert import karpathy
-from fiber.data.convert.items import Picture, Request, Source, existing, picture_in
+from fiber.data.convert.items import RawDataset, RawImage, Request, existing, image_in
 
 SPLITS = ("train", "val", "test")
 
-LICENCE = "pictures: terms of Flickr, for non-commercial research and education only"
+LICENCE = "images: terms of Flickr, for non-commercial research and education only"
 FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
 
 
-def read(request: Request) -> Source:
-    """One record a picture with its five captions."""
+def read(request: Request) -> RawDataset:
+    """One record an image with its five captions."""
     places = [request.raw / "karpathy" / "dataset_flickr30k.json", request.raw / "dataset_flickr30k.json"]
     path = existing([request.annotations] if request.annotations else places, "Karpathy's dataset_flickr30k.json")
     items = karpathy.items(
@@ -22,15 +22,15 @@ def read(request: Request) -> Source:
         request.split,
         "flickr30k",
         lambda entry: f"flickr_{Path(entry['filename']).stem}",
-        lambda entry: picture(request, entry["filename"]),
+        lambda entry: image(request, entry["filename"]),
     )
     provenance = {"converter": "flickr30k", "file": path.name, "bytes": path.stat().st_size}
-    return Source("flickr30k", request.split, LICENCE, provenance, items, karpathy.count(path, request.split))
+    return RawDataset("flickr30k", request.split, LICENCE, provenance, items, karpathy.count(path, request.split))
 
 
-def picture(request: Request, file_name: str) -> Picture:
-    """A Flickr30k picture in any of the layouts in use (GLIP's has a folder a split)."""
+def image(request: Request, file_name: str) -> RawImage:
+    """A Flickr30k image in any of the layouts in use (GLIP's has a folder a split)."""
     if request.images is not None:
-        return picture_in([request.images], file_name)
+        return image_in([request.images], file_name)
     roots = [root / folder for root in (request.raw, request.raw / "flickr30k") for folder in FOLDERS]
-    return picture_in([*roots, *(root / split for root in roots for split in SPLITS)], file_name)
+    return image_in([*roots, *(root / split for root in roots for split in SPLITS)], file_name)

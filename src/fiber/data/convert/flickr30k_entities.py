@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.bigjson import open_text
-from fiber.data.convert.flickr30k import LICENCE, picture
-from fiber.data.convert.items import ConversionError, Drop, Item, Request, Source, existing
+from fiber.data.convert.flickr30k import LICENCE, image
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
 
-__all__ = ["LICENCE", "OPTIONS", "SPLITS", "Phrase", "parse_boxes", "parse_sentence", "read"]
+__all__ = ["LICENCE", "OPTIONS", "SPLITS", "BoxedPhrase", "parse_boxes", "parse_sentence", "read"]
 
 SPLITS = ("train", "val", "test")
 OPTIONS = ("raw", "images")
@@ -27,7 +27,7 @@ _PHRASE = re.compile(r"\[/EN#(\d+)((?:/[^\s/\]]+)+) ([^\]]*)\]")
 
 
 @dataclass(frozen=True)
-class Phrase:
+class BoxedPhrase:
     """A marked phrase of a sentence. start, end: characters [start, end) of the plain sentence."""
 
     text: str
@@ -37,13 +37,13 @@ class Phrase:
     end: int
 
 
-def parse_sentence(markup: str) -> tuple[str, list[Phrase]]:
+def parse_sentence(markup: str) -> tuple[str, list[BoxedPhrase]]:
     """``[/EN#1/people Two men] walk .`` -> ("Two men walk .", phrases). Raises ConversionError on broken markup."""
     plain, phrases, at = "", [], 0
     for match in _PHRASE.finditer(markup):
         plain += markup[at : match.start()]
         chain, types, words = match.groups()
-        phrases.append(Phrase(words, chain, tuple(types[1:].split("/")), len(plain), len(plain) + len(words)))
+        phrases.append(BoxedPhrase(words, chain, tuple(types[1:].split("/")), len(plain), len(plain) + len(words)))
         plain += words
         at = match.end()
     plain += markup[at:]
@@ -70,8 +70,8 @@ def parse_boxes(path: Path) -> tuple[tuple[int, int], list[tuple[list[str], list
     return size, boxes
 
 
-def read(request: Request) -> Source:
-    """One record a picture: five captions, their phrases with chain and types, all boxes."""
+def read(request: Request) -> RawDataset:
+    """One record per image: five captions, their phrases with chain and types, all boxes."""
     raw = request.raw
     root = raw if (raw / "Sentences").is_dir() else raw / "flickr30k_entities"
     for folder in ("Sentences", "Annotations"):
@@ -80,13 +80,13 @@ def read(request: Request) -> Source:
     with open_text(listed) as lines:
         names = [line.strip() for line in lines if line.strip()]
     unrelated = _unrelated(root) if request.split == "train" else set()
-    provenance = {"converter": "flickr30k_entities", "split": listed.name, "pictures": len(names)}
+    provenance = {"converter": "flickr30k_entities", "split": listed.name, "images": len(names)}
     items = (_item(root, name, request, unrelated) for name in names)
-    return Source("flickr30k_entities", request.split, LICENCE, provenance, items, len(names))
+    return RawDataset("flickr30k_entities", request.split, LICENCE, provenance, items, len(names))
 
 
 def _unrelated(root: Path) -> set[tuple[str, int]]:
-    """(picture, sentence from 0) of captions that do not describe their picture; nothing to learn from."""
+    """(image, sentence from 0) of captions that do not describe their image; nothing to learn from."""
     path = root / "UNRELATED_CAPTIONS"
     if not path.exists():
         return set()
@@ -95,7 +95,7 @@ def _unrelated(root: Path) -> set[tuple[str, int]]:
     return {(row[0], int(row[1])) for row in rows if len(row) >= 2 and row[1].isdigit()}
 
 
-def _item(root: Path, name: str, request: Request, unrelated: set[tuple[str, int]]) -> Item | Drop:
+def _item(root: Path, name: str, request: Request, unrelated: set[tuple[str, int]]) -> RawItem | Drop:
     image_id, drops = f"flickr_{name}", []
     try:
         size, objects = parse_boxes(root / "Annotations" / f"{name}.xml")
@@ -116,7 +116,7 @@ def _item(root: Path, name: str, request: Request, unrelated: set[tuple[str, int
         "captions": captions,
         "boxes": [{"box": box} for _, box in objects],
     }
-    return Item(record, (picture(request, f"{name}.jpg"),), size, tuple(drops))
+    return RawItem(record, (image(request, f"{name}.jpg"),), size, tuple(drops))
 
 
 def _caption(markup: str, objects: list[tuple[list[str], list[float]]]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Picture files as they come: what they really are, how large, whether they decode, and how to make them smaller.
+"""RawImage files as they come: what they really are, how large, whether they decode, and how to make them smaller.
 
 Names lie (NLVR2's ``.png`` files are often JPEG or GIF, web crawls hold HTML pages called ``.jpg``), so only the
-bytes are trusted. Bytes go into the shards unchanged unless a smaller or re-encoded picture is asked for.
+bytes are trusted. Bytes go into the shards unchanged unless a smaller or re-encoded image is asked for.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _MAGIC = (
 )
 
 
-class PictureError(Exception):
-    """The bytes cannot be used as a picture. ``reason`` is a short stable phrase for counting."""
+class StoredImageError(Exception):
+    """The bytes cannot be used as an image. ``reason`` is a short stable phrase for counting."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -42,21 +42,21 @@ class PictureError(Exception):
 
 
 def sniff(data: bytes) -> str:
-    """File kind from the first bytes: jpg, png, webp, gif, bmp or tiff. Raises PictureError for anything else."""
+    """File kind from the first bytes: jpg, png, webp, gif, bmp or tiff. Raises StoredImageError for anything else."""
     for magic, kind in _MAGIC:
         if data.startswith(magic):
             return kind
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "webp"
     if not data:
-        raise PictureError("empty file", "0 bytes")
+        raise StoredImageError("empty file", "0 bytes")
     if data[:512].lstrip()[:1] == b"<":
-        raise PictureError("not a picture", "an HTML or XML page")
-    raise PictureError("not a picture", f"first bytes {data[:8]!r}")
+        raise StoredImageError("not an image", "an HTML or XML page")
+    raise StoredImageError("not an image", f"first bytes {data[:8]!r}")
 
 
 def size_of(data: bytes, kind: str) -> tuple[int, int]:
-    """(width, height) in pixels of the upright picture, from the header alone. Raises PictureError."""
+    """(width, height) in pixels of the upright image, from the header alone. Raises StoredImageError."""
     try:
         if kind == "jpg":
             try:
@@ -67,12 +67,12 @@ def size_of(data: bytes, kind: str) -> tuple[int, int]:
         if kind == "png":
             return struct.unpack(">II", data[16:24])
     except (ValueError, struct.error) as error:
-        raise PictureError("broken picture", str(error)) from None
+        raise StoredImageError("broken image", str(error)) from None
     return _open(data).size
 
 
 def check_decodes(data: bytes, kind: str) -> None:
-    """Decode every pixel once; raise PictureError for truncated or corrupt data.
+    """Decode every pixel once; raise StoredImageError for truncated or corrupt data.
 
     JPEGs are decoded to grey: every entropy-coded bit is still read (which is where damage shows), only the colour
     conversion is saved. What simplejpeg cannot express (CMYK) or is stricter about gets a second opinion from Pillow.
@@ -91,16 +91,14 @@ def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
     from fiber.images.codec import decode_pil  # brings torch: only where it is needed
 
     try:
-        picture = decode_pil(data)
+        image = decode_pil(data)
     except SampleFault as fault:
-        raise PictureError("broken picture", str(fault)) from None
-    if max_side is not None and max(picture.size) > max_side:
-        scale = max_side / max(picture.size)
-        picture = picture.resize(
-            tuple(max(1, round(side * scale)) for side in picture.size), Image.Resampling.BICUBIC
-        )
+        raise StoredImageError("broken image", str(fault)) from None
+    if max_side is not None and max(image.size) > max_side:
+        scale = max_side / max(image.size)
+        image = image.resize(tuple(max(1, round(side * scale)) for side in image.size), Image.Resampling.BICUBIC)
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=quality)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 
@@ -118,8 +116,8 @@ def _open(data: bytes) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
-            picture.load()
-            return picture
+            image = Image.open(io.BytesIO(data))
+            image.load()
+            return image
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise PictureError("broken picture", str(error)) from None
+        raise StoredImageError("broken image", str(error)) from None

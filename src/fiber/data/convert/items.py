@@ -1,4 +1,4 @@
-"""What a converter yields: items (a record and where its pictures are) and drops (what was left out and why)."""
+"""What a converter yields: items (a record and where its images are) and drops (what was left out and why)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.images import PictureError
+from fiber.data.convert.images import StoredImageError
 from fiber.data.records import Record, Sample
 
 
@@ -19,7 +19,7 @@ class ConversionError(Exception):
 
 @dataclass(frozen=True)
 class Drop:
-    """Something not in the result: a whole picture, or one annotation of it.
+    """Something not in the result: a whole image, or one annotation of it.
 
     reason: short stable phrase to count by. subject: image id. detail: the rest.
     kept: only noted (a clipped box), not lost.
@@ -32,7 +32,7 @@ class Drop:
 
 
 @dataclass(frozen=True)
-class Picture:
+class RawImage:
     """Where encoded bytes lie: the first of ``paths`` that exists; of that file, ``length`` bytes from ``offset``.
 
     line: the bytes are the base64 text in the last column of the line that begins at ``offset`` (TSV of GLIP).
@@ -44,7 +44,7 @@ class Picture:
     line: bool = False
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises PictureError("missing image") naming the first place looked at."""
+        """The encoded bytes. Raises StoredImageError("missing image") naming the first place looked at."""
         for path in self.paths:
             try:
                 with open(path, "rb") as file:
@@ -56,15 +56,15 @@ class Picture:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise PictureError("unreadable file", str(error)) from None
+                raise StoredImageError("unreadable file", str(error)) from None
             except ValueError as error:  # base64
-                raise PictureError("broken picture", str(error)) from None
-        raise PictureError("missing image", self.paths[0] if self.paths else "no path")
+                raise StoredImageError("broken image", str(error)) from None
+        raise StoredImageError("missing image", self.paths[0] if self.paths else "no path")
 
 
 @dataclass(frozen=True)
-class Item:
-    """One picture (two for a pair) before its pixels are read.
+class RawItem:
+    """One image (two for a pair) before its pixels are read.
 
     record: as in `fiber.data.records`, without width and height; boxes in pixels of the annotated size.
     size: (width, height) the annotations were made for, where the files say so.
@@ -72,7 +72,7 @@ class Item:
     """
 
     record: Record
-    pictures: tuple[Picture, ...]
+    images: tuple[RawImage, ...]
     size: tuple[int, int] | None = None
     drops: tuple[Drop, ...] = ()
 
@@ -91,19 +91,19 @@ class Made:
 
 
 @dataclass
-class Source:
+class RawDataset:
     """A data set as a converter understands it.
 
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
-    placeholders: the pictures come from the web, where a host may answer with one and the same "not available"
-    picture: bytes seen three times in a shard are dropped.
+    placeholders: the images come from the web, where a host may answer with one and the same "not available"
+    image: bytes seen three times in a shard are dropped.
     """
 
     name: str
     split: str
     licence: str
     provenance: dict[str, Any]
-    items: Iterable[Item | Made | Drop]
+    items: Iterable[RawItem | Made | Drop]
     total: int | None = None
     categories: list[dict[str, Any]] | None = None
     answers: list[str] | None = None
@@ -144,6 +144,6 @@ def existing(candidates: Sequence[Path], what: str) -> Path:
     raise ConversionError(f"{what} not found; looked for{tried}\nsee docs/data.md for the expected folder")
 
 
-def picture_in(folders: Iterable[Path | str], *names: str) -> Picture:
-    """A picture that may lie under any of the folders under any of the names."""
-    return Picture(tuple(os.path.join(folder, name) for folder in folders for name in names))
+def image_in(folders: Iterable[Path | str], *names: str) -> RawImage:
+    """An image that may lie under any of the folders under any of the names."""
+    return RawImage(tuple(os.path.join(folder, name) for folder in folders for name in names))

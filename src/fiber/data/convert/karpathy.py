@@ -1,4 +1,4 @@
-"""Karpathy's split files (dataset_coco.json, dataset_flickr30k.json): one entry a picture with its sentences."""
+"""Karpathy's split files (dataset_coco.json, dataset_flickr30k.json): one entry an image with its sentences."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.bigjson import iter_array
-from fiber.data.convert.items import ConversionError, Item, Picture
+from fiber.data.convert.items import ConversionError, RawImage, RawItem
 
 
 def items(
-    path: Path, split: str, source: str, image_id: Callable[[dict[str, Any]], str], picture: Callable[[dict], Picture]
-) -> Iterator[Item]:
-    """Pictures of one split with all their captions (``raw``; white space is put in order when packed)."""
+    path: Path, split: str, source: str, image_id: Callable[[dict[str, Any]], str], image: Callable[[dict], RawImage]
+) -> Iterator[RawItem]:
+    """Images of one split with all their captions (``raw``; white space is put in order when packed)."""
     for entry in iter_array(path, "images"):
         try:
             if entry["split"] == split:
                 captions = [{"text": sentence["raw"]} for sentence in entry["sentences"]]
                 record = {"image_id": image_id(entry), "source": source, "captions": captions}
-                yield Item(record, (picture(entry),))
+                yield RawItem(record, (image(entry),))
         except KeyError as error:
             raise ConversionError(f"{path}: an image lacks {error}: {str(entry)[:200]}") from None
 
 
 def count(path: Path, split: str) -> int:
-    """Pictures of the split."""
+    """Images of the split."""
     return sum(entry.get("split") == split for entry in iter_array(path, "images"))

@@ -1,6 +1,6 @@
-"""LVIS v1 (and v0.5): boxes of 1,203 categories on COCO pictures, with the categories known to be absent.
+"""LVIS v1 (and v0.5): boxes of 1,203 categories on COCO images, with the categories known to be absent.
 
-minival is the part of val whose pictures are in COCO val2017 (4,809): LVIS val overlaps COCO's training pictures.
+minival is the part of val whose images are in COCO val2017 (4,809): LVIS val overlaps COCO's training images.
 """
 
 from __future__ import annotations
@@ -9,15 +9,15 @@ from typing import Any
 
 from fiber.data.convert import coco_folder, coco_format
 from fiber.data.convert.bigjson import iter_array
-from fiber.data.convert.items import Picture, Request, Source, existing
+from fiber.data.convert.items import RawDataset, RawImage, Request, existing
 
 SPLITS = ("train", "val", "minival")
 
-LICENCE = "annotations CC-BY-4.0 (LVIS); pictures: COCO, terms of Flickr"
+LICENCE = "annotations CC-BY-4.0 (LVIS); images: COCO, terms of Flickr"
 
 
-def read(request: Request) -> Source:
-    """One record a picture, with negative and not exhaustively annotated categories."""
+def read(request: Request) -> RawDataset:
+    """One record per image, with negative and not exhaustively annotated categories."""
     part = "val" if request.split == "minival" else request.split
     names = [f"lvis_v1_{part}.json", f"lvis_v0.5_{part}.json"]
     places = [folder / name for name in names for folder in (request.raw, request.raw / "annotations")]
@@ -32,24 +32,24 @@ def read(request: Request) -> Source:
         "lvis",
         {entry["id"] for entry in classes},
         lambda image: f"coco_{image['id']}",
-        lambda image: _picture(request, image),
+        lambda image: _image(request, image),
         wanted,
     )
     provenance = {"converter": "lvis", "file": path.name, "bytes": path.stat().st_size}
     total = sum(map(wanted, iter_array(path, "images")))
-    return Source("lvis", request.split, LICENCE, provenance, items, total, categories=classes)
+    return RawDataset("lvis", request.split, LICENCE, provenance, items, total, categories=classes)
 
 
 def _subset(image: dict[str, Any]) -> str:
-    """COCO folder of a picture; v1 tells it by URL only (.../val2017/000000000139.jpg)."""
+    """COCO folder of an image; v1 tells it by URL only (.../val2017/000000000139.jpg)."""
     return image["coco_url"].split("/")[-2]
 
 
-def _picture(request: Request, image: dict[str, Any]) -> Picture:
-    newer = coco_folder.picture(request, image["id"], _subset(image)).paths
+def _image(request: Request, image: dict[str, Any]) -> RawImage:
+    newer = coco_folder.coco_image(request, image["id"], _subset(image)).paths
     older = tuple(
         path
         for subset in ("train2014", "val2014")
-        for path in coco_folder.picture(request, image["id"], subset).paths
+        for path in coco_folder.coco_image(request, image["id"], subset).paths
     )
-    return Picture(newer + older)
+    return RawImage(newer + older)

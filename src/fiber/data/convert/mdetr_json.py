@@ -1,7 +1,7 @@
 """MDETR's grounding files: Flickr30k Entities, the mixed set (COCO and Visual Genome), RefCOCO/+/g.
 
-Their `images` are (picture, caption) pairs; here a picture is one record with all its captions. In RefCOCO files a
-caption is a referring expression with one box. Variants choose pictures of the mixed set by where they come from.
+Their `images` are (image, caption) pairs; here an image is one record with all its captions. In RefCOCO files a
+caption is a referring expression with one box. Variants choose images of the mixed set by where they come from.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from typing import Any
 
 from fiber.data.convert import coco_folder
 from fiber.data.convert.bigjson import Grouped
-from fiber.data.convert.flickr30k import picture as flickr_picture
-from fiber.data.convert.items import ConversionError, Item, Picture, Request, Source, existing, picture_in
+from fiber.data.convert.flickr30k import image as flickr_image
+from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request, existing, image_in
 from fiber.data.convert.visual_genome import image_data
 
 SPLITS = ("train", "val", "test", "testA", "testB", "minival")
 VARIANTS = ("all", "vg", "coco")
 
-LICENCE = "annotations: Flickr30k Entities, Visual Genome (CC-BY-4.0), RefCOCO; pictures: terms of Flickr"
+LICENCE = "annotations: Flickr30k Entities, Visual Genome (CC-BY-4.0), RefCOCO; images: terms of Flickr"
 VG_FOLDERS = ("gqa/images", "images", "VG_100K", "VG_100K_2", "images/VG_100K", "images/VG_100K_2")
 
 
-def read(request: Request) -> Source:
+def read(request: Request) -> RawDataset:
     """Needs --annotations FILE.json. ``split`` only names the result."""
     if request.annotations is None:
         raise ConversionError("mdetr_json needs --annotations FILE, e.g. final_flickr_separateGT_train.json")
@@ -34,17 +34,17 @@ def read(request: Request) -> Source:
     provenance = {"converter": "mdetr_json", "variant": request.variant, "file": path.name,
                   "bytes": path.stat().st_size, "image_data": bool(about)}  # fmt: skip
     items = _items(entries, boxes, about, request)
-    return Source(path.stem.replace(".", "_"), request.split, LICENCE, provenance, items, len(entries))
+    return RawDataset(path.stem.replace(".", "_"), request.split, LICENCE, provenance, items, len(entries))
 
 
-def _items(entries: Grouped, boxes: Grouped, about: dict, request: Request) -> Iterator[Item]:
+def _items(entries: Grouped, boxes: Grouped, about: dict, request: Request) -> Iterator[RawItem]:
     for file_name in entries:
         texts = entries[file_name]
         first = texts[0]
         origin = first.get("data_source") or _origin(first)
         if request.variant not in ("all", origin):
             continue
-        image_id, picture = _picture(file_name, origin, about, request)
+        image_id, image = _image(file_name, origin, about, request)
         record: dict[str, Any] = {
             "image_id": image_id,
             "source": first.get("dataset_name", "mdetr"),
@@ -59,28 +59,28 @@ def _items(entries: Grouped, boxes: Grouped, about: dict, request: Request) -> I
                 record["expressions"] += _expressions(entry, found, numbers)
             else:
                 record["captions"].append(_caption(entry, found, numbers))
-        yield Item(record, (picture,), (int(first["width"]), int(first["height"])))  # strings in the flickr files
+        yield RawItem(record, (image,), (int(first["width"]), int(first["height"])))  # strings in the flickr files
 
 
 def _origin(entry: dict[str, Any]) -> str:
     return "coco" if entry["file_name"].startswith("COCO_") else str(entry.get("dataset_name", "vg"))
 
 
-def _picture(file_name: str, origin: str, about: dict, request: Request) -> tuple[str, Picture]:
+def _image(file_name: str, origin: str, about: dict, request: Request) -> tuple[str, RawImage]:
     """(image id, where)."""
     stem = Path(file_name).stem
     if origin == "coco":
         number = coco_folder.number(file_name)
-        return f"coco_{number}", coco_folder.picture(request, number, file_name.split("_")[1])
+        return f"coco_{number}", coco_folder.coco_image(request, number, file_name.split("_")[1])
     if origin == "flickr":
-        return f"flickr_{stem}", flickr_picture(request, file_name)
+        return f"flickr_{stem}", flickr_image(request, file_name)
     identity = about[int(stem)][2] if stem.isdigit() and int(stem) in about else f"vg_{stem}"
     roots = [request.images] if request.images else [request.raw / folder for folder in VG_FOLDERS]
-    return identity, picture_in(roots, file_name)
+    return identity, image_in(roots, file_name)
 
 
 def _box_number(known: list[dict[str, Any]], annotation: dict[str, Any]) -> int:
-    """Number of the annotation's box among the picture's; captions of one picture share equal boxes."""
+    """Number of the annotation's box among the image's; captions of one image share equal boxes."""
     x, y, width, height = annotation["bbox"]
     box = [x, y, x + width, y + height]
     for number, entry in enumerate(known):

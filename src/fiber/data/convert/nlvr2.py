@@ -1,6 +1,6 @@
-"""NLVR2: sentences about two pictures; the files are JSON lines whatever their name says.
+"""NLVR2: sentences about two images; the files are JSON lines whatever their name says.
 
-Pairs keep both pictures and all their sentences. test2 has labels only in its public form.
+Pairs keep both images and all their sentences. test2 has labels only in its public form.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.bigjson import Grouped
-from fiber.data.convert.items import ConversionError, Item, Picture, Request, Source, existing, picture_in
+from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request, existing, image_in
 
 SPLITS = ("train", "dev", "test1", "test2")
 VARIANTS = ("all", "balanced", "unbalanced")
 
-LICENCE = "annotations CC-BY-4.0 (NLVR2); pictures are not licensed: research use, from the authors on request"
+LICENCE = "annotations CC-BY-4.0 (NLVR2); images are not licensed: research use, from the authors on request"
 
 
-def read(request: Request) -> Source:
-    """One record a pair of pictures with its statements."""
+def read(request: Request) -> RawDataset:
+    """One record a pair of images with its statements."""
     name = f"{request.split}.json"
     if request.variant != "all":
         if request.split == "train":
@@ -30,10 +30,10 @@ def read(request: Request) -> Source:
     path = existing([request.annotations] if request.annotations else places, name)
     statements = Grouped(path, None, lambda entry: entry["identifier"].rpartition("-")[0], lines=True)
     provenance = {"converter": "nlvr2", "variant": request.variant, "file": path.name, "bytes": path.stat().st_size}
-    return Source("nlvr2", request.split, LICENCE, provenance, _items(statements, request), len(statements))
+    return RawDataset("nlvr2", request.split, LICENCE, provenance, _items(statements, request), len(statements))
 
 
-def _items(statements: Grouped, request: Request) -> Iterator[Item]:
+def _items(statements: Grouped, request: Request) -> Iterator[RawItem]:
     for pair in statements:
         entries = statements[pair]
         record = {
@@ -41,7 +41,7 @@ def _items(statements: Grouped, request: Request) -> Iterator[Item]:
             "source": "nlvr2",
             "statements": [_statement(entry) for entry in entries],
         }
-        yield Item(record, tuple(_picture(request, pair, side, entries[0]) for side in (0, 1)))
+        yield RawItem(record, tuple(_image(request, pair, side, entries[0]) for side in (0, 1)))
 
 
 def _statement(entry: dict[str, Any]) -> dict[str, Any]:
@@ -51,10 +51,10 @@ def _statement(entry: dict[str, Any]) -> dict[str, Any]:
     return statement
 
 
-def _picture(request: Request, pair: str, side: int, entry: dict[str, Any]) -> Picture:
+def _image(request: Request, pair: str, side: int, entry: dict[str, Any]) -> RawImage:
     """Left (0) or right (1). Train lies in images/train/<directory>/, the others in <split>/."""
     split = pair.partition("-")[0]
     roots = [request.images] if request.images else [request.raw / "images", request.raw]
     folder = f"train/{entry['directory']}" if "directory" in entry else split
     folders = [place for root in roots for place in (root / folder, root / split, root)]
-    return picture_in(folders, f"{pair}-img{side}.png")
+    return image_in(folders, f"{pair}-img{side}.png")

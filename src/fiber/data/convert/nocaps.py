@@ -1,6 +1,6 @@
-"""NoCaps: novel object captioning on OpenImages pictures; val has ten captions a picture, test none.
+"""NoCaps: novel object captioning on OpenImages images; val has ten captions per image, test none.
 
-A record keeps the picture's `domain` (in-domain, near-domain, out-domain), by which scores are reported.
+A record keeps the image's `domain` (in-domain, near-domain, out-domain), by which scores are reported.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.data.convert.bigjson import Grouped, count_array, has_array, iter_array
-from fiber.data.convert.items import Item, Request, Source, existing, picture_in
+from fiber.data.convert.items import RawDataset, RawItem, Request, existing, image_in
 
 SPLITS = ("val", "test")
 
-LICENCE = "annotations CC-BY-2.0 (nocaps); pictures CC-BY-2.0 (Open Images)"
+LICENCE = "annotations CC-BY-2.0 (nocaps); images CC-BY-2.0 (Open Images)"
 FILES = {"val": "nocaps_val_4500_captions.json", "test": "nocaps_test_image_info.json"}
 
 
-def read(request: Request) -> Source:
-    """One record a picture. Its image id is nocaps_<id>, the id submissions ask for."""
+def read(request: Request) -> RawDataset:
+    """One record per image. Its image id is nocaps_<id>, the id submissions ask for."""
     name = FILES[request.split]
     places = [request.raw / name, request.raw / "annotations" / name]
     path = existing([request.annotations] if request.annotations else places, name)
     provenance = {"converter": "nocaps", "file": path.name, "bytes": path.stat().st_size}
     total = count_array(path, "images")
-    return Source("nocaps", request.split, LICENCE, provenance, _items(path, request), total)
+    return RawDataset("nocaps", request.split, LICENCE, provenance, _items(path, request), total)
 
 
-def _items(path: Path, request: Request) -> Iterator[Item]:
+def _items(path: Path, request: Request) -> Iterator[RawItem]:
     captions = None
     if has_array(path, "annotations"):
         captions = Grouped(path, "annotations", lambda entry: entry["image_id"])
@@ -39,4 +39,4 @@ def _items(path: Path, request: Request) -> Iterator[Item]:
             record["domain"] = image["domain"]
         if captions is not None:
             record["captions"] = [{"text": entry["caption"]} for entry in captions[image["id"]]]
-        yield Item(record, (picture_in(folders, image["file_name"]),))
+        yield RawItem(record, (image_in(folders, image["file_name"]),))

@@ -1,6 +1,6 @@
 """Objects365: the original COCO-style JSON (v1, v2) or the TSV files of GLIP.
 
-JSON: zhiyuan_objv2_*.json, pictures in patch folders. TSV: images.tsv (base64) with train.label.tsv beside it; there
+JSON: zhiyuan_objv2_*.json, images in patch folders. TSV: images.tsv (base64) with train.label.tsv beside it; there
 boxes are corners, and categories come from object365_vgoiv6_class2ind.json or, without it, from the labels.
 """
 
@@ -14,20 +14,20 @@ from typing import Any
 
 from fiber.data.convert import coco_format
 from fiber.data.convert.bigjson import count_array, load, open_text
-from fiber.data.convert.items import ConversionError, Drop, Item, Picture, Request, Source, existing, picture_in
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing, image_in
 
 SPLITS = ("train", "val")
 VARIANTS = ("json", "tsv")
 
-LICENCE = "annotations CC-BY-4.0 (Objects365); pictures: terms of Flickr, academic use"
+LICENCE = "annotations CC-BY-4.0 (Objects365); images: terms of Flickr, academic use"
 
 
-def read(request: Request) -> Source:
-    """One record a picture."""
+def read(request: Request) -> RawDataset:
+    """One record per image."""
     return _read_json(request) if request.variant == "json" else _read_tsv(request)
 
 
-def _read_json(request: Request) -> Source:
+def _read_json(request: Request) -> RawDataset:
     names = [f"{stem}_{request.split}.json" for stem in ("zhiyuan_objv2", "objects365", "zhiyuan_objv1")]
     folders = (request.raw / "annotations", request.raw / request.split, request.raw)
     places = [folder / name for folder in folders for name in names]
@@ -38,41 +38,41 @@ def _read_json(request: Request) -> Source:
         "objects365",
         {entry["id"] for entry in classes},
         lambda image: _image_id(image["file_name"]),
-        lambda image: _picture(request, image["file_name"]),
+        lambda image: _image(request, image["file_name"]),
     )
     provenance = {"converter": "objects365", "variant": "json", "file": path.name, "bytes": path.stat().st_size}
     total = count_array(path, "images")
-    return Source("objects365", request.split, LICENCE, provenance, items, total, categories=classes)
+    return RawDataset("objects365", request.split, LICENCE, provenance, items, total, categories=classes)
 
 
 def _image_id(file_name: str) -> str:
     return f"objects365_{Path(file_name).stem.removeprefix('objects365_')}"
 
 
-def _picture(request: Request, file_name: str) -> Picture:
-    """The JSON says images/v1/patch8/NAME; unpacked, pictures are in SPLIT/patch8/, patch8/ or images/SPLIT/."""
+def _image(request: Request, file_name: str) -> RawImage:
+    """The JSON says images/v1/patch8/NAME; unpacked, images are in SPLIT/patch8/, patch8/ or images/SPLIT/."""
     parts = Path(file_name).parts
     short = "/".join(parts[-2:])
     roots = [request.images] if request.images else [
         request.raw / request.split, request.raw / "images" / request.split, request.raw / "images", request.raw
     ]  # fmt: skip
-    return picture_in(roots, short, parts[-1], file_name)
+    return image_in(roots, short, parts[-1], file_name)
 
 
-def _read_tsv(request: Request) -> Source:
+def _read_tsv(request: Request) -> RawDataset:
     raw, split = request.raw, request.split
     labels = existing(
         [request.annotations] if request.annotations else [raw / f"{split}.label.tsv"], "the label file"
     )
     images = existing([request.images] if request.images else [raw / "images.tsv", raw / f"{split}.images.tsv"],
-                      "the picture file")  # fmt: skip
-    offsets = existing([images.with_suffix(".lineidx")], "the line index of the picture file")
+                      "the image file")  # fmt: skip
+    offsets = existing([images.with_suffix(".lineidx")], "the line index of the image file")
     classes = _tsv_classes(raw, labels)
     provenance = {"converter": "objects365", "variant": "tsv", "file": labels.name, "bytes": labels.stat().st_size}
     items = _tsv_items(labels, images, offsets, {entry["name"]: entry["id"] for entry in classes})
     with open_text(offsets) as lines:
         total = sum(1 for _ in lines)
-    return Source("objects365", split, LICENCE, provenance, items, total, categories=classes)
+    return RawDataset("objects365", split, LICENCE, provenance, items, total, categories=classes)
 
 
 def _tsv_classes(raw: Path, labels: Path) -> list[dict[str, Any]]:
@@ -93,8 +93,8 @@ def _rows(labels: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
                 raise ConversionError(f"{labels}, line {number}: broken label: {error}") from None
 
 
-def _tsv_items(labels: Path, images: Path, offsets: Path, ids: dict[str, int]) -> Iterator[Item | Drop]:
-    """Row i of both files is one picture; `lineidx` holds the byte offset of every row of the picture file."""
+def _tsv_items(labels: Path, images: Path, offsets: Path, ids: dict[str, int]) -> Iterator[RawItem | Drop]:
+    """Row i of both files is one image; `lineidx` holds the byte offset of every row of the image file."""
     with open_text(offsets) as places:
         for row, place in zip_longest(_rows(labels), places):
             if row is None or place is None:
@@ -102,6 +102,6 @@ def _tsv_items(labels: Path, images: Path, offsets: Path, ids: dict[str, int]) -
             entries, image_id = row[1], _image_id(row[0])
             drops = [Drop("unknown category", image_id, e["class"]) for e in entries if e["class"] not in ids]
             boxes = [{"box": e["rect"], "category": ids[e["class"]]} for e in entries if e["class"] in ids]
-            picture = Picture((str(images),), int(place), line=True)
+            raw_image = RawImage((str(images),), int(place), line=True)
             record = {"image_id": image_id, "source": "objects365", "boxes": boxes}
-            yield Item(record, (picture,), drops=tuple(drops))
+            yield RawItem(record, (raw_image,), drops=tuple(drops))

@@ -1,7 +1,7 @@
 """ODinW's 35 sets, and any folder with annotations in COCO's format, your own included.
 
 RAW is the folder of one set. Annotations are RAW/SPLIT/annotations_without_background.json (or
-_annotations.coco.json, annotations.json, ...) with the pictures beside them, or RAW/annotations/SPLIT.json, or what
+_annotations.coco.json, annotations.json, ...) with the images beside them, or RAW/annotations/SPLIT.json, or what
 --annotations and --images say. Split train_5_3 is the few-shot file of 5 shots, seed 3. With --config, one of ODinW's
 YAML files, RAW is the folder above `odinw/`, and the file says where things are and how categories are called.
 """
@@ -16,7 +16,7 @@ import yaml
 
 from fiber.data.convert import coco_format
 from fiber.data.convert.bigjson import count_array, iter_array
-from fiber.data.convert.items import ConversionError, Request, Source, existing, picture_in
+from fiber.data.convert.items import ConversionError, RawDataset, Request, existing, image_in
 from fiber.data.records import clean_text
 
 FEW_SHOT = tuple(f"{part}_{shots}_{seed}" for part in ("train", "val") for shots in (1, 3, 5, 10)
@@ -30,8 +30,8 @@ FILES = ("annotations_without_background.json", "_annotations.coco.json", "annot
 FOLDERS = {"train": ("train",), "val": ("valid", "val", "minival"), "test": ("test",)}
 
 
-def read(request: Request) -> Source:
-    """One record a picture. Category ids stay as they are, only Roboflow's empty super-category 0 goes."""
+def read(request: Request) -> RawDataset:
+    """One record per image. Category ids stay as they are, only Roboflow's empty super-category 0 goes."""
     annotations, images, name = _places(request)
     classes = _classes(annotations)
     if request.config is not None:
@@ -44,7 +44,7 @@ def read(request: Request) -> Source:
         name,
         {entry["id"] for entry in classes},
         lambda image: f"{name}_{Path(image['file_name']).stem}",
-        lambda image: picture_in([images, images / "images"], image["file_name"], Path(image["file_name"]).name),
+        lambda image: image_in([images, images / "images"], image["file_name"], Path(image["file_name"]).name),
     )
     provenance = {
         "converter": "odinw",
@@ -54,11 +54,11 @@ def read(request: Request) -> Source:
         "bytes": annotations.stat().st_size,
     }
     total = count_array(annotations, "images")
-    return Source(name, request.split, LICENCE, provenance, items, total, categories=classes)
+    return RawDataset(name, request.split, LICENCE, provenance, items, total, categories=classes)
 
 
 def _places(request: Request) -> tuple[Path, Path, str]:
-    """(annotation file, picture folder, name of the set)."""
+    """(annotation file, image folder, name of the set)."""
     if request.config is not None:
         entry = registered(load_config(request.config), request.split)
         path = existing([request.raw / entry["ann_file"]], "the annotations")
@@ -78,7 +78,7 @@ def _places(request: Request) -> tuple[Path, Path, str]:
     if path.parent.name != "annotations":
         return path, path.parent, name
     places = [request.raw / place / folder for folder in folders for place in ("", "images")]
-    return path, existing([*places, request.raw / "images", request.raw], "the pictures"), name
+    return path, existing([*places, request.raw / "images", request.raw], "the images"), name
 
 
 def load_config(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""One item -> one sample: read the pictures, check them, fit the record to the stored pixels, validate."""
+"""One item -> one sample: read the images, check them, fit the record to the stored pixels, validate."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fiber.data.convert.images import MAX_PIXELS, STORED, PictureError, check_decodes, shrink, size_of, sniff
-from fiber.data.convert.items import Drop, Item
+from fiber.data.convert.images import MAX_PIXELS, STORED, StoredImageError, check_decodes, shrink, size_of, sniff
+from fiber.data.convert.items import Drop, RawItem
 from fiber.data.records import FIELDS, Record, RecordError, Sample, clean_text, validate_record
 
-_SLACK = 1.0  # pixels a box may leave the picture by, as in the schema: rounding of annotators, not an error
+_SLACK = 1.0  # pixels per box may leave the image by, as in the schema: rounding of annotators, not an error
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How pictures are stored. max_side: long side in pixels. reencode: every picture becomes an RGB JPEG."""
+    """How images are stored. max_side: long side in pixels. reencode: every image becomes an RGB JPEG."""
 
     decode_check: bool = True
     max_side: int | None = None
@@ -23,14 +23,14 @@ class Packing:
     quality: int = 92
 
 
-def pack(item: Item, key: str, packing: Packing, categories: set[int] | None) -> tuple[Sample | None, list[Drop]]:
-    """The sample, or None where the picture is unusable or nothing annotated is left; and what was dropped."""
+def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None) -> tuple[Sample | None, list[Drop]]:
+    """The sample, or None where the image is unusable or nothing annotated is left; and what was dropped."""
     image_id = item.record["image_id"]
     drops = list(item.drops)
     try:
         images, sizes, originals = [], [], []
-        for picture in item.pictures:
-            kind, data, original = _load(picture.read(), packing)
+        for image in item.images:
+            kind, data, original = _load(image.read(), packing)
             size = size_of(data, kind)
             images.append((kind, data))
             originals.append(original)
@@ -41,9 +41,9 @@ def pack(item: Item, key: str, packing: Packing, categories: set[int] | None) ->
         if len(sizes) == 2:
             record["images"] = [{"width": width, "height": height} for width, height in sizes]
         if not any(field in record for field in FIELDS) and any(field in item.record for field in FIELDS):
-            raise PictureError("no annotations left", "all of them were dropped")
+            raise StoredImageError("no annotations left", "all of them were dropped")
         validate_record(record, categories)
-    except (PictureError, RecordError) as error:
+    except (StoredImageError, RecordError) as error:
         return None, [*drops, Drop(error.reason, image_id, getattr(error, "detail", str(error)))]
     return Sample(key, images, record), drops
 
@@ -52,10 +52,10 @@ def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
     """(kind, bytes to store, size before shrinking)."""
     kind = sniff(data)
     if kind not in STORED and not packing.reencode:
-        raise PictureError("unsupported format", f"{kind}; --reencode stores it as JPEG")
+        raise StoredImageError("unsupported format", f"{kind}; --reencode stores it as JPEG")
     size = size_of(data, kind)
     if size[0] * size[1] > MAX_PIXELS:
-        raise PictureError("picture too large", f"{size[0]} x {size[1]} pixels")
+        raise StoredImageError("image too large", f"{size[0]} x {size[1]} pixels")
     if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
         return "jpg", shrink(data, packing.max_side, packing.quality), size
     if packing.decode_check:
@@ -63,7 +63,7 @@ def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
     return kind, data, size
 
 
-def _fit(item: Item, original: tuple[int, int], stored: tuple[int, int], drops: list[Drop]) -> Record:
+def _fit(item: RawItem, original: tuple[int, int], stored: tuple[int, int], drops: list[Drop]) -> Record:
     """A copy of the record with sizes, boxes in stored pixels, clean texts; empty fields left out."""
     record = {field: value for field, value in item.record.items() if value != [] or field == "boxes"}
     record["width"], record["height"] = stored
@@ -71,7 +71,7 @@ def _fit(item: Item, original: tuple[int, int], stored: tuple[int, int], drops: 
     if "boxes" in record:
         annotated = item.size or original
         if not _same_shape(annotated, original):
-            raise PictureError("size mismatch", f"annotated as {annotated}, the picture is {original}")
+            raise StoredImageError("size mismatch", f"annotated as {annotated}, the image is {original}")
         scale = (stored[0] / annotated[0], stored[1] / annotated[1])
         kept = _fit_boxes(record["boxes"], scale, stored, image_id, drops)
         record["boxes"] = [box for box in kept if box is not None]
@@ -86,7 +86,7 @@ def _fit(item: Item, original: tuple[int, int], stored: tuple[int, int], drops: 
 
 
 def _same_shape(annotated: tuple[int, int], actual: tuple[int, int]) -> bool:
-    """Equal sizes, or one a rescaled copy of the other (a folder of resized pictures) up to a pixel of rounding."""
+    """Equal sizes, or one a rescaled copy of the other (a folder of resized images) up to a pixel of rounding."""
     (w0, h0), (w1, h1) = annotated, actual
     scale = math.sqrt((w1 * h1) / (w0 * h0)) if w0 > 0 and h0 > 0 else 0
     return abs(w0 * scale - w1) <= 1 + scale and abs(h0 * scale - h1) <= 1 + scale
@@ -114,7 +114,7 @@ def _fit_boxes(
         if any(x < -_SLACK or x > limit + _SLACK for x, limit in zip(box, limits, strict=True)):
             box = [min(max(x, 0.0), float(limit)) for x, limit in zip(box, limits, strict=True)]
             outside = box[2] <= box[0] or box[3] <= box[1]
-            reason = "box outside the picture" if outside else "box clipped to the picture"
+            reason = "box outside the image" if outside else "box clipped to the image"
             drops.append(Drop(reason, image_id, f"{entry['box']} in {stored}", kept=not outside))
             if outside:
                 kept.append(None)

@@ -5,22 +5,22 @@ from __future__ import annotations
 from functools import partial
 
 from fiber.data import photographs
-from fiber.data.convert.items import ConversionError, Made, Request, Source
+from fiber.data.convert.items import ConversionError, Made, RawDataset, Request
 from fiber.data.records import Sample
 
 SPLITS = ("all",)
 OPTIONS = ()
 
-LICENCE = "pictures: public domain and CC0, as listed in scikit-image's data/README; descriptions: this project"
+LICENCE = "images: public domain and CC0, as listed in scikit-image's data/README; descriptions: this project"
 
 
-def read(request: Request) -> Source:
+def read(request: Request) -> RawDataset:
     """One record a photograph with captions, boxes, expressions, questions and hypotheses."""
     try:
         samples = list(photographs.photographs())
     except (ImportError, FileNotFoundError) as error:
         raise ConversionError(str(error)) from None
-    return Source(
+    return RawDataset(
         "photographs",
         request.split,
         LICENCE,

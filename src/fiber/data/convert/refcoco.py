@@ -11,13 +11,13 @@ from typing import Any
 
 from fiber.data.convert import coco_folder
 from fiber.data.convert.bigjson import Grouped, iter_array
-from fiber.data.convert.items import ConversionError, Drop, Item, Request, Source, existing
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
 from fiber.data.plain_pickle import load_plain
 
 SPLITS = ("train", "val", "testA", "testB", "test")
 VARIANTS = ("refcoco-unc", "refcoco-google", "refcoco+-unc", "refcocog-umd", "refcocog-google")
 
-LICENCE = "annotations Apache-2.0 (refer) and CC-BY-4.0 (COCO); pictures: terms of Flickr"
+LICENCE = "annotations Apache-2.0 (refer) and CC-BY-4.0 (COCO); images: terms of Flickr"
 
 
 def load_refs(path: Path) -> list[dict[str, Any]]:
@@ -31,8 +31,8 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
     return refs
 
 
-def read(request: Request) -> Source:
-    """One record a picture: boxes of its referred objects and their expressions."""
+def read(request: Request) -> RawDataset:
+    """One record per image: boxes of its referred objects and their expressions."""
     data, _, split_by = request.variant.partition("-")
     places = [request.raw / data, request.raw / "data" / data, request.raw]
     if request.annotations is not None:
@@ -50,10 +50,10 @@ def read(request: Request) -> Source:
             by_image.setdefault(ref["image_id"], []).append(ref)
     provenance = {"converter": "refcoco", "variant": request.variant, "file": path.name, "bytes": path.stat().st_size}
     name = f"{data.replace('+', 'plus')}_{split_by}"
-    return Source(name, request.split, LICENCE, provenance, _items(by_image, instances, request), len(by_image))
+    return RawDataset(name, request.split, LICENCE, provenance, _items(by_image, instances, request), len(by_image))
 
 
-def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: Request) -> Iterator[Item]:
+def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: Request) -> Iterator[RawItem]:
     annotations = Grouped(instances, "annotations", lambda entry: entry["id"])
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in iter_array(instances, "images")
              if entry["id"] in by_image}  # fmt: skip
@@ -71,5 +71,5 @@ def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: 
             expressions += [{"text": s["sent"], "box": number, "id": s["sent_id"]} for s in ref["sentences"]]
         record = {"image_id": image_id, "source": request.variant.partition("-")[0],
                   "boxes": [box for _, box in boxes.values()], "expressions": expressions}  # fmt: skip
-        picture = coco_folder.picture(request, image, "train2014")
-        yield Item(record, (picture,), sizes.get(image), tuple(drops))
+        raw_image = coco_folder.coco_image(request, image, "train2014")
+        yield RawItem(record, (raw_image,), sizes.get(image), tuple(drops))

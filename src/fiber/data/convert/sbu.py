@@ -1,7 +1,7 @@
-"""SBU Captioned Photos: pictures fetched with img2dataset or in ViLT's layout.
+"""SBU Captioned Photos: images fetched with img2dataset or in ViLT's layout.
 
 The list is sbu-captions-all.json (parallel lists) or the original pair of SBU_captioned_photo_dataset_*.txt. Flickr
-answers for deleted photos with one and the same picture: those are recognised by their equal bytes and left out.
+answers for deleted photos with one and the same image: those are recognised by their equal bytes and left out.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from fiber.data.convert import web_pairs
 from fiber.data.convert.bigjson import iter_array, open_text
-from fiber.data.convert.items import ConversionError, Request, Source
+from fiber.data.convert.items import ConversionError, RawDataset, Request
 
 SPLITS = ("train",)
 
-LICENCE = "captions: terms of the SBU data set (research); pictures: terms of Flickr and of each photographer"
+LICENCE = "captions: terms of the SBU data set (research); images: terms of Flickr and of each photographer"
 
 
-def read(request: Request) -> Source:
-    """One record a picture with its caption."""
+def read(request: Request) -> RawDataset:
+    """One record an image with its caption."""
     raw = request.raw
     images = request.images or (raw / "images_train" if (raw / "images_train").is_dir() else raw)
     places = [raw / "sbu-captions-all.json", raw / "SBU_captioned_photo_dataset_captions.txt"]
@@ -29,7 +29,7 @@ def read(request: Request) -> Source:
     layout, items = web_pairs.find(images, "sbu", [raw / "annot.json", images / "annot.json"], rows)
     total = sum(1 for _ in captions(listed)) if listed else None
     provenance = {"converter": "sbu", "layout": layout, "list": listed.name if listed else None, "rows": total}
-    return Source("sbu", request.split, LICENCE, provenance, items, total, placeholders=True)
+    return RawDataset("sbu", request.split, LICENCE, provenance, items, total, placeholders=True)
 
 
 def captions(path: Path) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""SNLI-VE: does a Flickr30k picture entail, contradict or leave open a sentence? JSON lines.
+"""SNLI-VE: does a Flickr30k image entail, contradict or leave open a sentence? JSON lines.
 
-The hypothesis (sentence2) is the only text: the picture is the premise, its caption (sentence1) is not used.
+The hypothesis (sentence2) is the only text: the image is the premise, its caption (sentence1) is not used.
 """
 
 from __future__ import annotations
@@ -9,34 +9,34 @@ from collections.abc import Iterator
 from typing import Any
 
 from fiber.data.convert.bigjson import Grouped
-from fiber.data.convert.flickr30k import picture
-from fiber.data.convert.items import Drop, Item, Request, Source, existing
+from fiber.data.convert.flickr30k import image
+from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, existing
 from fiber.data.records import LABELS
 
 SPLITS = ("train", "dev", "test")
 
-LICENCE = "SNLI CC-BY-SA-4.0; pictures: Flickr30k, terms of Flickr, non-commercial research and education only"
+LICENCE = "SNLI CC-BY-SA-4.0; images: Flickr30k, terms of Flickr, non-commercial research and education only"
 
 
-def read(request: Request) -> Source:
-    """One record a picture with its hypotheses."""
+def read(request: Request) -> RawDataset:
+    """One record an image with its hypotheses."""
     name = f"snli_ve_{request.split}.jsonl"
     places = [request.raw / name, request.raw / "data" / name]
     path = existing([request.annotations] if request.annotations else places, name)
-    by_picture = Grouped(path, None, _picture_of, lines=True)
+    by_image = Grouped(path, None, _image_of, lines=True)
     provenance = {"converter": "snli_ve", "file": path.name, "bytes": path.stat().st_size}
-    return Source("snli_ve", request.split, LICENCE, provenance, _items(by_picture, request), len(by_picture))
+    return RawDataset("snli_ve", request.split, LICENCE, provenance, _items(by_image, request), len(by_image))
 
 
-def _picture_of(entry: dict[str, Any]) -> str:
+def _image_of(entry: dict[str, Any]) -> str:
     return str(entry["Flickr30K_ID"]).removesuffix(".jpg")
 
 
-def _items(by_picture: Grouped, request: Request) -> Iterator[Item | Drop]:
-    for name in by_picture:
+def _items(by_image: Grouped, request: Request) -> Iterator[RawItem | Drop]:
+    for name in by_image:
         image_id = f"flickr_{name}"
         hypotheses, drops = [], []
-        for entry in by_picture[name]:
+        for entry in by_image[name]:
             if entry["gold_label"] not in LABELS:  # "-": the annotators did not agree
                 drops.append(Drop("no gold label", image_id, entry["pairID"]))
                 continue
@@ -46,4 +46,4 @@ def _items(by_picture: Grouped, request: Request) -> Iterator[Item | Drop]:
             yield Drop("no hypotheses left", image_id)
             continue
         record = {"image_id": image_id, "source": "snli_ve", "hypotheses": hypotheses}
-        yield Item(record, (picture(request, f"{name}.jpg"),), drops=tuple(drops))
+        yield RawItem(record, (image(request, f"{name}.jpg"),), drops=tuple(drops))

@@ -1,6 +1,6 @@
 """Visual Genome: region descriptions (default; text with its box) or question answers.
 
-Pictures that are also COCO's get COCO's image id (image_data.json tells), so leakage into COCO's test sets shows.
+Images that are also COCO's get COCO's image id (image_data.json tells), so leakage into COCO's test sets shows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from fiber.data.answers import normalize_answer
 from fiber.data.convert.bigjson import iter_array
-from fiber.data.convert.items import ConversionError, Drop, Item, Request, Source, existing, picture_in
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing, image_in
 from fiber.data.convert.vqav2 import load_vocabulary
 from fiber.data.records import clean_text
 
@@ -19,12 +19,12 @@ SPLITS = ("all",)
 VARIANTS = ("regions", "questions")
 OPTIONS = ("raw", "annotations", "images", "answers")
 
-LICENCE = "annotations CC-BY-4.0 (Visual Genome); pictures: YFCC100M and COCO, terms of Flickr"
+LICENCE = "annotations CC-BY-4.0 (Visual Genome); images: YFCC100M and COCO, terms of Flickr"
 FILES = {"regions": "region_descriptions.json", "questions": "question_answers.json"}
 
 
-def read(request: Request) -> Source:
-    """One record a picture: captions with phrases and boxes, or questions."""
+def read(request: Request) -> RawDataset:
+    """One record per image: captions with phrases and boxes, or questions."""
     raw, name = request.raw, FILES[request.variant]
     places = [raw / "annotations" / name, raw / name]
     path = existing([request.annotations] if request.annotations else places, name)
@@ -36,7 +36,7 @@ def read(request: Request) -> Source:
     provenance = {"converter": "visual_genome", "variant": request.variant, "file": path.name,
                   "bytes": path.stat().st_size, "image_data": bool(about)}  # fmt: skip
     kind = "" if request.variant == "regions" else "_questions"
-    return Source(f"visual_genome{kind}", request.split, LICENCE, provenance, items, len(about) or None,
+    return RawDataset(f"visual_genome{kind}", request.split, LICENCE, provenance, items, len(about) or None,
                   answers=vocabulary, notes=notes)  # fmt: skip
 
 
@@ -44,7 +44,7 @@ def image_data(raw: Path) -> tuple[dict[int, tuple[int, int, str]], list[str]]:
     """number -> (width, height, image id) from image_data.json if it is there, and what to tell the user if not."""
     path = next((p for p in (raw / "annotations" / "image_data.json", raw / "image_data.json") if p.exists()), None)
     if path is None:
-        return {}, ["no image_data.json: which Visual Genome pictures are COCO's is not known, leaks do not show"]
+        return {}, ["no image_data.json: which Visual Genome images are COCO's is not known, leaks do not show"]
     return {
         entry["image_id"]: (
             entry["width"],
@@ -56,7 +56,7 @@ def image_data(raw: Path) -> tuple[dict[int, tuple[int, int, str]], list[str]]:
 
 
 def _common(entry: dict[str, Any], request: Request, about: dict, path: Path) -> tuple[int, dict[str, Any]]:
-    """(picture number, arguments of an Item without its record)."""
+    """(image number, arguments of an RawItem without its record)."""
     if "id" not in entry:
         raise ConversionError(f"{path}: an entry has no 'id': {str(entry)[:200]}")
     number = entry["id"]
@@ -66,15 +66,15 @@ def _common(entry: dict[str, Any], request: Request, about: dict, path: Path) ->
         if request.images
         else [root / folder for root in (request.raw / "images", request.raw) for folder in ("VG_100K", "VG_100K_2")]
     )
-    picture = picture_in(folders, f"{number}.jpg")
-    return number, {"pictures": (picture,), "size": (width, height) if width else None}
+    image = image_in(folders, f"{number}.jpg")
+    return number, {"images": (image,), "size": (width, height) if width else None}
 
 
 def _identity(number: int, about: dict) -> dict[str, Any]:
     return {"image_id": about[number][2] if number in about else f"vg_{number}", "source": "vg"}
 
 
-def _regions(path: Path, request: Request, about: dict) -> Iterator[Item | Drop]:
+def _regions(path: Path, request: Request, about: dict) -> Iterator[RawItem | Drop]:
     for entry in iter_array(path):
         number, where = _common(entry, request, about, path)
         record = _identity(number, about)
@@ -95,10 +95,10 @@ def _regions(path: Path, request: Request, about: dict) -> Iterator[Item | Drop]
         if not captions:
             yield Drop("no regions", record["image_id"])
             continue
-        yield Item({**record, "captions": list(captions.values()), "boxes": boxes}, drops=tuple(drops), **where)
+        yield RawItem({**record, "captions": list(captions.values()), "boxes": boxes}, drops=tuple(drops), **where)
 
 
-def _questions(path: Path, request: Request, about: dict, vocabulary: list[str] | None) -> Iterator[Item | Drop]:
+def _questions(path: Path, request: Request, about: dict, vocabulary: list[str] | None) -> Iterator[RawItem | Drop]:
     """Answers are normalised as VQAv2's. With a vocabulary, questions whose answer is not in it are left out."""
     known = None if vocabulary is None else set(vocabulary)
     for entry in iter_array(path):
@@ -121,4 +121,4 @@ def _questions(path: Path, request: Request, about: dict, vocabulary: list[str] 
             yield from drops
             yield Drop("no questions", record["image_id"])
             continue
-        yield Item({**record, "questions": questions}, where["pictures"], drops=tuple(drops))
+        yield RawItem({**record, "questions": questions}, where["images"], drops=tuple(drops))

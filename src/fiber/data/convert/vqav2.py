@@ -16,18 +16,18 @@ from typing import Any
 from fiber.data.answers import normalize_answer, soft_scores
 from fiber.data.convert import coco_folder
 from fiber.data.convert.bigjson import Grouped, iter_array, load
-from fiber.data.convert.items import ConversionError, Drop, Item, Request, Source, existing
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
 
 SPLITS = ("train", "val", "test", "test-dev")
 OPTIONS = ("raw", "annotations", "images", "answers")
 
-LICENCE = "questions and answers CC-BY-4.0 (VQA consortium); pictures: COCO, terms of Flickr"
+LICENCE = "questions and answers CC-BY-4.0 (VQA consortium); images: COCO, terms of Flickr"
 SUBSETS = {"train": "train2014", "val": "val2014", "test": "test2015", "test-dev": "test-dev2015"}
 MIN_QUESTIONS = 9  # a label answers at least this many questions
 
 
-def read(request: Request) -> Source:
-    """One record a picture with its questions; test has no answers."""
+def read(request: Request) -> RawDataset:
+    """One record an image with its questions; test has no answers."""
     subset = SUBSETS[request.split]
     questions = _file(request, f"v2_OpenEnded_mscoco_{subset}_questions.json")
     annotations = None
@@ -39,7 +39,7 @@ def read(request: Request) -> Source:
     items = _items(by_image, annotations, request, set(vocabulary))
     files = [path for path in (questions, annotations) if path]
     provenance = {"converter": "vqav2", "files": {path.name: path.stat().st_size for path in files}}
-    return Source("vqav2", request.split, LICENCE, provenance, items, len(by_image), answers=vocabulary)
+    return RawDataset("vqav2", request.split, LICENCE, provenance, items, len(by_image), answers=vocabulary)
 
 
 def build_vocabulary(annotations: Iterable[Path]) -> list[str]:
@@ -77,7 +77,7 @@ def _answer_files(request: Request) -> list[Path]:
 
 def _items(
     by_image: Grouped, annotations: Path | None, request: Request, vocabulary: set[str]
-) -> Iterator[Item | Drop]:
+) -> Iterator[RawItem | Drop]:
     answers = Grouped(annotations, "annotations", lambda entry: entry["question_id"]) if annotations else None
     subset = SUBSETS[request.split].replace("test-dev2015", "test2015")
     for image in by_image:
@@ -99,7 +99,7 @@ def _items(
                         continue
             record["questions"].append(question)
         if record["questions"]:
-            yield Item(record, (coco_folder.picture(request, image, subset),), drops=tuple(drops))
+            yield RawItem(record, (coco_folder.coco_image(request, image, subset),), drops=tuple(drops))
         else:
             yield from drops
             yield Drop("no questions left", record["image_id"])

@@ -1,6 +1,6 @@
-"""Samples of captioning: a picture with one of its captions, with all of them, or with none.
+"""Samples of captioning: an image with one of its captions, with all of them, or with none.
 
-Shape letters: S image side, L text length, K captions drawn a picture, T tokens of each.
+Shape letters: S image side, L text length, K captions drawn an image, T tokens of each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from fiber.data.records import Record, Sample, annotation_text
-from fiber.data.samples.text import Picture
+from fiber.data.samples.text import ImageTransform
 from fiber.data.shards import ShardSet
 from fiber.data.text import encode
 
@@ -24,12 +24,12 @@ class RewardSample:
     draw others and judge them.
 
     Returns images uint8 (3,S,S); ids, mask int64 (L,); text (str); references (list of str, all captions of the
-    picture); draws float64 (K,T), uniform in [0,1), one for every token that may be drawn. A picture is mirrored
-    only where `Picture` allows it for all of its captions.
+    image); draws float64 (K,T), uniform in [0,1), one for every token that may be drawn. An image is mirrored
+    only where `ImageTransform` allows it for all of its captions.
     """
 
     tokenizer: PreTrainedTokenizerFast
-    picture: Picture
+    transform: ImageTransform
     max_text: int
     captions: int
     tokens: int
@@ -38,7 +38,7 @@ class RewardSample:
         text, references = annotation_text(sample.record, field, number), texts(sample.record)
         ids, mask = encode(self.tokenizer, text, self.max_text)
         return {
-            "images": self.picture(sample.images[0][1], "\n".join(references), rng),
+            "images": self.transform(sample.images[0][1], "\n".join(references), rng),
             "ids": ids,
             "mask": mask,
             "text": text,
@@ -48,16 +48,16 @@ class RewardSample:
 
 
 @dataclass(frozen=True)
-class PictureSample:
+class CaptionEvalSample:
     """For evaluation: images uint8 (3,S,S), image (str, the image_id of the record), references (its captions, maybe
     none), domain (str, empty where the record has none)."""
 
-    picture: Picture
+    transform: ImageTransform
 
     def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
         record = sample.record
         return {
-            "images": self.picture(sample.images[0][1], "", rng),
+            "images": self.transform(sample.images[0][1], "", rng),
             "image": record["image_id"],
             "references": texts(record),
             "domain": record.get("domain", ""),
@@ -70,7 +70,7 @@ def texts(record: Record) -> list[str]:
 
 
 def all_texts(sets: Iterable[ShardSet]) -> Iterator[list[str]]:
-    """The captions of every picture that has some, without reading pictures."""
+    """The captions of every image that has some, without reading images."""
     for shards in sets:
         for number in np.flatnonzero(shards.counts("captions")).tolist():
             found = texts(shards.record(number))

@@ -1,10 +1,10 @@
-"""Region samples: a record becomes a caption, boxes in pixels of the resized picture, and the tokens that each box
+"""Region samples: a record becomes a caption, boxes in pixels of the resized image, and the tokens that each box
 answers to. Grounding captions, referring expressions and detection labels all take this form.
 
 Nothing is dropped silently: each box that cannot be used leaves a `Fault` with its reason. Two exclusions are rules,
 not faults: crowd regions of detection sets, and captions' phrases without boxes.
 
-Shape letters: B pictures, (H,W) padded size, (h,w) a picture's own, L text length, n boxes of a picture, N of all.
+Shape letters: B images, (H,W) padded size, (h,w) an image's own, L text length, n boxes of an image, N of all.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from fiber.images.augment import mentions_sides
 from fiber.images.codec import decode
 
 MULTIPLE = 32  # padded sides are multiples of the coarsest backbone stride
-FIELDS = ("captions", "expressions", "boxes")
+REGION_FIELDS = ("captions", "expressions", "boxes")
 """Annotation fields that region samples are made of."""
 
 
 @dataclass(frozen=True)
 class SetFacts:
-    """What a picture's record does not say about its set: the folder, class names in the order of their ids, and the
+    """What an image's record does not say about its set: the folder, class names in the order of their ids, and the
     place of each id among them."""
 
     path: str
@@ -56,7 +56,7 @@ class RegionShards(ShardSet):
 
     def check(self, field: str, whole: PromptBuilder | None = None) -> None:
         """Raises ShardError where `field` of these records cannot be made into region samples (judging captions by
-        the first hundred pictures), or where `whole` cannot put all classes into one caption."""
+        the first hundred images), or where `whole` cannot put all classes into one caption."""
         if field == "boxes" and not self.facts.names:
             raise ShardError(f"{self.path}: its dataset.json lists no categories, so its boxes have no names")
         if field == "boxes" and whole is not None:
@@ -75,7 +75,7 @@ class RegionShards(ShardSet):
         return sample
 
 
-# ---------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------- images
 
 
 def fitted(width: int, height: int, short: int, longest: int) -> tuple[int, int]:
@@ -84,13 +84,13 @@ def fitted(width: int, height: int, short: int, longest: int) -> tuple[int, int]
     return max(round(width * scale), 1), max(round(height * scale), 1)
 
 
-def open_image(sample: Sample) -> np.ndarray:
-    """The picture as uint8 RGB (H, W, 3). SampleFault("size_mismatch") where it has not the size that its record, and
+def read_image(sample: Sample) -> np.ndarray:
+    """The image as uint8 RGB (H, W, 3). SampleFault("size_mismatch") where it has not the size that its record, and
     so its boxes, speak of."""
     image = decode(sample.images[0][1])
     expected = (sample.record["height"], sample.record["width"])
     if image.shape[:2] != expected:
-        raise SampleFault("size_mismatch", f"the picture is {image.shape[:2]} (h, w), its record says {expected}")
+        raise SampleFault("size_mismatch", f"the image is {image.shape[:2]} (h, w), its record says {expected}")
     return image
 
 
@@ -103,7 +103,7 @@ def resize(image: np.ndarray, width: int, height: int) -> Tensor:
 
 
 def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """uint8 pictures (3,h,w) -> (B,3,H,W), zero at the bottom and right, and their sizes (B,2) int64 (h, w). H and W
+    """uint8 images (3,h,w) -> (B,3,H,W), zero at the bottom and right, and their sizes (B,2) int64 (h, w). H and W
     are the least multiples of 32 that hold them all."""
     sizes = torch.tensor([image.shape[1:] for image in images])
     height, width = (-(-sizes // MULTIPLE) * MULTIPLE).amax(0).tolist()
@@ -118,8 +118,8 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 class RegionSample:
     """make_sample of stage 2, see `__call__`. short_sides: one is drawn for each sample; max_side caps the other side
-    (px). flip: probability of mirroring a picture whose caption has no left or right. classes: what the caption of a
-    picture with labels names: "sampled", the classes in it and absent ones drawn at random, shuffled; "all", every
+    (px). flip: probability of mirroring an image whose caption has no left or right. classes: what the caption of a
+    image with labels names: "sampled", the classes in it and absent ones drawn at random, shuffled; "all", every
     class of the set in order, as evaluation asks for them."""
 
     def __init__(
@@ -138,7 +138,7 @@ class RegionSample:
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """image uint8 (3,h,w); prompt; boxes (n,4) float32 xyxy px of that image, clipped to it; box_tokens (n,L)
-        bool, L the text limit; dropped: one Fault a box left out.
+        bool, L the text limit; dropped: one Fault per box left out.
 
         A box that several phrases of a caption name has the tokens of them all. Raises SampleFault.
         """
@@ -148,7 +148,7 @@ class RegionSample:
             prompt, tokens, reasons = self._labels(record, rng)
         else:
             prompt, tokens, reasons = self._phrases(record, field, annotation)
-        image = open_image(sample)
+        image = read_image(sample)
         height, width = image.shape[:2]
         new_width, new_height = fitted(width, height, side, self.max_side)
         boxes, box_tokens = [], []
@@ -191,7 +191,7 @@ class RegionSample:
         return prompt, tokens, reasons
 
     def _labels(self, record: Record, rng: np.random.Generator) -> tuple[Prompt, dict[int, Tensor], list[str]]:
-        """The same of a picture with class labels. Absent classes are sampled from the record's list where it has one
+        """The same of an image with class labels. Absent classes are sampled from the record's list where it has one
         (a set that is not annotated exhaustively), else from all others."""
         facts: SetFacts = record["set"]
         labels: dict[int, int] = {}
@@ -243,8 +243,8 @@ def box_at(record: Record, index: int) -> Any:
 
 
 def clipped(box: Sequence[float], width: int, height: int) -> tuple[list[float], str]:
-    """A box cut to its picture, and "" or why it cannot be used: "box_not_finite"; "box_without_area", which corners
-    in the wrong order and boxes outside the picture have too."""
+    """A box cut to its image, and "" or why it cannot be used: "box_not_finite"; "box_without_area", which corners
+    in the wrong order and boxes outside the image have too."""
     if len(box) != 4 or not all(isinstance(side, int | float) and math.isfinite(side) for side in box):
         return [], "box_not_finite"
     x0, x1 = (min(max(x, 0), width) for x in box[0::2])

@@ -1,4 +1,4 @@
-"""Samples of the tasks fine-tuned at image level: one text of a record and the picture, or the pair, it speaks of.
+"""Samples of the tasks fine-tuned at image level: one text of a record and the image, or the pair, it speaks of.
 
 Shape letters: S image side, L text length, A answers.
 """
@@ -27,20 +27,20 @@ CLASSES: Mapping[str, tuple] = {"hypotheses": LABELS, "statements": (False, True
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Encoded bytes -> uint8 (3,S,S). `exact`: decoded and resized by Pillow alone. `augmented`: cropped, mirrored
-    and changed at random; pictures whose text speaks of left or right are mirrored only with `flip_sides`."""
+class ImageTransform:
+    """Encoded bytes -> uint8 (3,S,S). `pil_resize`: decoded and resized by Pillow alone. `augmented`: cropped,
+    mirrored and changed at random; images whose text speaks of left or right are mirrored only with `flip_sides`."""
 
     size: int
-    exact: bool = False
+    pil_resize: bool = False
     augmented: bool = False
     flip_sides: bool = False
 
     def __call__(self, data: bytes, text: str, rng: np.random.Generator) -> Tensor:
         """Raises SampleFault("undecodable_image" | "huge_image")."""
         if not self.augmented:
-            return load_image(data, self.size, self.exact)
-        image = decode_pil(data) if self.exact else Image.fromarray(decode(data))
+            return load_image(data, self.size, self.pil_resize)
+        image = decode_pil(data) if self.pil_resize else Image.fromarray(decode(data))
         return augment(image, self.size, rng, flip=self.flip_sides or not mentions_sides(text))
 
 
@@ -48,22 +48,22 @@ class Picture:
 class TextSample:
     """make_sample of retrieval, and what the samples below add to.
 
-    Returns images uint8 (3,S,S), or (2,3,S,S) for the `pictures` of a pair; ids, mask int64 (L,); text (str).
+    Returns images uint8 (3,S,S), or (2,3,S,S) for the `images` of a pair; ids, mask int64 (L,); text (str).
     """
 
     tokenizer: PreTrainedTokenizerFast
-    picture: Picture
+    transform: ImageTransform
     max_text: int
-    pictures: int = 1
+    images: int = 1
 
     def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
         text = annotation_text(sample.record, field, number)
-        if len(sample.images) < self.pictures:
-            raise SampleFault("missing_image", f"{self.pictures} pictures are asked for, it has {len(sample.images)}")
-        images = [self.picture(data, text, rng) for _, data in sample.images[: self.pictures]]
+        if len(sample.images) < self.images:
+            raise SampleFault("missing_image", f"{self.images} images are asked for, it has {len(sample.images)}")
+        images = [self.transform(data, text, rng) for _, data in sample.images[: self.images]]
         ids, mask = encode(self.tokenizer, text, self.max_text)
         return {
-            "images": images[0] if self.pictures == 1 else torch.stack(images),
+            "images": images[0] if self.images == 1 else torch.stack(images),
             "ids": ids,
             "mask": mask,
             "text": text,

@@ -1,8 +1,8 @@
-"""Questions, hypotheses and statements on pairs of pictures, for the shapes world.
+"""Questions, hypotheses and statements on pairs of images, for the shapes world.
 
 Answers are balanced where a reader could guess: yes and no by a coin, hypothesis labels one of each a scene, a
 statement true for two of the four pairs it is said of. What is asked for in vain is drawn as objects are, so that
-the words betray little. The one exception is named: a "neutral" hypothesis speaks of what no picture shows (a heavy
+the words betray little. The one exception is named: a "neutral" hypothesis speaks of what no image shows (a heavy
 circle), so a reader of the words alone reaches 2/3 on hypotheses, not 1/3.
 """
 
@@ -35,7 +35,7 @@ from fiber.data.shapes.scene import Scene, World, generator, make_scene
 
 INVISIBLE = ("heavy", "wooden", "new", "cheap", "borrowed", "soft")
 SIZE_MENTIONED = 0.4  # share of existence sentences that also name a size, true or not
-LISTED = 0.5  # share of the sentences on two pictures that list the contents of one
+LISTED = 0.5  # share of the sentences on two images that list the contents of one
 PAIRS_PER_SET = 4
 VQA_SCORES = {1: 0.3, 2: 0.6, 3: 0.9}  # of ten annotators, this many agree; 1.0 from four on
 
@@ -89,7 +89,7 @@ def _related(scene: Scene, truth: bool, rng: np.random.Generator) -> tuple[Descr
 
 
 def make_hypotheses(scene: Scene, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """One of each label. Neutral: a true statement with an attribute no picture shows; so have half of the false."""
+    """One of each label. Neutral: a true statement with an attribute no image shows; so have half of the false."""
     return [
         {"text": make_statement(scene, True, rng), "label": "entailment"},
         {"text": make_statement(scene, True, rng, pick(rng, INVISIBLE)), "label": "neutral"},
@@ -99,10 +99,10 @@ def make_hypotheses(scene: Scene, rng: np.random.Generator) -> list[dict[str, An
 
 # --------------------------------------------------------------------------------------------------- questions
 
-Asked = tuple[str, str, list[str]]  # question, answer, other answers an inattentive reader might give
+ShapesQuestion = tuple[str, str, list[str]]  # question, answer, other answers an inattentive reader might give
 
 
-def ask_count(scene: Scene, rng: np.random.Generator) -> Asked:
+def ask_count(scene: Scene, rng: np.random.Generator) -> ShapesQuestion:
     """How many of a colour, of a shape, or of all; every number that some question has is as likely."""
     world, questions = scene.world, {}
     for attribute, words in (("colour", world.colours), ("shape", world.shapes)):
@@ -117,18 +117,18 @@ def ask_count(scene: Scene, rng: np.random.Generator) -> Asked:
     return f"how many {plural(pick(rng, questions[number]))} are there?", str(number), wrong
 
 
-def ask_existence(scene: Scene, rng: np.random.Generator) -> Asked:
+def ask_existence(scene: Scene, rng: np.random.Generator) -> ShapesQuestion:
     truth = bool(rng.random() < 0.5)
     return f"is there {a(present(scene, rng) if truth else absent(scene, rng))}?", *_yes_no(truth)
 
 
-def ask_relation(scene: Scene, rng: np.random.Generator) -> Asked:
+def ask_relation(scene: Scene, rng: np.random.Generator) -> ShapesQuestion:
     truth = bool(rng.random() < 0.5)
     first, relation, second = _related(scene, truth, rng)
     return f"is the {first} {relation_words(relation)} the {second}?", *_yes_no(truth)
 
 
-def ask_attribute(scene: Scene, rng: np.random.Generator) -> Asked | None:
+def ask_attribute(scene: Scene, rng: np.random.Generator) -> ShapesQuestion | None:
     """Colour, shape, size or texture of the one object that other words point out. None where no words do."""
     world = scene.world
     kinds = {"colour": world.colours, "shape": world.shapes, "size": tuple(word for word, _, _ in world.sizes)}
@@ -153,7 +153,7 @@ def ask_attribute(scene: Scene, rng: np.random.Generator) -> Asked | None:
     return None
 
 
-def ask_comparison(scene: Scene, rng: np.random.Generator) -> Asked | None:
+def ask_comparison(scene: Scene, rng: np.random.Generator) -> ShapesQuestion | None:
     """Larger of two, or more of two kinds. None where all are of one size and no two kinds differ in number."""
     rank = [word for word, _, _ in scene.world.sizes]
     questions = []
@@ -183,7 +183,7 @@ def _yes_no(truth: bool) -> tuple[str, list[str]]:
     return ("yes", ["no"]) if truth else ("no", ["yes"])
 
 
-KINDS: dict[str, tuple[str, Callable[[Scene, np.random.Generator], Asked | None]]] = {
+KINDS: dict[str, tuple[str, Callable[[Scene, np.random.Generator], ShapesQuestion | None]]] = {
     "count": ("number", ask_count),
     "existence": ("yes/no", ask_existence),
     "attribute": ("other", ask_attribute),
@@ -220,19 +220,19 @@ def make_questions(scene: Scene, rng: np.random.Generator, first_id: int) -> lis
     return questions
 
 
-# -------------------------------------------------------------------------------------------- pairs of pictures
+# -------------------------------------------------------------------------------------------- pairs of images
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence on two pictures and its truth: None where a fair reader could hesitate."""
+    """A sentence on two images and its truth: None where a fair reader could hesitate."""
 
     text: str
     holds: Callable[[Scene, Scene], bool | None]
 
 
 def draw_claim(scenes: list[Scene], rng: np.random.Generator) -> Claim:
-    """A sentence on two pictures: half of them list what one shows (the contents of one of `scenes`), the others tell
+    """A sentence on two images: half of them list what one shows (the contents of one of `scenes`), the others tell
     presence, number or relation of objects."""
     world, split = scenes[0].world, scenes[0].split
     one, two = _loose_description(world, split, rng), _loose_description(world, split, rng)

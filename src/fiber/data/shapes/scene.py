@@ -1,8 +1,8 @@
-"""Scenes of the shapes world: what is in a picture, where it is, and how it is painted.
+"""Scenes of the shapes world: what is in an image, where it is, and how it is painted.
 
 A scene is a pure function of (world, split, seed, index). Positions and radii are fractions of the image side, so
 the same scene can be drawn at any size. Every (colour, shape) combination has a fixed frequency; combinations of
-frequency zero are held out: they appear in the split `compositional` and nowhere else, in no picture and no text.
+frequency zero are held out: they appear in the split `compositional` and nowhere else, in no image and no text.
 """
 
 import io
@@ -25,7 +25,7 @@ JUDGED_AT = 64  # ... counted at this size, whatever size is drawn: a scene is t
 
 @dataclass(frozen=True)
 class World:
-    """What can appear in a picture. `dataclasses.replace(world, image_size=224)` draws the same scenes larger.
+    """What can appear in an image. `dataclasses.replace(world, image_size=224)` draws the same scenes larger.
 
     `sizes` maps a size word to the range of the radius of the enclosing circle, in image sides. `tail[k]` is the
     relative frequency of colour i with shape j where k = (i + j) mod the number of colours; 0 holds the pair out.
@@ -183,12 +183,12 @@ class Scene:
 
 
 def generator(key: tuple[int, ...], purpose: str) -> np.random.Generator:
-    """Independent streams for layout, paint and language: the words do not change with the size of the picture."""
+    """Independent streams for layout, paint and language: the words do not change with the size of the image."""
     return np.random.default_rng((*key, ("layout", "paint", "language").index(purpose) + 1))
 
 
 def make_scene(world: World, split: str, seed: int, index: int, part: int = 0) -> Scene:
-    """The scene of (seed, split, index). `part` tells the scenes of one index apart (pairs of pictures).
+    """The scene of (seed, split, index). `part` tells the scenes of one index apart (pairs of images).
 
     In `compositional` at least one object is of a held-out combination. Raises ValueError for an unknown split.
     """
@@ -370,7 +370,7 @@ def draw_mask(obj: Object, side: int) -> np.ndarray:
 
 
 def paint(scene: Scene) -> np.ndarray:
-    """The picture, uint8 RGB (S, S, 3): background, soft shadows, objects, mild noise."""
+    """The image, uint8 RGB (S, S, 3): background, soft shadows, objects, mild noise."""
     side = scene.world.image_size
     rng = generator(scene.key, "paint")
     canvas = _background(scene.world, rng)

@@ -6,8 +6,8 @@
     arranged  64 px, two large objects of few kinds in a row or a column: only their order tells many scenes apart
     paired  64 px, two objects in a line or anywhere, of three kinds for many scenes in a row: the same for all kinds
 
-Splits: train, val, test (no held-out combination of colour and shape, neither in the pictures nor in the words) and
-compositional (at least one in every picture). Everything is a pure function of (world, split, seed, index);
+Splits: train, val, test (no held-out combination of colour and shape, neither in the images nor in the words) and
+compositional (at least one in every image). Everything is a pure function of (world, split, seed, index);
 `shapes_scene` draws, `shapes_language` and `shapes_tasks` speak.
 """
 
@@ -48,7 +48,7 @@ def generate(world: World, split: str, count: int, seed: int, captions: str = "m
 
 
 def generate_pairs(world: World, split: str, count: int, seed: int) -> Iterator[Sample]:
-    """The first `count` pairs of pictures of a split, each with two true or false statements (NLVR2).
+    """The first `count` pairs of images of a split, each with two true or false statements (NLVR2).
 
     Four pairs make a set and share its two sentences. Raises ValueError for an unknown split.
     """
@@ -134,7 +134,7 @@ def answers(world: World) -> list[str]:
 
 
 def visual_words(world: World) -> dict[str, list[str]]:
-    """The words of a caption that only the picture can tell, by kind: colour, shape, size, texture, relation."""
+    """The words of a caption that only the image can tell, by kind: colour, shape, size, texture, relation."""
     words = {
         "colour": list(world.colours),
         "shape": list(world.shapes),

@@ -40,7 +40,7 @@ _ASCII = str.maketrans(
 )
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TWO_WORDS = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
-# Marks the COCO tools drop. They mean to drop brackets too, but look for "-LRB-" after lower-casing.
+# SpecialTokens the COCO tools drop. They mean to drop brackets too, but look for "-LRB-" after lower-casing.
 _DROPPED = re.compile(r"""-+|\.+|[!?'"`,:;]|''|``""")
 _TOKEN = re.compile(
     r"""
@@ -69,14 +69,14 @@ def tokenize(text: str) -> str:
 
 @dataclass(frozen=True)
 class DocumentFrequency:
-    """In the references of how many of `images` pictures each n-gram (n = 1..4) occurs."""
+    """In the references of how many of `images` images each n-gram (n = 1..4) occurs."""
 
     counts: Mapping[Ngram, int]
     images: int
 
     @classmethod
     def of(cls, references: Iterable[Sequence[str]]) -> Self:
-        """Count over a corpus: per picture its tokenised reference captions."""
+        """Count over a corpus: per image its tokenised reference captions."""
         counts: Counter[Ngram] = Counter()
         images = 0
         for captions in references:
@@ -84,8 +84,8 @@ class DocumentFrequency:
             images += 1
         return cls(counts, images)
 
-    def telling(self) -> Self:
-        """Without the n-grams of one picture, most of them all: they weigh what unknown ones weigh."""
+    def prune_singletons(self) -> Self:
+        """Without the n-grams of one image, most of them all: they weigh what unknown ones weigh."""
         return type(self)({ngram: count for ngram, count in self.counts.items() if count > 1}, self.images)
 
     def save(self, path: str | Path) -> None:
@@ -96,7 +96,7 @@ class DocumentFrequency:
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote (.json), or the pickle of the usual reward code, `{"document_frequency": {tuple of
-        words: count}, "ref_len": pictures}`. ValueError if the file is something else."""
+        words: count}, "ref_len": images}`. ValueError if the file is something else."""
         if Path(path).suffix != ".json":
             data = load_plain(path)
             if not isinstance(data, dict) or not {"document_frequency", "ref_len"} <= set(data):
@@ -115,13 +115,13 @@ def cider_d(
 
     candidates: N tokenised captions (words between blanks). references: N lists of tokenised captions.
     frequency: document frequencies; None counts them over `references` (evaluation: give the whole split at once, for
-    of one picture every n-gram weighs nothing). As a training reward give those of the training set.
+    of one image every n-gram weighs nothing). As a training reward give those of the training set.
     """
     if len(candidates) != len(references):
-        raise ValueError(f"{len(candidates)} candidates but references for {len(references)} pictures")
+        raise ValueError(f"{len(candidates)} candidates but references for {len(references)} images")
     empty = next((i for i, captions in enumerate(references) if not captions), None)
     if empty is not None:
-        raise ValueError(f"picture number {empty} has no reference caption")
+        raise ValueError(f"image number {empty} has no reference caption")
     frequency = frequency or DocumentFrequency.of(references)
     return np.array(
         [
@@ -132,16 +132,16 @@ def cider_d(
 
 
 def best_constant(references: Sequence[Sequence[str]], limit: int = 20) -> float:
-    """The baseline of CIDEr-D: mean score of one caption that is said of every picture but its own, the best of
-    `limit` references spread evenly over the set. Arguments and scale as `cider_d`; 0 for a single picture."""
+    """The baseline of CIDEr-D: mean score of one caption that is said of every image but its own, the best of
+    `limit` references spread evenly over the set. Arguments and scale as `cider_d`; 0 for a single image."""
     frequency = DocumentFrequency.of(references)
     own = list(range(0, len(references), max(1, len(references) // limit)))[:limit]
-    constants = [_TfIdf(references[picture][0], frequency) for picture in own]
+    constants = [_TfIdf(references[image][0], frequency) for image in own]
     scores = np.zeros(len(constants))
-    for picture, captions in enumerate(references):
+    for image, captions in enumerate(references):
         truth = [_TfIdf(caption, frequency) for caption in captions]
         others = zip(constants, own, strict=True)
-        scores += [0.0 if mine == picture else constant.score(truth) for constant, mine in others]
+        scores += [0.0 if mine == image else constant.score(truth) for constant, mine in others]
     return float(scores.max() / max(len(references) - 1, 1))
 
 
@@ -163,7 +163,7 @@ class _TfIdf:
         self.norms = [math.sqrt(norm) for norm in self.norms]
 
     def score(self, references: Sequence["_TfIdf"]) -> float:
-        """CIDEr-D of this caption against the references of its picture."""
+        """CIDEr-D of this caption against the references of its image."""
         total = np.zeros(MAX_NGRAM)
         for reference in references:
             total += self.similarity(reference)
@@ -193,11 +193,11 @@ def _ngrams(caption: str) -> Counter[Ngram]:
 def evaluate(
     predictions: Iterable[Row], references: Mapping[Hashable, Sequence[str]], coco_tools: bool = False
 ) -> dict[str, float]:
-    """Score one caption a picture against its references, document frequencies taken over these references.
+    """Score one caption per image against its references, document frequencies taken over these references.
 
     predictions: rows `{"image_id", "caption"}` of raw text; references: raw captions by image id.
     Returns `{"Bleu_1", ..., "Bleu_4", "ROUGE_L", "CIDEr"}`, with `coco_tools` also METEOR and all of them by those
-    tools. ValueError names a picture without prediction, unknown, predicted twice or without reference.
+    tools. ValueError names an image without prediction, unknown, predicted twice or without reference.
     """
     captions = by_key(predictions, "image_id", "caption")
     check_complete(captions, references, "captions")
@@ -218,10 +218,10 @@ def evaluate_domains(
     domains: Mapping[Hashable, str],
     coco_tools: bool = False,
 ) -> dict[str, dict[str, float]]:
-    """NoCaps: `evaluate` on the pictures of each domain by themselves, then on all, "entire".
+    """NoCaps: `evaluate` on the images of each domain by themselves, then on all, "entire".
 
     domains: image id -> "in-domain", "near-domain" or "out-domain". Each part is a corpus with document frequencies
-    of its own, so "entire" is no mean of the three. Domains without pictures are absent from the result.
+    of its own, so "entire" is no mean of the three. Domains without images are absent from the result.
     """
     captions = by_key(predictions, "image_id", "caption")
     unknown = next((image for image in references if domains.get(image) not in DOMAINS), None)

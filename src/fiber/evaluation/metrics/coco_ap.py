@@ -1,8 +1,8 @@
 """Box average precision by the COCO rules, through pycocotools, from predictions streamed off a file.
 
 Predictions are rows in the COCO results format, `{"image_id", "category_id", "bbox": [x, y, width, height],
-"score"}`, in pixels of the stored image; pictures without detections have no row. "place", the number of a row among
-those of its picture, makes rows unique and keeps their order, which decides between equal scores, through
+"score"}`, in pixels of the stored image; images without detections have no row. "place", the number of a row among
+those of its image, makes rows unique and keeps their order, which decides between equal scores, through
 `predictions.merge_predictions(..., key=ROW_KEY)` for any number of ranks; scoring does not need it.
 """
 
@@ -27,7 +27,7 @@ COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@10
 
 
 @dataclass
-class Detections:
+class DetectionColumns:
     """N detections as columns: index of the image and of the category in the sorted lists they were read with (N,)
     int64, boxes (N,4) float64 xywh, scores (N,) float64."""
 
@@ -39,10 +39,10 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, index: np.ndarray) -> "Detections":
-        return Detections(self.image[index], self.category[index], self.boxes[index], self.scores[index])
+    def __getitem__(self, index: np.ndarray) -> "DetectionColumns":
+        return DetectionColumns(self.image[index], self.category[index], self.boxes[index], self.scores[index])
 
-    def best(self, group: np.ndarray, k: int) -> "Detections":
+    def best(self, group: np.ndarray, k: int) -> "DetectionColumns":
         """The k highest scores of each group (N,), in their old order; among equal scores the earlier stay."""
         order = np.lexsort((-self.scores, group))  # stable
         starts = np.flatnonzero(np.diff(group[order], prepend=-1))
@@ -56,8 +56,8 @@ def coco_ground_truth(
 ) -> dict[str, Any]:
     """A COCO (and LVIS) annotation dict from records and the categories of their `dataset.json`.
 
-    Every record is a picture to be scored, boxes or none; boxes without a stored area get width x height. ValueError
-    names a picture that comes twice or a box without category.
+    Every record is an image to be scored, boxes or none; boxes without a stored area get width x height. ValueError
+    names an image that comes twice or a box without category.
     """
     images: dict[str, dict] = {}
     annotations: list[dict] = []
@@ -90,8 +90,8 @@ def coco_ap(
 ) -> dict[str, float]:
     """The twelve COCO box metrics over all images of `ground_truth` (the content of an annotation file).
 
-    per_image: how many of the best-scored detections of each picture to keep; None for all (COCO's own limit of 100
-    is one a picture and category).
+    per_image: how many of the best-scored detections of each image to keep; None for all (COCO's own limit of 100
+    is one an image and category).
     Returns fractions under the names COCO_STATS; -1 where no object of that size exists. ValueError names a row that
     is malformed or whose image or category is unknown.
     """
@@ -129,7 +129,7 @@ def read_detections(
     per_image: int | None = None,
     per_category: int | None = None,
     prune_at: int = 4_000_000,
-) -> Detections:
+) -> DetectionColumns:
     """Read rows into columns of 48 bytes a detection, checking each.
 
     per_image or per_category: keep only so many best-scored rows of each image or category. The others are
@@ -139,12 +139,12 @@ def read_detections(
         raise ValueError("detections are limited by image or by category: pruning on the way is exact for one alone")
     image_index = {identity: index for index, identity in enumerate(image_ids)}
     category_index = {identity: index for index, identity in enumerate(category_ids)}
-    kept = Detections(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
+    kept = DetectionColumns(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros(0))
     images, categories, numbers = array("q"), array("q"), array("d")
 
-    def collect() -> Detections:
+    def collect() -> DetectionColumns:
         new = np.array(numbers).reshape(-1, 5)
-        merged = Detections(
+        merged = DetectionColumns(
             np.concatenate([kept.image, np.array(images, dtype=np.int64)]),
             np.concatenate([kept.category, np.array(categories, dtype=np.int64)]),
             np.concatenate([kept.boxes, new[:, :4]]),
@@ -168,7 +168,7 @@ def read_detections(
 def sorted_ids(ground_truth: Mapping[str, Any], field: str) -> list:
     """The ids of "images" or "categories", sorted; ValueError names one that comes twice or says there is none.
 
-    Numbers within ids count as numbers: that order decides between equal scores on different pictures, and official
+    Numbers within ids count as numbers: that order decides between equal scores on different images, and official
     tools have it by the plain numbers that ids like "coco_139" are made of.
     """
     ids = sorted((entry["id"] for entry in ground_truth[field]), key=_natural)

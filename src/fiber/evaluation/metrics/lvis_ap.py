@@ -1,11 +1,11 @@
 """LVIS box average precision: the federated protocol, standard and "fixed", without the `lvis` package.
 
-Federated: a category is judged on a picture only where annotators looked for it (it is present, or listed among the
-picture's negatives); where they may have missed instances ("not exhaustive") unmatched detections count neither way.
+Federated: a category is judged on an image only where annotators looked for it (it is present, or listed among the
+image's negatives); where they may have missed instances ("not exhaustive") unmatched detections count neither way.
 
-Two limits on detections give two numbers. Standard AP keeps the 300 best of each picture over all categories. Fixed
+Two limits on detections give two numbers. Standard AP keeps the 300 best of each image over all categories. Fixed
 AP (Dave et al., 2021), which MDETR, GLIP and FIBER report, keeps the 10,000 best of each category over the whole data
-set and knows no limit a picture. Both end in APr, APc, APf: the mean over rare, common and frequent categories.
+set and knows no limit per image. Both end in APr, APc, APf: the mean over rare, common and frequent categories.
 """
 
 from collections import defaultdict
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask
 
-from fiber.evaluation.metrics.coco_ap import Detections, read_detections, sorted_ids
+from fiber.evaluation.metrics.coco_ap import DetectionColumns, read_detections, sorted_ids
 from fiber.evaluation.predictions import Row
 
 IOU_THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -40,7 +40,7 @@ def lvis_ap(
     """Federated box AP over all images of `ground_truth` (the content of an LVIS annotation file).
 
     predictions: rows in the COCO results format. per_image or per_category: how many of the best-scored detections of
-    each picture or category to keep; None for all. Memory is bounded by what is kept.
+    each image or category to keep; None for all. Memory is bounded by what is kept.
     Returns fractions AP, AP50, AP75, APs, APm, APl, APr, APc, APf, AR, ARs, ARm, ARl; -1 where no category has ground
     truth. ValueError names a malformed row, an unknown image or category, or a category without frequency.
     """
@@ -59,7 +59,7 @@ def lvis_ap(
 def fixed_ap(
     ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_category: int = PER_CATEGORY
 ) -> dict[str, float]:
-    """Fixed AP: `lvis_ap` over the best `per_category` detections of each category, however many on a picture."""
+    """Fixed AP: `lvis_ap` over the best `per_category` detections of each category, however many on an image."""
     return lvis_ap(ground_truth, predictions, per_image=None, per_category=per_category)
 
 
@@ -100,7 +100,7 @@ def _read_truth(ground_truth: Mapping[str, Any], image_ids: list, category_ids: 
     return _Truth(objects, judged, not_exhaustive)
 
 
-def _score_categories(found: Detections, truth: _Truth, categories: int) -> tuple[np.ndarray, np.ndarray]:
+def _score_categories(found: DetectionColumns, truth: _Truth, categories: int) -> tuple[np.ndarray, np.ndarray]:
     """Precision (areas, thresholds, recall levels, categories), recall (areas, thresholds, categories); -1: none."""
     precision = -np.ones((len(AREAS), len(IOU_THRESHOLDS), len(RECALL_THRESHOLDS), categories))
     recall = -np.ones((len(AREAS), len(IOU_THRESHOLDS), categories))
@@ -121,8 +121,10 @@ def _score_categories(found: Detections, truth: _Truth, categories: int) -> tupl
     return precision, recall
 
 
-def _match_category(found: Detections, truth: _Truth, category: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Match one category's detections, sorted by image then score, to its objects, picture by picture.
+def _match_category(
+    found: DetectionColumns, truth: _Truth, category: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match one category's detections, sorted by image then score, to its objects, image by image.
 
     Returns matched and ignored (areas, thresholds, N) bool and the number of objects that count, (areas,).
     """
@@ -144,7 +146,7 @@ def _match_category(found: Detections, truth: _Truth, category: int) -> tuple[np
 
 
 def _match(overlaps: np.ndarray, outside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Greedy matching on one picture, for all areas and thresholds at once.
+    """Greedy matching on one image, for all areas and thresholds at once.
 
     overlaps: (D,G) IoU, detections best first. outside: (areas,G) objects that do not count. Each detection takes the
     free object it overlaps most, at least at the threshold; one that does not count only if none that does is left;

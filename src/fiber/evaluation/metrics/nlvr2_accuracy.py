@@ -20,7 +20,7 @@ def evaluate(statements: Iterable[Mapping[str, Any]], predictions: Iterable[Row]
 
     statements: as in records, `{"id", "label": bool}`. predictions: rows `{"id", "label": bool}`, one a statement.
     Returns fractions: `accuracy` over statements, `consistency`: the share of distinct sentences that are judged
-    rightly with every pair of pictures they come with. ValueError names the identifier at fault.
+    rightly with every pair of images they come with. ValueError names the identifier at fault.
     """
     labels = by_key(statements, "id", "label")
     predicted = by_key(predictions, "id", "label")

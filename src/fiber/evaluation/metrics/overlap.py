@@ -1,6 +1,6 @@
 """BLEU (Papineni et al. 2002) and ROUGE-L (Lin 2004) of captions, equal to the COCO caption tools to the last digit.
 
-Captions are tokenised: words between blanks. N pictures, one candidate and some references each.
+Captions are tokenised: words between blanks. N images, one candidate and some references each.
 """
 
 import math
@@ -38,7 +38,7 @@ def bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list
 
 
 def rouge_l(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """Mean over pictures of the F-measure of the longest common subsequence, a fraction; precision and recall are
+    """Mean over images of the F-measure of the longest common subsequence, a fraction; precision and recall are
     each the best over the references."""
     scores = []
     for candidate, captions in zip(candidates, references, strict=True):

@@ -1,7 +1,7 @@
-"""Recall@k of image-text retrieval, both ways, for any number of captions a picture.
+"""Recall@k of image-text retrieval, both ways, for any number of captions per image.
 
-Text retrieval (i2t) hits if any caption of the picture is among the k best; image retrieval (t2i) if the caption's
-picture is. Equal scores rank the higher index first, as a reversed stable sort does; no library's choice of order
+Text retrieval (i2t) hits if any caption of the image is among the k best; image retrieval (t2i) if the caption's
+image is. Equal scores rank the higher index first, as a reversed stable sort does; no library's choice of order
 among ties enters the number.
 """
 
@@ -21,9 +21,9 @@ def retrieval_recall(
     """Recall of a full score matrix.
 
     scores: (images, texts) real, higher is better; -inf marks pairs that were not scored (re-ranking).
-    image_ids: the id of each row, all different. text_image_ids: the id of the picture of each column.
+    image_ids: the id of each row, all different. text_image_ids: the id of the image of each column.
     Returns fractions `i2t_r{k}`, `t2i_r{k}` and `r_mean`, the mean of them all. ValueError names a shape, a score
-    that is NaN, an id that comes twice, a text without picture or a picture without text.
+    that is NaN, an id that comes twice, a text without image or an image without text.
     """
     scores = np.asarray(scores)
     if scores.shape != (len(image_ids), len(text_image_ids)):
