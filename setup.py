@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Coarse-to-fine vision-language pre-training with fusion in the backbone (FIBER)",
     license="MIT",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={"fiber": ["assets/*", "assets/**/*"]},
@@ -33,7 +33,7 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "scikit-image>=0.24", "scipy>=1.11", "peft>=0.17"],
-        "lint": ["ruff>=0.8"],
+        "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-tqdm", "types-psutil"],
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
     },
     entry_points={"console_scripts": ["fiber=fiber.cli.main:main"]},
