@@ -1,0 +1,40 @@
+"""Losses of every kind of run equal the recorded ones: to the last digit on the machine type that recorded them."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import RUNS, TOLERANCE, curve, machine, make_data, run_all
+
+
+def recorded(name: str) -> tuple[bool, dict[int, dict[str, float]]]:
+    """Whether a file was recorded on this machine type, and its curve."""
+    same, steps = False, {}
+    for line in Path(__file__).with_name(f"{name}.txt").read_text().splitlines():
+        if line.startswith("#"):
+            same |= line == f"# machine {machine()}"
+        else:
+            step, *values = line.split()
+            steps[int(step)] = {k: float(v) for k, v in (value.split("=") for value in values)}
+    return same, steps
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every run."""
+    folder = tmp_path_factory.mktemp("golden")
+    make_data(folder)
+    run_all(list(RUNS), folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_losses_are_the_recorded_ones(name: str, trained: Path) -> None:
+    same, expected = recorded(name)
+    steps = dict(curve(trained / name))
+    assert steps.keys() == expected.keys()
+    for step, values in steps.items():
+        wanted = expected[step] if same else pytest.approx(expected[step], rel=TOLERANCE, abs=TOLERANCE)
+        assert values == wanted, f"step {step}"
