@@ -23,8 +23,7 @@ from fiber.evaluation.captioning import caption_reward
 from fiber.evaluation.progress import Progress
 from fiber.tasks.coarse_run import build_sample, build_task, export_model, open_tokenizer, start_from
 from fiber.training import run, zero
-from fiber.training.flops import pair_cost
-from fiber.training.loop import FlopsPerSample
+from fiber.training.flops import FlopsPerSample, pair_cost
 from fiber.training.watchdog import Watchdog
 
 

@@ -28,7 +28,7 @@ def main() -> None:
                 f"# {RUNS[run][1]} rank(s): {script.name} {' '.join(arguments[2:])}",
                 f"# commit {commit.strip()}",
                 f"# machine {machine()}",
-                f"# equal to the last digit on this machine type, within {TOLERANCE} (relative or absolute) elsewhere",
+                f"# equal to the last digit on this machine type, else within {TOLERANCE} (relative or absolute)",
             ]
             for step, values in curve(folder / run):
                 lines.append(" ".join([str(step), *(f"{k}={v!r}" for k, v in sorted(values.items()))]))

@@ -27,7 +27,7 @@ def advance(engine: Any, optimizer: AdamW, step: int) -> float:
     set_learning_rate(optimizer, 0.01)
     total = sum(engine(batch_of(step))[0].values())
     engine.backward(total)
-    zero.update(engine)
+    zero.optimizer_step(engine)
     return total.item()
 
 
@@ -68,7 +68,7 @@ def test_half_written_checkpoints_are_ignored_and_old_ones_go(tmp_path: Path, ca
     assert "step_000003: it is not whole" in said
     assert ".step_000005.partial: a save was interrupted" in said
     sizes = json.loads((folder / "step_000002" / "manifest.json").read_text())
-    assert set(sizes) == {"model.safetensors", "optimizer.safetensors", "rng.pt", "state.json"}
+    assert set(sizes) == {"model.safetensors", "optimizer.safetensors", "rng.pt", "state.json", "config.yaml"}
     parameters = sum(p.numel() for p in Regression().parameters())
     assert sum(sizes.values()) < 3 * 4 * parameters + 40_000  # weights and two moments in fp32, nothing twice
 
@@ -106,3 +106,46 @@ def test_random_states_round_trip(tmp_path: Path) -> None:
     assert draws() != first
     set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert draws() == first
+
+
+@pytest.mark.usefixtures("alone")
+def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (999_998, 999_999, 1_000_000):
+        checkpoints.save(step, engine, optimizer, None, {})
+    folder = tmp_path / "checkpoints"
+    assert {path.name for path in folder.glob("step_*")} == {"step_999999", "step_1000000"}
+    (folder / "latest").unlink()
+    assert checkpoints.latest() == folder / "step_1000000"
+
+
+@pytest.mark.usefixtures("alone")
+def test_the_checkpoint_just_saved_stays_whatever_lies_beside_it(tmp_path: Path) -> None:
+    """Later checkpoints, of a past that was cut back, and broken ones do not push it out."""
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    for step in (1, 8, 9):
+        Checkpoints(tmp_path, keep=9).save(step, engine, optimizer, None, {})
+    checkpoints.set_aside_after(1)
+    folder = tmp_path / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "aside_step_000008",
+        "aside_step_000009",
+        "step_000001",
+    ]
+    (folder / "step_000007").mkdir()  # not whole
+    checkpoints.save(2, engine, optimizer, None, {})
+    assert checkpoints.latest() == folder / "step_000002"
+    assert not (folder / "step_000001").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_run_whose_checkpoints_are_all_broken_does_not_begin_again(tmp_path: Path) -> None:
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    assert checkpoints.latest() is None
+    path = checkpoints.save(3, engine, optimizer, None, {})
+    (path / "model.safetensors").write_bytes(b"short")
+    with pytest.raises(ConfigError, match=r"none of the checkpoints .* is whole"):
+        checkpoints.latest()

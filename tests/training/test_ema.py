@@ -20,7 +20,7 @@ def test_average_by_its_definition(stage: int, precision: str) -> None:
     for step in range(3):
         set_learning_rate(optimizer, 0.05)
         engine.backward(sum(engine(batch_of(step))[0].values()))
-        zero.update(engine)
+        zero.optimizer_step(engine)
         ema.update()
         for name, weight in zero.read_weights(engine):
             expected[name] = 0.75 * expected[name] + 0.25 * weight

@@ -8,7 +8,7 @@ from fiber.backbone.build import build_backbone
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.fine.model import FiberDetector
-from fiber.training.flops import PairCost, count, image_cost, matmul_ceiling, pair_cost, peak_flops
+from fiber.training.flops import PairCost, card_peak, count, image_cost, matmul_ceiling, pair_cost, peak_flops
 
 
 def test_a_linear_map_and_a_convolution_cost_two_flop_a_multiply_add():
@@ -101,3 +101,25 @@ def test_a_step_is_the_sum_of_its_parts():
 def test_the_ceiling_is_a_plausible_speed():
     assert 1e8 < matmul_ceiling(torch.device("cpu"), torch.float32, repeats=2) < 1e14
     assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L40S", 362.0),
+        ("NVIDIA L40", 181.0),
+        ("NVIDIA L4", 121.0),
+        ("NVIDIA H100 80GB HBM3", 989.0),
+        ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA H200", 989.0),
+        ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA A10", 125.0),
+        ("NVIDIA A10G", 70.0),
+        ("Tesla V100-SXM2-32GB", 125.0),
+        ("NVIDIA RTX 6000 Ada Generation", 364.0),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_card_is_known_by_its_whole_name(name, peak):
+    assert card_peak(name) == peak

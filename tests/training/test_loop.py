@@ -294,6 +294,44 @@ def test_a_signal_before_an_evaluation_changes_nothing(step: int, tmp_path: Path
     assert (runs[1] / "checkpoints" / "best").read_text() == "step_000002"
 
 
+def test_a_failing_evaluation_costs_no_weights_and_is_made_up_for(tmp_path: Path) -> None:
+    """The weights are saved before they are evaluated; the next start evaluates them first."""
+    run, start = start_run(tmp_path, steps=4, save_every=100)
+
+    def broken(engine: Any, step: int) -> dict[str, float]:
+        raise OSError("an image cannot be read")
+
+    run.evaluate, run.evaluate_every = broken, 3
+    with pytest.raises(OSError, match="an image cannot be read"):
+        loop.train(run, stream(start), start)
+    run.watchdog.close()
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000003"
+    again, start = start_run(tmp_path, steps=4, save_every=100)
+    seen = []
+    again.evaluate, again.evaluate_every = lambda engine, step: seen.append(step) or {"figure": 1.0}, 3
+    loop.train(again, stream(start), start)
+    again.watchdog.close()
+    assert (start, seen) == (3, [3, 4])
+
+
+def test_the_rehearsal_comes_before_the_first_step_and_draws_nothing(tmp_path: Path) -> None:
+    expected = trained(tmp_path / "whole", steps=3)
+    run, start = start_run(tmp_path / "rehearsed", steps=3)
+    seen = []
+
+    def rehearse(engine: Any) -> None:
+        assert not engine.module.training
+        assert not torch.is_grad_enabled()
+        seen.append((run.done, torch.rand(7)))
+
+    run.rehearse = rehearse
+    loop.train(run, stream(start), start)
+    run.watchdog.close()
+    assert [step for step, _ in seen] == [0]
+    lines = [json.loads(line) for line in (tmp_path / "rehearsed" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["loss/total"] for line in lines] == [line["loss/total"] for line in expected]
+
+
 def test_an_unknown_figure_ends_the_run_at_its_first_evaluation(tmp_path: Path) -> None:
     run, start = start_run(tmp_path, best="acc")
     run.evaluate, run.evaluate_every = lambda engine, step: {"accuracy": 0.5}, 2

@@ -1,10 +1,11 @@
 """Checkpoints of a run: one format by parameter name, for any ZeRO stage, precision and number of ranks.
 
 `RUN/checkpoints/step_NNNNNN/` holds `model.safetensors` (fp32 masters and buffers), `optimizer.safetensors` (Adam's
-moments), `ema.safetensors` where an average is kept, `rng.pt` (one state per rank), `state.json` (step, stream
-position, counters) and `manifest.json` (sizes of the others, written last). A checkpoint is written aside, synced to
-disk and renamed; then `latest`, and in a run that chooses by an evaluation figure `best`, move: files that hold the
-name of a checkpoint; then the oldest go, the best never. Whatever a kill leaves behind is recognised and ignored.
+moments), `ema.safetensors` where an average is kept, `rng.pt` (one state per rank), `config.yaml`, `state.json`
+(step, stream position, counters) and `manifest.json` (sizes of the others, written last). A checkpoint is written
+aside, synced to disk and renamed; then `latest` moves, a file that holds the name of a checkpoint; then the oldest
+go. Evaluation follows: `evaluated.json` joins the checkpoint, and in a run that chooses by a figure `best` moves,
+whose checkpoint never goes. Whatever a kill leaves behind is recognised and ignored.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from fiber.training.optim import AdamW
 class Checkpoints:
     """The checkpoints of one run directory, which all ranks must see (a shared file system between machines)."""
 
-    def __init__(self, run: str | Path, keep: int) -> None:
-        self.folder, self.keep = Path(run) / "checkpoints", keep
+    def __init__(self, run: str | Path, keep: int, config: str = "") -> None:
+        """`config`: the run's configuration as text, saved with each checkpoint."""
+        self.folder, self.keep, self.config = Path(run) / "checkpoints", keep, config
 
     # ---- saving
 
@@ -50,8 +52,8 @@ class Checkpoints:
     ) -> Path:
         """Save everything that training needs to go on with `step`, the next one to run. All ranks must call.
 
-        `state` is plain data (stream position, counters) that `load` gives back. `best`: the step, this one or one
-        saved before, whose checkpoint is the best and stays.
+        `state` is plain data (stream position, counters) that `load` gives back. `best`: the step of the checkpoint
+        that is the best so far and stays.
         """
         final = self.folder / f"step_{step:06d}"
         aside = self.folder / f".step_{step:06d}.partial"
@@ -69,10 +71,10 @@ class Checkpoints:
             torch.save(rng, aside / "rng.pt")
             record = {"step": step, "updates": updates, "loss_scale": loss_scale, "state": dict(state)}
             (aside / "state.json").write_text(json.dumps(record))
+            (aside / "config.yaml").write_text(self.config)
             _publish(aside, final)
-            self.mark_best(best)
             _point(self.folder / "latest", final)
-            self._prune(best)
+            self._prune(step, best)
         distributed.barrier()
         return final
 
@@ -83,29 +85,67 @@ class Checkpoints:
         else:
             _point(self.folder / "best", self.folder / f"step_{step:06d}")
 
-    def _prune(self, best: int | None) -> None:
-        for old in sorted(self.folder.glob("step_*"))[: -self.keep]:
-            if best is None or old.name != f"step_{best:06d}":
-                shutil.rmtree(old)
+    def note_evaluation(self, step: int, state: Mapping[str, Any], best: int | None) -> None:
+        """Add what the evaluations have said, the one of this checkpoint included, to the checkpoint of `step`, and
+        let `best` name the best one. Rank 0 only."""
+        path = self.folder / f"step_{step:06d}"
+        if path.is_dir():  # not where a run without steps is only evaluated
+            aside = path / ".evaluated.json"
+            aside.write_text(json.dumps(dict(state)))
+            _sync(aside)
+            os.replace(aside, path / "evaluated.json")
+        if best is not None and self.has(best):
+            self.mark_best(best)
+
+    def _steps(self) -> list[int]:
+        """Steps of the checkpoint folders, whole or not, ascending as numbers: names are as long as they need be."""
+        names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
+        return sorted(int(name) for name in names if name.isdigit())
+
+    def _prune(self, step: int, best: int | None) -> None:
+        """Remove all but the `keep` newest whole checkpoints up to `step`, the one just saved, and the best."""
+        whole = [s for s in self._steps() if s <= step and self.has(s)]
+        kept = {step, best, *whole[-self.keep :]}
+        for old in self._steps():
+            if old <= step and old not in kept:
+                shutil.rmtree(self.folder / f"step_{old:06d}")
+
+    def set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints of later steps than the one that training goes on with: they are of a past that will
+        be lived again, and would else be taken for newer ones. Rank 0 only."""
+        for later in self._steps():
+            if later > step:
+                source = self.folder / f"step_{later:06d}"
+                target = self.folder / f"aside_{source.name}"
+                shutil.rmtree(target, ignore_errors=True)
+                source.rename(target)
+                print(f"{source.name} is later than step {step}: set aside as {target.name}", file=sys.stderr)
 
     # ---- loading
 
     def latest(self) -> Path | None:
-        """The newest whole checkpoint, the same on all ranks; None in a fresh run. Says what it ignores."""
-        found = None
+        """The newest whole checkpoint, the same on all ranks; None in a fresh run. Says what it ignores. Raises
+        ConfigError where there are checkpoints and none of them is whole: a run does not begin again by itself."""
+        chosen, broken = None, False
         if distributed.is_main():
             pointer = self.folder / "latest"
-            named = self.folder / pointer.read_text().strip() if pointer.exists() else None
-            others = sorted(self.folder.glob("step_*"), reverse=True)
-            for candidate in dict.fromkeys([*([named] if named else []), *others]):
+            named = [self.folder / pointer.read_text().strip()] if pointer.exists() else []
+            others = [self.folder / f"step_{step:06d}" for step in reversed(self._steps())]
+            for candidate in dict.fromkeys([*named, *others]):
                 if is_whole(candidate):
-                    found = candidate.name
+                    chosen = candidate.name
                     break
                 print(f"ignoring {candidate}: it is not whole", file=sys.stderr)
             for partial in self.folder.glob(".step_*.partial"):
                 print(f"ignoring {partial.name}: a save was interrupted", file=sys.stderr)
-        found = distributed.broadcast_object(found)
-        return None if found is None else self.folder / found
+            broken = chosen is None and bool(others)
+        chosen, broken = distributed.broadcast_object((chosen, broken))
+        if broken:
+            raise ConfigError(
+                f"output: none of the checkpoints in {self.folder} is whole; restore one, or remove that folder to "
+                "begin again"
+            )
+        return None if chosen is None else self.folder / chosen
 
     def has(self, step: int) -> bool:
         """Whether the checkpoint of a step is here and whole."""
@@ -153,7 +193,10 @@ class Checkpoints:
         states = torch.load(path / "rng.pt", weights_only=True)
         if len(states) == distributed.world_size():
             set_rng_state(states[distributed.rank()])
-        return record["step"], record["state"]
+        state, evaluated = record["state"], path / "evaluated.json"
+        if evaluated.exists():  # the evaluation came after the save
+            state["record"] = json.loads(evaluated.read_text())
+        return record["step"], state
 
 
 def is_whole(path: Path) -> bool:

@@ -6,6 +6,7 @@ checkpointing computes again is not counted: it is no useful work.
 """
 
 import copy
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,8 +18,30 @@ from torch.utils.flop_counter import FlopCounterMode
 
 T = TypeVar("T")
 
-PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40": 181.0, "V100": 125.0}
-"""Dense half-precision peak of a card by a word of its name (SXM figures of the vendor's data sheets)."""
+FlopsPerSample = Callable[[Mapping[str, Any]], float]
+"""Useful forward FLOP of one sample of a batch."""
+
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "A30": 165.0,
+    "A10G": 70.0,
+    "A10": 125.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 6000 Ada": 364.0,
+    "RTX 4090": 165.0,
+    "RTX 3090": 71.0,
+    "V100": 125.0,
+    "T4": 65.0,
+}
+"""Dense half-precision peak (TFLOP/s, fp32 accumulation) of a card by words of its name, from the vendor's data
+sheets."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +143,16 @@ def peak_flops(device: torch.device) -> float | None:
     yardstick is `matmul_ceiling`."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak * 1e12 for word, peak in PEAK_TFLOPS.items() if word in name), None)
+    peak = card_peak(torch.cuda.get_device_name(device))
+    return None if peak is None else peak * 1e12
+
+
+def card_peak(name: str) -> float | None:
+    """TFLOP/s of a card by the name that its driver gives ("NVIDIA L40S"); None for a card not listed. The words of
+    a listed name must stand in `name` as whole words, and the longest such name counts: an L40S is no L40."""
+    words = re.sub(r"(?<=[A-Z0-9])-(?=[A-Z0-9])", " ", name).split()
+    fitting = [card for card in PEAK_TFLOPS if set(card.split()) <= set(words)]
+    return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
 def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:

@@ -1,13 +1,14 @@
-"""The training loop of both stages: fetch, forward, backward, update, log, evaluate, save."""
+"""The training loop of both stages: fetch, forward, backward, update, log, save, evaluate.
+
+Weights are saved before they are evaluated: an evaluation that fails costs nothing but itself.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import resource
 import signal
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -26,16 +27,15 @@ from fiber.errors import NonFiniteError
 from fiber.training import zero
 from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
-from fiber.training.flops import peak_flops
+from fiber.training.flops import FlopsPerSample
 from fiber.training.optim import AdamW, learning_rate, set_learning_rate, weight_decay_factor
 from fiber.training.selection import Selection
+from fiber.training.speed import SpeedMeter
 from fiber.training.tracking import Tracker
 from fiber.training.watchdog import Watchdog
 
 Batch = dict[str, Any]
 Evaluate = Callable[[Any, int], dict[str, float]]
-FlopsPerSample = Callable[[Batch], float]
-"""Useful forward FLOP of one sample of a batch (training/flops.py)."""
 
 
 @dataclass
@@ -55,6 +55,7 @@ class Run:
     ema: Ema | None = None
     evaluate: Evaluate | None = None
     evaluate_every: int = 0
+    rehearse: Callable[[Any], None] | None = None  # tries a batch of every evaluation set
     flops_per_sample: FlopsPerSample | None = None
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
@@ -89,6 +90,11 @@ class Run:
             with (self.folder / "faults.jsonl").open("a") as file:
                 file.writelines(json.dumps(fault) + "\n" for fault in faults)
 
+    def counts(self) -> dict[str, int]:
+        """Faults by reason and skipped steps over all ranks so far. Collective."""
+        self.collect_faults()
+        return dict(self.counters)
+
     def save(self, step: int) -> None:
         self.watchdog.beat(step, "saving")
         self.collect_faults()
@@ -104,13 +110,14 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, run.request_stop)
-    settings, source, meter, results = run.train, iter(batches), SpeedMeter(run), {}
+    settings, source, results = run.train, iter(batches), {}
+    meter = SpeedMeter(settings.micro_batch, settings.global_batch, run.flops_per_sample)
     run.engine.train()
     run.done = start
-    if run.due(start) and run.record.evaluated < start:  # a signal came before it
+    if start < settings.steps:
+        rehearse(run)
+    if run.due(start) and run.record.evaluated < start:  # a signal or a failure came before it
         results = evaluate(run, start)
-        if run.record.step == start and distributed.is_main():
-            run.checkpoints.mark_best(start)
     progress = _progress(start, settings.steps)
     for step in range(start, start if run.exhausted else settings.steps):
         # ---- fetch
@@ -132,21 +139,21 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         run.done = done = step + 1
         stopping, last = outcome.stop, done == settings.steps
         if done % settings.log_every == 0 or last or stopping:
-            metrics = outcome.average() | rates | {"grad_norm": outcome.grad_norm} | meter.read()
+            metrics = outcome.average() | rates | {"grad_norm": outcome.grad_norm} | meter.read() | run.counts()
             run.tracker.log(step, metrics)
             progress.set_postfix_str(
                 f"loss {metrics['loss/total']:.3f}, {metrics['pairs_per_second']:.1f} pairs/s", refresh=False
             )
         progress.update()
 
-        # ---- evaluate
-        if run.due(done) and not stopping:
-            results = evaluate(run, done)
-        gain = run.record.step == done
-
         # ---- save
-        if done % settings.save_every == 0 or last or stopping or gain or run.exhausted:
+        due = run.due(done) and not stopping
+        if done % settings.save_every == 0 or last or stopping or due:
             run.save(done)
+
+        # ---- evaluate
+        if due:
+            results = evaluate(run, done)
         if stopping:
             run.stop = True  # on the ranks that the signal did not reach, too
             break
@@ -154,8 +161,8 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
             break
     progress.close()
     if run.exhausted and distributed.is_main():
-        told = f"no gain in {settings.best} since step {run.record.step}: training ends at step {run.done}"
-        print(told, file=sys.stderr)
+        message = f"no gain in {settings.best} since step {run.record.step}: training ends at step {run.done}"
+        print(message, file=sys.stderr)
     return results
 
 
@@ -173,9 +180,24 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
         results = distributed.broadcast_object(run.evaluate(run.engine, step))
     run.engine.train()
     run.record.add(step, results)
+    if distributed.is_main():
+        run.checkpoints.note_evaluation(step, run.record.state(), run.record.step)
     run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
     run.tracker.images(step - 1, sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")))
     return results
+
+
+def rehearse(run: Run) -> None:
+    """Try the evaluation before any training: a set that cannot be read, or a figure that does not exist, ends the
+    run now and not after hours. The random numbers of training stay as they are."""
+    if run.rehearse is None:
+        return
+    run.watchdog.beat(0, "evaluation")
+    run.engine.eval()
+    devices = [distributed.device()] if distributed.device().type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        run.rehearse(run.engine)
+    run.engine.train()
 
 
 def fetch(run: Run, source: Iterator[Batch], step: int) -> list[Batch]:
@@ -241,7 +263,7 @@ def update(run: Run, micro_batches: list[Batch], step: int) -> Outcome:
                 _raise_nonfinite("loss", step, bad_keys)
         run.engine.backward(total)
         if batch is micro_batches[-1]:
-            norm = zero.update(run.engine)
+            norm = zero.optimizer_step(run.engine)
         else:
             run.engine.step()
     _account(run, step, norm, bad_keys, micro_batches)
@@ -283,51 +305,3 @@ def _progress(start: int, steps: int) -> tqdm:
         desc="training",
         unit="step",
     )
-
-
-class SpeedMeter:
-    """Speed and memory since the last reading; evaluation and saving are outside."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._steps, self._data, self._compute, self._flops = 0, 0.0, 0.0, 0.0
-
-    def begin(self) -> None:
-        self._mark = time.perf_counter()
-
-    def fetched(self, micro_batches: list[Batch]) -> None:
-        now = time.perf_counter()
-        self._data += now - self._mark
-        self._mark = now
-        cost = self._run.flops_per_sample
-        if cost is not None:  # a backward costs two forwards
-            self._flops += 3 * self._run.train.micro_batch * sum(map(cost, micro_batches))
-
-    def end(self) -> None:
-        self._compute += time.perf_counter() - self._mark
-        self._steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Seconds per step (data, compute), pairs per second over all ranks, peak memory of this rank in GiB,
-        counts of faults and skipped steps over all ranks; where the cost of a sample is known, useful TFLOP/s of a
-        rank, and "mfu", their share of the card's peak. Collective."""
-        data, compute, flops = (total / self._steps for total in (self._data, self._compute, self._flops))
-        self._steps, self._data, self._compute, self._flops = 0, 0.0, 0.0, 0.0
-        pairs = self._run.train.global_batch / (data + compute)
-        metrics = {"seconds/step": data + compute, "seconds/data": data, "seconds/compute": compute}
-        metrics |= {"pairs_per_second": pairs, "memory/peak_gib": peak_memory() / 2**30}
-        if self._run.flops_per_sample is not None:
-            achieved = flops / (data + compute)
-            metrics["tflops"] = achieved / 1e12
-            peak = peak_flops(distributed.device())
-            if peak is not None:
-                metrics["mfu"] = achieved / peak
-        self._run.collect_faults()
-        return metrics | dict(self._run.counters)
-
-
-def peak_memory() -> int:
-    """Bytes: the most that torch held on the card, or the most resident memory of the process on the CPU."""
-    if distributed.device().type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

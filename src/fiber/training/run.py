@@ -23,7 +23,8 @@ from fiber.errors import ConfigError, DataFaultError, ShardError, WeightsError
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
 from fiber.training.ema import Ema
-from fiber.training.tracking import Tracker
+from fiber.training.flops import FlopsPerSample
+from fiber.training.tracking import Tracker, keep_before
 from fiber.training.watchdog import Watchdog
 from fiber.weights.export import inherited_sizes
 from fiber.weights.pretrained import load_pretrained_towers
@@ -118,7 +119,7 @@ def train(
     evaluate: loop.Evaluate,
     export: Callable[[dict[str, Tensor], dict[str, float]], None],
     watchdog: Watchdog,
-    flops_per_sample: loop.FlopsPerSample | None = None,
+    flops_per_sample: FlopsPerSample | None = None,
 ) -> None:
     """Train `task` to the end of `config.train`, going on from the newest checkpoint of `config.output`.
 
@@ -137,6 +138,9 @@ def train(
     if latest is not None:
         start, state = checkpoints.load(latest, engine, optimizer, ema)
         stream.resume(state["stream"])
+        if distributed.is_main():
+            checkpoints.set_aside_after(start)
+            keep_before(folder / "faults.jsonl", start)
     if distributed.is_main():
         _describe(config, folder, latest)
     tracking = config.tracking
@@ -174,8 +178,6 @@ def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None
     summary, best = {"steps": run.done}, run.record
     if not figures and best.step is None:
         figures = loop.evaluate(run, run.done)
-        if distributed.is_main():
-            run.checkpoints.mark_best(best.step)
     if best.step is None:
         with loop.averaged(run.ema):
             weights = collect(zero.read_weights(run.engine))

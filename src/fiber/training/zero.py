@@ -75,7 +75,7 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
     return engine, optimizer
 
 
-def update(engine: Any) -> float:
+def optimizer_step(engine: Any) -> float:
     """`engine.step()` at the end of an accumulation; -> the norm of the whole gradient before clipping."""
     norm = None
     if engine.zero_optimization_stage() == 0:  # DeepSpeed clips but does not report here
