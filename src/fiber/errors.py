@@ -14,21 +14,25 @@ class SampleFault(Exception):
         return type(self), (self.reason, str(self))
 
 
-class DataFaultError(RuntimeError):
+class KnownError(Exception):
+    """An error whose message says all that a user needs: one line, no traceback, exit status 2."""
+
+
+class DataFaultError(KnownError, RuntimeError):
     """More samples are unusable than the run tolerates; names the last shard and key."""
 
 
-class ShardError(ValueError):
+class ShardError(KnownError, ValueError):
     """A set of shards is missing, out of date or misused; one line that says what to do."""
 
 
-class ConfigError(ValueError):
+class ConfigError(KnownError, ValueError):
     """A configuration that cannot run; the message is one line naming the key and the fix."""
 
 
-class WeightsError(ValueError):
+class WeightsError(KnownError, ValueError):
     """Weights that do not fit a model, or a file that is not what it is taken for; the message says what to do."""
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(KnownError, RuntimeError):
     """The loss or the gradient is not finite more often than tolerated; names the step and the samples."""

@@ -3,6 +3,8 @@
 Shape letters: B batch, L text length, N image tokens, T text width, C image width, H head width.
 """
 
+from collections.abc import Collection, Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,11 +67,18 @@ class Temperature(nn.Module):
 
 
 class CoarseHeads(nn.Module):
-    """All heads of a model at image level. `classifiers` maps per task name to its number of classes: "vqa" and
-    "entailment" read one fused pair (2H), "nlvr2" two (4H -> 2H)."""
+    """All heads of a model at image level. `classifiers` maps the name of an answer head to its number of classes; a
+    head reads one fused pair (2H), those named in `paired` two (4H)."""
 
     def __init__(
-        self, *, text_width: int, image_width: int, width: int, vocab_size: int, classifiers: dict[str, int]
+        self,
+        *,
+        text_width: int,
+        image_width: int,
+        width: int,
+        vocab_size: int,
+        classifiers: Mapping[str, int],
+        paired: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.cross_modal = Pooling(text_width, image_width, width)
@@ -77,9 +86,10 @@ class CoarseHeads(nn.Module):
         self.temperature = Temperature()
         self.mlm = MlmHead(width, vocab_size)
         self.itm = nn.Linear(2 * width, 2)
+        self.classes = dict(classifiers)
         self.classifiers = nn.ModuleDict(
             {
-                task: Classifier((4 if task == "nlvr2" else 2) * width, 2 * width, classes)
-                for task, classes in classifiers.items()
+                name: Classifier((4 if name in paired else 2) * width, 2 * width, classes)
+                for name, classes in classifiers.items()
             }
         )

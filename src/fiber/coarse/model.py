@@ -3,6 +3,7 @@
 Shape letters: B batch, L text length, N image tokens, H head width, V vocabulary.
 """
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +34,10 @@ class CoarseModel(nn.Module):
         *,
         head_width: int,
         vocab_size: int,
-        classifiers: dict[str, int] | None = None,
+        classifiers: Mapping[str, int] | None = None,
+        paired: Collection[str] = (),
     ) -> None:
+        """`classifiers`: answer heads and their numbers of classes; `paired`: those that read two images."""
         super().__init__()
         self.backbone = backbone
         self.heads = CoarseHeads(
@@ -43,6 +46,7 @@ class CoarseModel(nn.Module):
             width=head_width,
             vocab_size=vocab_size,
             classifiers=classifiers or {},
+            paired=paired,
         )
         self.pixels = PixelNorm()
 

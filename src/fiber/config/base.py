@@ -263,6 +263,7 @@ def load_config(
     path: str | Path,
     overrides: Sequence[str] = (),
     inherit: Callable[[str], dict[str, Any]] | None = None,
+    lenient: bool = False,
 ) -> T:
     """Read `path`, apply the overrides in order, return a `kind` instance.
 
@@ -284,7 +285,14 @@ def load_config(
         known = typing.get_type_hints(kind)
         sections = {name: section for name, section in inherit(tree["init_from"]).items() if name in known}
         tree = _filled(tree, sections)
-    return _build_dataclass(kind, tree, "")
+    return _build_dataclass(kind, _known(kind, tree) if lenient else tree, "")
+
+
+def _known(kind: Any, tree: Any) -> Any:
+    if not dataclasses.is_dataclass(kind) or not isinstance(tree, dict):
+        return tree
+    kinds = typing.get_type_hints(kind)
+    return {name: _known(kinds[name], value) for name, value in tree.items() if name in kinds}
 
 
 def _filled(given: Any, below: Any) -> Any:
@@ -309,7 +317,12 @@ def _plain(value: Any) -> Any:
 
 def save_config(config: Any, path: str | Path) -> None:
     """Write the resolved configuration; `load_config` of the file gives an equal object."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    Path(path).write_text(to_yaml(config))
+
+
+def to_yaml(config: Any) -> str:
+    """The text that `save_config` writes."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
 
 
 # ---------------------------------------------------------------------------------------------- validation

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import tarfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,6 +48,17 @@ class Index:
     def key(self, i: int) -> str:
         """The key of sample i."""
         return self.keys[self.key_end[i - 1] if i else 0 : self.key_end[i]].tobytes().decode()
+
+    def head(self, samples: int) -> Index:
+        """The first samples alone; the shards stay listed."""
+        first = self.first_image[: samples + 1]
+        return replace(
+            self,
+            record=self.record[:samples],
+            first_image=first,
+            counts=self.counts[:samples],
+            key_end=self.key_end[:samples],
+        )
 
     def header(self) -> str:
         """The text of index.json."""

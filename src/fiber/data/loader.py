@@ -216,6 +216,7 @@ def _batches(
         batch = copies.copy(batch)
         batch["faults"] = found + batch["faults"]
         budget.spend(batch)
+        batch["faults"] += batch.pop("dropped", [])  # parts of usable samples: counted, but no reason to stop
         batch["data_seconds"] = time.perf_counter() - start
         found = []
         yield batch
@@ -248,11 +249,11 @@ def make_loader(
 
     make_sample(sample, field, annotation, rng) decodes and transforms one sample, all chance taken from rng, which
     depends on (seed, position) alone and is good for this call only; it raises SampleFault on bad data. collate makes
-    a dict of a list of its results. To that the stream adds: keys list[str]; position, image_id int64 (B,); uniform
-    float64 (B, 4), draws in [0, 1) that depend on (seed, position) alone; faults list[Fault] met for this batch;
-    data_seconds, the time this process waited for it.
-    Raises DataFaultError when more than max_fault_share of the samples read (of at least 1000) are faults, those of
-    records.BY_RULE left aside, or where no substitute is any better.
+    a dict of a list of its results; its key "dropped", faults of parts of samples, is added to the batch's faults. To
+    that the stream adds: keys list[str]; position, image_id int64 (B,); uniform float64 (B, 4), draws in [0, 1) that
+    depend on (seed, position) alone; faults list[Fault] met for this batch; data_seconds, the time this process
+    waited for it. Raises DataFaultError when more than max_fault_share of the samples read (of at least 1000) are
+    faults, those of records.BY_RULE left aside, or where no substitute is any better.
     """
     if micro_batch * accumulation * world != stream.global_batch:
         raise ShardError(

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping, Sequence
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,16 +53,35 @@ class RecordError(SampleFault):
     """A record breaks the schema; the message names the field and the index."""
 
 
+@dataclass(frozen=True)
+class SetFacts:
+    """What a record does not say about its set: the folder, class names in the order of their ids, and the position
+    of each id among them."""
+
+    path: str = ""
+    names: tuple[str, ...] = ()
+    index: Mapping[int, int] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, path: str, categories: Sequence[Mapping[str, Any]]) -> SetFacts:
+        """categories: as dataset.json lists them, {"id", "name"}."""
+        ordered = sorted(categories, key=lambda category: category["id"])  # as evaluation asks for them
+        index = {category["id"]: position for position, category in enumerate(ordered)}
+        return cls(path, tuple(category["name"] for category in ordered), index)
+
+
 @dataclass
 class Sample:
     """What a shard holds under one key.
 
-    key: unique in the set, without dots. images: one (extension, encoded bytes) an image, two for pairs.
+    key: unique in the set, without dots. images: one (extension, encoded bytes) per image, two for pairs. facts: of
+    the set that it comes from.
     """
 
     key: str
     images: list[tuple[str, bytes]]
     record: Record
+    facts: SetFacts = SetFacts()
 
 
 def clean_text(text: str) -> str:

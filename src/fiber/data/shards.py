@@ -5,6 +5,7 @@ A data set is a folder: NAME-000000.tar, ..., dataset.json (what it is) and an i
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
@@ -16,7 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fiber.data.index import Index, IndexBuilder, Members, scan_tar
-from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample
+from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts
 from fiber.data.remote import RemoteFolder
 from fiber.errors import SampleFault, ShardError
 
@@ -69,6 +70,24 @@ def _index_of(paths: Iterable[Path], folder: Path) -> Index:
     return index
 
 
+def _info(folder: Path) -> dict[str, Any]:
+    described = folder / "dataset.json"
+    return json.loads(described.read_text()) if described.exists() else {}
+
+
+def dataset_info(path: str) -> dict[str, Any]:
+    """What dataset.json says of a set, {} without one; the index is not opened. `path` as for ShardSet. Raises
+    ShardError."""
+    if not RemoteFolder.is_remote(path):
+        return _info(Path(path))
+    remote = RemoteFolder(path, keep=OPEN_FILES)
+    try:
+        remote.fetch("dataset.json")
+    except OSError as error:
+        raise ShardError(f"{path}: {error}") from None
+    return _info(remote.folder)
+
+
 class ShardSet:
     """A data set of shards, read at random by sample number 0..len-1 (the order of the shards).
 
@@ -86,9 +105,9 @@ class ShardSet:
         self._files: dict[int, int] = {}
         self.index = self._load_remote_index(self.remote) if self.remote else self._load_index()
         self.fingerprint = self.index.fingerprint()
-        described = self.folder / "dataset.json"
-        self.info: dict[str, Any] = json.loads(described.read_text()) if described.exists() else {}
+        self.info = _info(self.folder)
         self.name: str = self.info.get("name", self.folder.name)
+        self.facts = SetFacts.of(str(self.path), self.categories)
         self.starts = np.cumsum([0] + [s["samples"] for s in self.index.shards], dtype=np.int64)
 
     def _load_index(self) -> Index:
@@ -119,6 +138,15 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def view(self, name: str, samples: int | None = None) -> ShardSet:
+        """The same set under another name, or its first `samples` alone; nothing is opened again."""
+        part = copy.copy(self)
+        part.name, part._files = name, {}
+        if samples is not None:
+            part.index = self.index.head(samples)
+            part.starts = np.minimum(self.starts, samples)
+        return part
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path}
@@ -193,7 +221,7 @@ class ShardSet:
             raise SampleFault("missing_image", "the sample has no image member")
         places, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
         images = [(EXTENSIONS[kind], self._pread(i, *place)) for kind, place in zip(kinds, places, strict=True)]
-        return Sample(self.index.key(i), images, record)
+        return Sample(self.index.key(i), images, record, self.facts)
 
     def _pread(self, i: int, offset: int, size: int) -> bytes:
         try:

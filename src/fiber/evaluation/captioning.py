@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from fiber import distributed
 from fiber.coarse.decoding import Caption, SpecialTokens, beam_search
+from fiber.coarse.model import CoarseModel
 from fiber.config.stage1 import CaptionConfig
 from fiber.data.samples.captions import CaptionEvalSample, all_texts
 from fiber.data.samples.text import ImageTransform
 from fiber.data.shards import ShardSet
 from fiber.errors import ConfigError
+from fiber.evaluation.context import EXAMPLES, EvalContext, Example
 from fiber.evaluation.loader import EvalLoader
 from fiber.evaluation.metrics import caption_scores as metrics
 from fiber.evaluation.metrics.caption_scores import (
@@ -30,18 +32,15 @@ from fiber.evaluation.metrics.caption_scores import (
     tokenize,
 )
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
-from fiber.tasks.caption import CaptionTask
+from fiber.training.task import Figures
 
-if TYPE_CHECKING:
-    from fiber.evaluation.image_tasks import EvalContext, Example, Figures
-
-EXAMPLES = 8
 END = "<eos>"
 """How reward corpora write the end of a caption: without it, captions that break off are not worse."""
 
 
-def evaluate_captions(task: CaptionTask, context: EvalContext) -> tuple[Figures, list[Example]]:
-    """The best caption of every image by beam search -> figures, and a few images with their captions (rank 0).
+def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
+    """The best caption of every image by beam search -> figures; a few images are drawn with their
+    captions.
 
     `FOLDER/captions.jsonl` has the caption beside the references, `FOLDER/captions.json` is what the servers of COCO
     and NoCaps take. Figures: `cider` (CIDEr-D; 1.444 is printed as 144.4), `bleu_1` ... `bleu_4`, `rouge_l`, `meteor`
@@ -49,30 +48,30 @@ def evaluate_captions(task: CaptionTask, context: EvalContext) -> tuple[Figures,
     set with domains (NoCaps) these are "entire", and the scores of each domain have its name before them. A set
     without references (a test set) is only described.
 
-    Every rank must call. `task` is in evaluation mode, without gradient.
+    Every rank must call. `model` is in evaluation mode, without gradient.
     """
-    config, shards, model = context.config, context.shards, task.model
+    config, shards = context.config, context.shards
     special_tokens, length = SpecialTokens.of(context.tokenizer), config.caption.max_new_tokens + 1
-    sample = CaptionEvalSample(ImageTransform(config.image_size, config.data.transform == "pil"))
+    sample = CaptionEvalSample(ImageTransform.of(config, training=False))
     counts = shards.counts("captions")
     scored = bool(counts.any())
     per = "image" if scored else "every_image"
-    share = EvalLoader(shards, "captions", sample, per, config.eval.batch, config.data.workers)
+    loader = EvalLoader(shards, "captions", sample, per, config.eval.batch, config.data.workers)
     with PredictionWriter(context.folder, "captions", distributed.rank(), distributed.world_size()) as writer:
-        for batch in context.progress(share, "captions"):
+        for batch in context.progress(loader, "captions"):
             image = model.backbone.image_tail(model.image_prefix(batch["images"].to(distributed.device())))
-            found = beam_search(model, image, special_tokens, length, config.caption.beam)
-            for number, beams in enumerate(found):
+            captions = beam_search(model, image, special_tokens, length, config.caption.beam)
+            for number, beams in enumerate(captions):
                 writer.add(_row(batch, number, context.tokenizer.decode(beams[0].ids, skip_special_tokens=True)))
     distributed.barrier()
-    figures, examples = None, []
+    figures = None
     if distributed.is_main():
         path = merge_predictions(context.folder, "captions", distributed.world_size(), ("image_id",))
         rows = list(read_predictions(path))
         metrics.write_submission(context.folder / "captions.json", [row["image_id"] for row in rows], rows)
         figures = {"images": len(rows)} | (score(rows) if scored else {})
-        examples = _examples(rows, np.flatnonzero(counts) if scored else np.arange(len(shards)))
-    return distributed.broadcast_object(figures), examples
+        context.draw(_examples(rows, np.flatnonzero(counts) if scored else np.arange(len(shards))))
+    return distributed.broadcast_object(figures)
 
 
 def score(rows: Sequence[Row]) -> Figures:
@@ -131,11 +130,11 @@ class CiderReward:
     def __call__(self, captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> np.ndarray:
         """Captions and the texts of each one's image -> (N,) float64 on the scale 0..10."""
         spoken = [self.tokenizer.decode(caption.ids, skip_special_tokens=True) for caption in captions]
-        found = [
+        words = [
             tokenize(text) + (self.end if caption.ended else "")
             for text, caption in zip(spoken, captions, strict=True)
         ]
-        return cider_d(found, [[tokenize(text) + self.end for text in texts] for texts in references], self.frequency)
+        return cider_d(words, [[tokenize(text) + self.end for text in texts] for texts in references], self.frequency)
 
 
 def caption_reward(

@@ -9,6 +9,8 @@ COCO's rules too, unless its records say that objects may be missing (`not_exhau
 detection proves nothing.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -20,6 +22,7 @@ import torch
 
 from fiber import distributed
 from fiber.backbone.states import TextState
+from fiber.config.stage2 import Stage2Config
 from fiber.data.loader import eval_loader
 from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.data.records import Record, Sample
@@ -45,6 +48,11 @@ class EvalImage:
 
     short: int
     longest: int
+
+    @classmethod
+    def of(cls, config: Stage2Config) -> EvalImage:
+        """As the run's configuration says."""
+        return cls(config.regions.test_side, config.regions.max_side)
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """Raises SampleFault."""

@@ -10,7 +10,6 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from fiber import distributed
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import PixelNorm
 from fiber.backbone.states import ImageState, TextState
@@ -18,7 +17,6 @@ from fiber.data.prompts import Prompt
 from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
 from fiber.fine.fpn import FeaturePyramid
-from fiber.fine.losses import PUBLISHED_WEIGHTS, LossWeights, Targets, assign_batch, detection_losses, totals
 from fiber.fine.postprocess import DETECTION, Detections, Selection, detections
 
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
@@ -203,48 +201,3 @@ class FiberDetector(nn.Module):
             backbone.image.patch_embed.requires_grad_(False)
             for stage in backbone.image.stages[:frozen_stages]:
                 stage.requires_grad_(False)
-
-
-class GroundingTask(nn.Module):
-    """Batch -> weighted losses of phrase grounding and detection alike.
-
-    Batch: images (B,3,H,W) uint8 RGB, sizes (B,2) int64 un-padded (h, w), ids and mask (B,L) int64, and the boxes of
-    all images packed: boxes (N,4) float xyxy pixels of the resized image, box_image (N,) int64 row of the batch,
-    box_tokens (N,L) bool tokens of the box's phrase. Images without boxes are legal, and so is N = 0.
-    """
-
-    def __init__(self, model: FiberDetector, weights: LossWeights = PUBLISHED_WEIGHTS) -> None:
-        super().__init__()
-        self.model, self.weights = model, weights
-
-    def loss_normalisers(self, batch: dict) -> dict[str, float]:
-        """What the losses of this micro-batch are divided by, to be averaged over the micro-batches and ranks of a
-        step (`batch["loss_normalisers"]`). Depends on boxes and image size alone."""
-        targets, anchors = self._targets(batch), self.model.anchors(batch["images"])
-        positives, centerness = totals(assign_batch(targets, anchors, len(batch["ids"])), targets, anchors).tolist()
-        return {"positives": positives, "centerness": centerness}
-
-    def forward(self, batch: dict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Weighted losses (with graph) and a detached report. Without `batch["loss_normalisers"]`, totals are
-        averaged over ranks here in training and taken as they are in evaluation, where ranks may differ in
-        batches."""
-        output, anchors = self.model(batch["images"], batch["sizes"], batch["ids"], batch["mask"])
-        targets = self._targets(batch)
-        assignment = assign_batch(targets, anchors, len(batch["ids"]))
-        mean_totals = totals(assignment, targets, anchors)
-        if means := batch.get("loss_normalisers"):
-            mean_totals = mean_totals.new_tensor([means["positives"], means["centerness"]])
-        elif self.training:
-            mean_totals = distributed.all_reduce_mean(mean_totals)
-        losses = detection_losses(
-            output, anchors, batch["mask"], targets, assignment, mean_totals, self.model.text_limit
-        )
-        report = {f"loss/{name}": value.detach() for name, value in losses.items()}
-        boxes, learned = len(targets.boxes), len(assignment.target.unique())
-        report["assignment/positives_per_image"] = mean_totals.new_tensor(len(assignment.anchor) / len(batch["ids"]))
-        report["assignment/boxes_without_anchor"] = mean_totals.new_tensor((boxes - learned) / max(boxes, 1))
-        report |= self.model.backbone.gates()
-        return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
-
-    def _targets(self, batch: dict) -> Targets:
-        return Targets(batch["boxes"], batch["box_image"], batch["box_tokens"])

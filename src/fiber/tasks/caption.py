@@ -1,16 +1,18 @@
-"""What a training step of captioning computes: cross-entropy (MLE), off-policy weights (GOLD) or, at last, the reward
-that captions are judged by (REINFORCE on CIDEr-D), which FIBER trains in this order (FIBER §4.1).
+"""Captioning (FIBER §4.1): cross-entropy, then off-policy weights (GOLD), then CIDEr-D itself as the reward.
 
-Shape letters: B images, S samples per image, R = B*S, L text length, T generated length, V vocabulary.
+Shape letters: B batch, S captions drawn per image, L text length, T tokens of a drawn caption.
 """
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from fiber.backbone.fusion import DecoderCache
 from fiber.coarse.caption_losses import (
@@ -26,8 +28,19 @@ from fiber.coarse.caption_losses import (
 )
 from fiber.coarse.decoding import Caption, SpecialTokens, sample
 from fiber.coarse.model import CoarseModel
-from fiber.config.stage1 import CaptionConfig
-from fiber.tasks.image_text import Losses, freeze
+from fiber.config.stage1 import CaptionConfig, Stage1Config
+from fiber.data.batches import CaptionBatch
+from fiber.data.loader import MakeSample
+from fiber.data.order import Per
+from fiber.data.samples.captions import RewardSample
+from fiber.data.samples.text import ImageTransform, TextSample
+from fiber.data.shards import ShardSet
+from fiber.evaluation.captioning import caption_reward, evaluate_captions
+from fiber.evaluation.context import EvalContext, evaluate_sets
+from fiber.tasks.classifier import freeze
+from fiber.tasks.coarse_model import build_model, coarse_task
+from fiber.training.flops import FlopsPerSample
+from fiber.training.task import Figures, Losses, TaskModule
 
 Reward = Callable[[Sequence[Caption], Sequence[Sequence[str]]], np.ndarray]
 """Captions and the reference texts of each one's image -> CIDEr-D of each, (N,) on the scale 0..10."""
@@ -44,12 +57,31 @@ UNUSED_PARAMETERS = (
 )
 """What captioning never reaches."""
 
+# ---------------------------------------------------------------------------------------------- what it reads
 
-class CaptionTask(nn.Module):
+
+def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> MakeSample:
+    """A caption and its image; for the reward, all captions of the image and numbers to draw others with, too."""
+    transform = ImageTransform.of(config, training=True)
+    if config.caption.objective == "cider":
+        drawn = config.caption.samples, config.caption.max_new_tokens
+        return RewardSample(tokenizer, transform, config.max_text, *drawn)
+    return TextSample(tokenizer, transform, config.max_text)
+
+
+def per(config: Stage1Config) -> Per:
+    """The reward judges by all captions of an image at once, so its epochs walk images."""
+    return "image" if config.caption.objective == "cider" else "annotation"
+
+
+# ---------------------------------------------------------------------------------------------- what it computes
+
+
+class CaptionTask(TaskModule):
     """Captioning by one of three objectives, `recipe.objective`.
 
     "mle": cross-entropy of the next token. "gold": the same, weighted by what a frozen copy of the model thinks of
-    the rest of the caption; the copy is made anew every `recipe.gold_refresh` updates (the first time before the
+    the rest of the caption; the copy is taken again every `recipe.gold_refresh` updates (the first time before the
     first update), and is part of the module, so that checkpoints hold it. "cider": `recipe.mle_weight` times "mle"
     and the rest REINFORCE on `recipe.samples` captions drawn from each image, judged by `reward`; draws come from
     the batch, so they depend on the run's seed and the sample's position alone.
@@ -57,17 +89,19 @@ class CaptionTask(nn.Module):
     Each image is encoded once, whatever is read from it.
     """
 
+    model: CoarseModel
+
     def __init__(
         self,
         model: CoarseModel,
         recipe: CaptionConfig,
         special_tokens: SpecialTokens,
         pad_id: int,
-        reward: Reward | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
-        self.model, self.recipe, self.reward, self.label_smoothing = model, recipe, reward, label_smoothing
+        self.model, self.recipe, self.label_smoothing = model, recipe, label_smoothing
+        self.reward: Reward | None = None  # of objective "cider": `prepare` brings it
         self.special_tokens, self.pad_id = special_tokens, pad_id
         self.unused_parameters = UNUSED_PARAMETERS
         freeze(model, self.unused_parameters)
@@ -81,11 +115,11 @@ class CaptionTask(nn.Module):
             self.frozen.eval()
         return self
 
-    def loss_normalisers(self, batch: dict) -> dict[str, int]:
+    def loss_normalisers(self, batch: CaptionBatch) -> dict[str, int]:
         """How many tokens the averaged loss of this micro-batch has (see `mle_loss`)."""
         return {"caption": int((caption_labels(batch["ids"], self.pad_id) != IGNORED).sum())}
 
-    def forward(self, batch: dict) -> Losses:
+    def forward(self, batch: CaptionBatch) -> Losses:
         """images (B,3,side,side), ids and mask (B,L) -> weighted losses and report; "cider" also takes draws
         (B,S,T) uniform in [0,1) and references, B lists of texts."""
         longest = int(batch["mask"].sum(1).max())  # columns of padding alone change nothing
@@ -102,21 +136,21 @@ class CaptionTask(nn.Module):
             losses = {"gold": gold_loss(logits, labels, weights, self.label_smoothing)}
             report |= {"loss/gold": losses["gold"], "gold/weight": weights[real].mean()}
         else:
-            reinforce, found = self._reinforce(batch, images)
+            reinforce, drawn = self._reinforce(batch, images)
             share = self.recipe.mle_weight
             losses = {"mle": share * mle, "reinforce": (1 - share) * reinforce}
-            report |= {"loss/reinforce": reinforce} | found
+            report |= {"loss/reinforce": reinforce} | drawn
         report |= self.model.backbone.gates()
         return losses, {name: value.detach() for name, value in report.items()}
 
     @torch.no_grad()
-    def _gold_weights(self, batch: dict, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+    def _gold_weights(self, batch: CaptionBatch, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         if self.training and batch["step"] % self.recipe.gold_refresh == 0:
             copy_weights(self.model, self.frozen)
         frozen = caption_logits(self.frozen, start_captions(self.frozen, batch["images"]), ids, mask)
         return gold_weights(frozen, labels)
 
-    def _reinforce(self, batch: dict, images: DecoderCache) -> tuple[Tensor, dict[str, Tensor]]:
+    def _reinforce(self, batch: CaptionBatch, images: DecoderCache) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of captions drawn now, and what they are like."""
         draws = batch["draws"]
         size, samples = draws.shape[:2]
@@ -158,3 +192,44 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
             theirs.ds_tensor.copy_(ours.ds_tensor)
         if theirs.numel():  # empty while partitioned
             theirs.copy_(ours)
+
+
+def build_module(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> CaptionTask:
+    """The model and the loss of `caption.objective`."""
+    special_tokens, pad_id = SpecialTokens.of(tokenizer), tokenizer.pad_token_id
+    smoothing = config.finetune.label_smoothing
+    return CaptionTask(build_model(config, tokenizer), config.caption, special_tokens, pad_id, smoothing)
+
+
+def prepare(
+    task: CaptionTask, config: Stage1Config, tokenizer: PreTrainedTokenizerFast, corpus: Sequence[ShardSet]
+) -> None:
+    """The reward, with word counts of the training captions. Every rank must call."""
+    task.reward = caption_reward(config.caption, tokenizer, corpus, Path(config.output))
+
+
+# ---------------------------------------------------------------------------------------------- how it is scored
+
+
+def evaluate(task: CaptionTask, context: EvalContext) -> Figures:
+    """Captions of one set by beam search, and their scores."""
+    return evaluate_captions(task.model, context)
+
+
+def flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+    """Not counted: what is drawn and read differs from step to step."""
+    return None
+
+
+TASK = coarse_task(
+    name="caption",
+    fields=("captions",),
+    build_sample=build_sample,
+    build_module=build_module,
+    evaluate=partial(evaluate_sets, evaluate),
+    flops=flops,
+    sections=("finetune", "caption"),
+    verbs={"caption": ("heads.cross_modal.*", "heads.mlm.*", "backbone.fusion.caption_maps.*")},
+    prepare=prepare,
+    per=per,
+)

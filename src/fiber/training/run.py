@@ -1,36 +1,35 @@
-"""What both entrypoints share: start, resume, train, close, and end with one line where the trouble is known."""
+"""How a run goes, the same for every task of both stages: open the data, build the module, train, export,
+evaluate."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.backbone.fusion import FusionBackbone
-from fiber.config.base import Command, exit_with, load_config, parse_command, save_config, to_dict
-from fiber.data.loader import Collate, MakeSample, make_loader
-from fiber.data.order import MixedStream, Per, Source
+from fiber.config.base import Command, exit_with, load_config, parse_command, save_config, to_dict, to_yaml
+from fiber.data.loader import make_loader
+from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
-from fiber.errors import ConfigError, DataFaultError, ShardError, WeightsError
+from fiber.data.text import load_tokenizer
+from fiber.errors import ConfigError, KnownError, WeightsError
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
 from fiber.training.ema import Ema
-from fiber.training.flops import FlopsPerSample
+from fiber.training.task import Figures, Task, TaskModule
 from fiber.training.tracking import Tracker, keep_before
 from fiber.training.watchdog import Watchdog
-from fiber.weights.export import inherited_sizes
+from fiber.weights.export import Card, export_folder, inherited_sizes, read_config, write_export
 from fiber.weights.pretrained import load_pretrained_towers
-
-EXPECTED = (ConfigError, ShardError, WeightsError, DataFaultError, loop.NonFiniteError)
-"""Errors whose message says all that a user needs: one line, no traceback."""
 
 
 def main(kind: type, check: Callable[[Any, int | None], None], stage: Callable[[Command, Watchdog], None]) -> None:
@@ -47,7 +46,7 @@ def guarded(hang_timeout_s: float, work: Callable[[Watchdog], None]) -> None:
     try:
         with watchdog.guard():
             work(watchdog)
-    except EXPECTED as error:
+    except KnownError as error:
         watchdog.beat(0, "ending")
         exit_with(error)
     watchdog.close()
@@ -56,124 +55,214 @@ def guarded(hang_timeout_s: float, work: Callable[[Watchdog], None]) -> None:
 
 def open_shards(path: str) -> ShardSet:
     """A shard set; where the index has to be built, one rank builds it."""
-    if distributed.is_main():
-        ShardSet(path)
+    opened = ShardSet(path) if distributed.is_main() else None
     distributed.barrier()
-    return ShardSet(path)
+    return opened or ShardSet(path)
 
 
-def open_stream(config: Any, per: Per = "annotation") -> MixedStream:
-    """The training order over `config.data.train`, whose sources are walked `per` annotation or image; says on one
-    rank what an epoch leaves out."""
-    stream = MixedStream(
-        [Source(open_shards(s.path), s.field, s.weight, per) for s in config.data.train],
-        seed=config.seed,
-        global_batch=config.train.global_batch,
-        window_shards=config.data.window_shards,
-    )
-    if distributed.is_main() and not stream.weighted:
-        print(
-            f"training data: {stream.epoch_length} samples, {stream.steps_per_epoch} steps per epoch, "
-            f"{stream.dropped} left over in each",
-            file=sys.stderr,
-        )
-    return stream
+def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
+    """The run's tokenizer. Raises ConfigError where there is none, or `init_from` is no export, or is one of image
+    level, whose words cannot change, with another tokenizer."""
+    try:
+        tokenizer = load_tokenizer(config.tokenizer)
+    except ValueError as error:
+        raise ConfigError(f"tokenizer: {error}") from None
+    return tokenizer
 
 
-def batches(
-    config: Any, stream: MixedStream, make_sample: MakeSample, collate: Collate
-) -> Callable[[int], Iterator[loop.Batch]]:
-    """step -> this rank's micro-batches from that step on, as `config.train` and `config.data` say."""
-    return lambda step: make_loader(
-        stream,
-        make_sample,
-        collate,
-        micro_batch=config.train.micro_batch,
-        accumulation=config.train.accumulation,
-        rank=distributed.rank(),
-        world=distributed.world_size(),
-        workers=config.data.workers,
-        start_step=step,
-        max_fault_share=config.data.max_fault_share,
-    )
-
-
-def start_towers(config: Any, backbone: FusionBackbone, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Put `model.image.pretrained` and `model.text.pretrained` into the towers of a run at its beginning, and say on
-    one rank what was loaded. A run that starts from `init_from`, or has a checkpoint, brings its own towers.
-    Raises WeightsError."""
-    if config.init_from is not None or (Path(config.output) / "checkpoints" / "latest").exists():
+def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raises ConfigError where the tokenizer has not as many ids as the model of `init_from`."""
+    if config.init_from is None:
         return
-    towers = config.model
-    reports = load_pretrained_towers(backbone, tokenizer, image=towers.image.pretrained, text=towers.text.pretrained)
-    if distributed.is_main():
-        for tower, report in reports.items():
-            print(f"{tower} tower from {getattr(towers, tower).pretrained}\n{report.table()}")
+    try:
+        trained = read_config(export_folder(config.init_from)).vocab_size
+    except WeightsError as error:
+        raise ConfigError(f"init_from: {error}") from None
+    if trained != len(tokenizer):
+        raise ConfigError(
+            f"tokenizer: {config.tokenizer} has {len(tokenizer)} ids, the model of init_from {trained}; "
+            f"use tokenizer={config.init_from}"
+        )
 
 
-def train(
-    config: Any,
-    task: nn.Module,
-    stream: MixedStream,
-    batches: Callable[[int], Iterator[loop.Batch]],
-    evaluate: loop.Evaluate,
-    export: Callable[[dict[str, Tensor], dict[str, float]], None],
-    watchdog: Watchdog,
-    flops_per_sample: FlopsPerSample | None = None,
-) -> None:
-    """Train `task` to the end of `config.train`, going on from the newest checkpoint of `config.output`.
+@dataclass(frozen=True)
+class Job:
+    """One run of a task, as its configuration has it. All methods are collective."""
 
-    batches(step): this rank's micro-batches from a step on. evaluate(engine, step) -> figures, on all ranks.
-    export(weights of the task by name, figures): called on rank 0 at the end, with averaged weights if there are any,
-    those of the best evaluation where `train.best` chooses. flops_per_sample: forward FLOP of a sample of a batch,
-    for the log.
-    """
-    folder, settings = Path(config.output), config.train
-    seed_all(config.seed)
-    watchdog.beat(0, "preparation")
-    engine, optimizer = zero.build_engine(task, settings, config.optim)
-    ema = Ema(settings.ema, engine, optimizer) if settings.ema else None
-    checkpoints = Checkpoints(folder, settings.keep)
-    start, state, latest = 0, {}, checkpoints.latest()
-    if latest is not None:
-        start, state = checkpoints.load(latest, engine, optimizer, ema)
-        stream.resume(state["stream"])
+    config: Any
+    task: Task
+    watchdog: Watchdog
+    tokenizer: PreTrainedTokenizerFast
+
+    @classmethod
+    def open(cls, config: Any, task: Task, watchdog: Watchdog) -> Job:
+        """Checks what the configuration alone cannot know: that the task can read the data, and the tokenizer.
+        Raises ConfigError."""
+        for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
+            for i, source in enumerate(sources):
+                if source.field not in task.fields:
+                    wanted = " or ".join(task.fields)
+                    raise ConfigError(f"{section}.{i}.field: task {task.name} reads {wanted}, not {source.field}")
+        tokenizer = open_tokenizer(config)
+        if task.stage == "coarse":
+            check_vocabulary(config, tokenizer)
+        return cls(config, task, watchdog, tokenizer)
+
+    def open_stream(self) -> MixedStream:
+        """The training order over `data.train`; says on one rank what an epoch leaves out. Raises ShardError."""
+        config, per = self.config, self.task.per(self.config)
+        stream = MixedStream(
+            [Source(open_shards(s.path), s.field, s.weight, per) for s in config.data.train],
+            seed=config.seed,
+            global_batch=config.train.global_batch,
+            window_shards=config.data.window_shards,
+        )
+        if distributed.is_main() and not stream.weighted:
+            print(
+                f"training data: {stream.epoch_length} samples, {stream.steps_per_epoch} steps per epoch, "
+                f"{stream.dropped} left over in each",
+                file=sys.stderr,
+            )
+        return stream
+
+    def build(self) -> TaskModule:
+        """The task's module with the run's initial weights, not yet started from others."""
+        return self.task.build_module(self.config, self.tokenizer)
+
+    def start(self, module: TaskModule, stream: MixedStream) -> None:
+        """Put the weights that the run starts from into `module`, and what training needs besides; says on one rank
+        what was loaded. A run that has a checkpoint brings its own. Raises WeightsError, ConfigError, ShardError."""
+        config, reports = self.config, {}
+        if self.task.prepare is not None:
+            self.task.prepare(module, config, self.tokenizer, [source.shards for source in stream.sources])
+        if config.init_from is not None:
+            reports[f"weights of {config.init_from}"] = self.task.start_from(module, config.init_from, self.tokenizer)
+        elif not (Path(config.output) / "checkpoints" / "latest").exists():
+            towers = {"image": config.model.image.pretrained, "text": config.model.text.pretrained}
+            loaded = load_pretrained_towers(module.model.backbone, self.tokenizer, **towers)
+            reports = {f"{tower} tower from {towers[tower]}": report for tower, report in loaded.items()}
         if distributed.is_main():
-            checkpoints.set_aside_after(start)
-            keep_before(folder / "faults.jsonl", start)
-    if distributed.is_main():
-        _describe(config, folder, latest)
-    tracking = config.tracking
-    tracker = Tracker(folder, to_dict(config), wandb=tracking.wandb, project=tracking.project, start=start)
-    run = loop.Run(
-        engine=engine,
-        optimizer=optimizer,
-        train=settings,
-        optim=config.optim,
-        folder=folder,
-        checkpoints=checkpoints,
-        tracker=tracker,
-        watchdog=watchdog,
-        stream_state=stream.state,
-        ema=ema,
-        evaluate=evaluate,
-        evaluate_every=config.eval.every,
-        flops_per_sample=flops_per_sample,
-    )
-    run.counters.update(state.get("counters", {}))
-    if "record" in state:
-        run.record.resume(state["record"])
-        if run.record.step is not None and not checkpoints.has(run.record.step):
+            for origin, report in reports.items():
+                print(f"{origin}\n{report.table()}")
+
+    def batches(self, stream: MixedStream, step: int) -> Iterator[loop.Batch]:
+        """This rank's micro-batches from a step on."""
+        config = self.config
+        return make_loader(
+            stream,
+            self.task.build_sample(config, self.tokenizer),
+            self.task.collate,
+            micro_batch=config.train.micro_batch,
+            accumulation=config.train.accumulation,
+            rank=distributed.rank(),
+            world=distributed.world_size(),
+            workers=config.data.workers,
+            start_step=step,
+            max_fault_share=config.data.max_fault_share,
+        )
+
+    def evaluate(self, module: TaskModule, step: int | None) -> Figures:
+        """Figures on the sets of `eval.data`; step None rehearses on a batch of each."""
+        sets = [(open_shards(source.path), source.field) for source in self.config.eval.data]
+        beat = partial(self.watchdog.beat, step or 0, "evaluation")
+        return self.task.evaluate(self.config, self.tokenizer, module, sets, step, beat)
+
+    def rehearse(self, module: TaskModule) -> None:
+        """Try the evaluation, and whether it has the figure that `train.best` chooses by. Raises ConfigError."""
+        figures, best = self.evaluate(module, None), self.config.train.best
+        # A figure of one kind of answers, say, need not be among those of a single batch: its family is enough.
+        if best is not None and best not in figures and best.rpartition("_")[0] not in figures:
+            raise ConfigError(
+                f"train.best: the evaluation has no figure {best!r}; it has {', '.join(figures) or 'none'}"
+            )
+
+    def restore(self, module: TaskModule) -> int:
+        """The weights to evaluate -> their step: the run's own, or, before it has any, those of `init_from` (0)."""
+        if self.config.init_from is None or (Path(self.config.output) / "checkpoints").exists():
+            return restore(module, self.config.output)
+        self.task.start_from(module, self.config.init_from, self.tokenizer)
+        return 0
+
+    def evaluate_only(self) -> None:
+        """`--mode eval`: print the figures of the run's weights as one line of JSON."""
+        module = self.build()
+        step = self.restore(module)
+        figures = self.evaluate(module.to(distributed.device()), step)
+        if distributed.is_main():
+            print(json.dumps({"step": step} | figures))
+
+    def export(self, module: TaskModule, weights: Mapping[str, Tensor], figures: Figures) -> None:
+        """Write RUN/export. weights: of the module, by name. Rank 0 only."""
+        export = self.task.export(self.config, self.tokenizer, module, weights)
+        sources = [Path(source.path).name for source in self.config.data.train]
+        card = Card(sources, self.config.train.steps, figures)
+        write_export(
+            Path(self.config.output) / "export",
+            export.tensors,
+            export.config,
+            export.tokenizer,
+            card=card,
+            answers=export.answers,
+            categories=export.categories,
+        )
+
+    def train(self, module: TaskModule, stream: MixedStream) -> None:
+        """Train to the end of `config.train`, going on from the newest checkpoint of `config.output`; then export
+        the weights (averaged ones if there are any), those of the best evaluation where `train.best` chooses, and
+        write `summary.json`."""
+        config, folder = self.config, Path(self.config.output)
+        seed_all(config.seed)
+        self.watchdog.beat(0, "preparation")
+        flops = self.task.flops(config, module)
+        engine, optimizer = zero.build_engine(module, config.train, config.optim)
+        ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
+        checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
+        start, state, latest = 0, {}, checkpoints.latest()
+        if latest is not None:
+            start, state = checkpoints.load(latest, engine, optimizer, ema)
+            stream.resume(state["stream"])
             if distributed.is_main():
-                print(f"the best checkpoint, of step {run.record.step}, is not here: choosing anew", file=sys.stderr)
-            run.record.forget_best()
-    figures = loop.train(run, batches(start), start)
-    if not run.stop:
-        _finish(run, figures, export)
-    tracker.close()
+                checkpoints.set_aside_after(start)
+                keep_before(folder / "faults.jsonl", start)
+        if distributed.is_main():
+            _describe(config, folder, latest)
+        tracking = config.tracking
+        run = loop.Run(
+            engine=engine,
+            optimizer=optimizer,
+            train=config.train,
+            optim=config.optim,
+            folder=folder,
+            checkpoints=checkpoints,
+            tracker=Tracker(folder, to_dict(config), wandb=tracking.wandb, project=tracking.project, start=start),
+            watchdog=self.watchdog,
+            stream_state=stream.state,
+            ema=ema,
+            evaluate=lambda engine, step: self.evaluate(zero.plain_module(engine, self.build), step),
+            evaluate_every=config.eval.every,
+            rehearse=lambda engine: self.rehearse(zero.plain_module(engine, self.build)),
+            flops_per_sample=flops,
+        )
+        _resume_counts(run, state)
+        figures = loop.train(run, self.batches(stream, start), start)
+        if not run.stop:
+            _finish(run, figures, partial(self.export, module))
+        run.tracker.close()
 
 
-def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None]) -> None:
+def _resume_counts(run: loop.Run, state: Mapping[str, Any]) -> None:
+    """What a checkpoint's `state` says of faults and of the evaluations so far."""
+    run.counters.update(state.get("counters", {}))
+    if "record" not in state:
+        return
+    run.record.resume(state["record"])
+    if run.record.step is not None and not run.checkpoints.has(run.record.step):
+        if distributed.is_main():
+            print(f"the best checkpoint, of step {run.record.step}, is not here: choosing again", file=sys.stderr)
+        run.record.forget_best()
+
+
+def _finish(run: loop.Run, figures: Figures, export: Callable[[Mapping[str, Tensor], Figures], None]) -> None:
     """Export and summary of a run that came to its end; evaluates if this process made no step."""
     summary, best = {"steps": run.done}, run.record
     if not figures and best.step is None:
@@ -191,17 +280,17 @@ def _finish(run: loop.Run, figures: dict[str, float], export: Callable[..., None
     distributed.barrier()
 
 
-def restore(task: nn.Module, output: str) -> int:
-    """Put the weights of a run's best checkpoint, or of the newest where it chooses none, into `task` (averaged ones
-    where the run keeps them) -> its step. Raises ConfigError without one."""
+def restore(module: TaskModule, output: str) -> int:
+    """Put the weights of a run's best checkpoint, or of the newest where it chooses none, into `module` (averaged
+    ones where the run keeps them) -> its step. Raises ConfigError without one."""
     checkpoints = Checkpoints(output, keep=1)
     path = checkpoints.best() or checkpoints.latest()
     if path is None:
         raise ConfigError(f"output: {output} has no checkpoint to evaluate")
     weights = checkpoints.weights(path)
-    check_shapes(path, weights, task)
+    check_shapes(path, weights, module)
     with torch.no_grad():
-        for name, tensor in task.state_dict().items():
+        for name, tensor in module.state_dict().items():
             tensor.copy_(weights[name])
     return int(path.name.removeprefix("step_"))
 
@@ -211,7 +300,7 @@ def _describe(config: Any, folder: Path, latest: Path | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if latest is not None:
         print(f"going on from {latest}", file=sys.stderr)
-        before = _flat(to_dict(load_config(type(config), folder / "config.yaml")))
+        before = _flat(to_dict(load_config(type(config), folder / "config.yaml", lenient=True)))
         for key, now in _flat(to_dict(config)).items():
             if before.get(key) != now:
                 print(f"  {key}: was {before.get(key)}, is {now}", file=sys.stderr)

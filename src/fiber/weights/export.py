@@ -155,6 +155,24 @@ def read_export(path: str | Path) -> Export:
     return Export(config, load_file(folder / WEIGHTS), tokenizer, *lists, extras)
 
 
+def answers_of_export(path: str | Path) -> list[str]:
+    """The answer vocabulary of an export or run directory, [] where it has none (or is not there)."""
+    return _list_of_export(path, ANSWERS)
+
+
+def categories_of_export(path: str | Path) -> list[str]:
+    """The class names of an export or run directory, [] where it has none (or is not there)."""
+    return _list_of_export(path, CATEGORIES)
+
+
+def _list_of_export(path: str | Path, name: str) -> list[str]:
+    try:
+        file = export_folder(path) / name
+    except WeightsError:
+        return []
+    return json.loads(file.read_text()) if file.is_file() else []
+
+
 def read_config(folder: Path) -> ExportConfig:
     """`config.json` of an export folder, every key checked. Raises WeightsError."""
     try:

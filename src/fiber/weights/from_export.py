@@ -39,6 +39,13 @@ def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
             head_width=config.model.head_width,
             vocab_size=config.vocab_size,
             classifiers=config.classifiers,
+            paired=[name for name in config.classifiers if _reads_pairs(export, name)],
         )
     absent = [pattern for pattern in OPTIONAL.values() if not matching(export.tensors, pattern)]
     return model, load_weights(model, export.tensors, allow_new=absent)
+
+
+def _reads_pairs(export: Export, head: str) -> bool:
+    """Whether an answer head reads two fused pairs, as the shape of its first weight tells."""
+    weight = export.tensors.get(f"heads.classifiers.{head}.0.weight")
+    return weight is not None and weight.shape[1] == 4 * export.config.model.head_width

@@ -13,7 +13,7 @@ from fiber.data.collate import collate
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
-from fiber.data.samples.text import AskedSample, ImageTransform, LabelledSample, TextSample, VqaSample
+from fiber.data.samples.text import EvalTextSample, ImageTransform, LabelledSample, TextSample, VqaSample
 from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
 from fiber.data.writer import write_dataset
@@ -66,7 +66,7 @@ def test_labels_are_numbers_in_class_order_and_a_pair_has_two_images(tokenizer, 
 
 def test_evaluation_gets_the_annotation_itself(tokenizer) -> None:
     asked = question(("yes", 1.0), raw_answers=["yes"] * 10)
-    made = AskedSample(tokenizer, PLAIN, 8)(sample(questions=[asked]), "questions", 0, rng())
+    made = EvalTextSample(tokenizer, PLAIN, 8)(sample(questions=[asked]), "questions", 0, rng())
     assert made["annotation"] == asked
     assert made["image"] == "p_1"
 

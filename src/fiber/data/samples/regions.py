@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +21,7 @@ from torch import Tensor
 from fiber.data import records
 from fiber.data.loader import Fault
 from fiber.data.prompts import MAX_NEGATIVES, Prompt, PromptBuilder
-from fiber.data.records import Record, Sample
+from fiber.data.records import Record, Sample, SetFacts
 from fiber.data.shards import ShardSet
 from fiber.data.workers import empty
 from fiber.errors import SampleFault, ShardError
@@ -35,44 +33,19 @@ REGION_FIELDS = ("captions", "expressions", "boxes")
 """Annotation fields that region samples are made of."""
 
 
-@dataclass(frozen=True)
-class SetFacts:
-    """What an image's record does not say about its set: the folder, class names in the order of their ids, and the
-    place of each id among them."""
-
-    path: str
-    names: list[str]
-    index: dict[int, int]
-
-
-class RegionShards(ShardSet):
-    """Shards whose records carry the facts of their set, under "set": the sets of a mix have different classes."""
-
-    def __init__(self, path: str | Path) -> None:
-        super().__init__(path)
-        ordered = sorted(self.categories, key=lambda category: category["id"])  # as evaluation asks for them
-        index = {category["id"]: place for place, category in enumerate(ordered)}
-        self.facts = SetFacts(str(self.path), [category["name"] for category in ordered], index)
-
-    def check(self, field: str, whole: PromptBuilder | None = None) -> None:
-        """Raises ShardError where `field` of these records cannot be made into region samples (judging captions by
-        the first hundred images), or where `whole` cannot put all classes into one caption."""
-        if field == "boxes" and not self.facts.names:
-            raise ShardError(f"{self.path}: its dataset.json lists no categories, so its boxes have no names")
-        if field == "boxes" and whole is not None:
-            try:
-                whole.classes(self.facts.names)
-            except ValueError as error:
-                raise ShardError(f"regions.classes: all of {self.path}: {error}; or choose sampled") from None
-        first = (self.record(i) for i in range(min(len(self), 100)))
-        if field == "captions" and not any("phrases" in c for record in first for c in record.get("captions", ())):
-            raise ShardError(f"{self.path}: its captions have no phrases with boxes, nothing to ground")
-
-    def read(self, i: int) -> Sample:
-        """See ShardSet.read."""
-        sample = super().read(i)
-        sample.record["set"] = self.facts
-        return sample
+def check_set(shards: ShardSet, field: str, whole: PromptBuilder | None = None) -> None:
+    """Raises ShardError where `field` of a set's records cannot be made into region samples (judging captions by the
+    first hundred images), or where `whole` cannot put all classes into one caption."""
+    if field == "boxes" and not shards.facts.names:
+        raise ShardError(f"{shards.path}: its dataset.json lists no categories, so its boxes have no names")
+    if field == "boxes" and whole is not None:
+        try:
+            whole.classes(shards.facts.names)
+        except ValueError as error:
+            raise ShardError(f"regions.classes: all of {shards.path}: {error}; or choose sampled") from None
+    first = (shards.record(i) for i in range(min(len(shards), 100)))
+    if field == "captions" and not any("phrases" in c for record in first for c in record.get("captions", ())):
+        raise ShardError(f"{shards.path}: its captions have no phrases with boxes, nothing to ground")
 
 
 # ---------------------------------------------------------------------------------------------- images
@@ -118,7 +91,7 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 class RegionSample:
     """make_sample of stage 2, see `__call__`. short_sides: one is drawn for each sample; max_side caps the other side
-    (px). flip: probability of mirroring an image whose caption has no left or right. classes: what the caption of a
+    (px). flip: probability of mirroring an image whose caption has no left or right. classes: what the caption of an
     image with labels names: "sampled", the classes in it and absent ones drawn at random, shuffled; "all", every
     class of the set in order, as evaluation asks for them."""
 
@@ -145,7 +118,7 @@ class RegionSample:
         side, mirror = self.short_sides[rng.integers(len(self.short_sides))], rng.random() < self.flip
         record = sample.record
         if field == "boxes":
-            prompt, tokens, reasons = self._labels(record, rng)
+            prompt, tokens, reasons = self._labels(record, sample.facts, rng)
         else:
             prompt, tokens, reasons = self._phrases(record, field, annotation)
         image = read_image(sample)
@@ -165,13 +138,12 @@ class RegionSample:
         if mirror and not mentions_sides(prompt.text):
             pixels = pixels.flip(2)
             placed[:, [0, 2]] = new_width - placed[:, [2, 0]]
-        origin = record["set"].path
         return {
             "image": pixels,
             "prompt": prompt,
             "boxes": placed,
             "box_tokens": torch.stack(box_tokens) if box_tokens else prompt.token_map[:0],
-            "dropped": [Fault(origin, sample.key, reason) for reason in reasons],
+            "dropped": [Fault(sample.facts.path, sample.key, reason) for reason in reasons],
         }
 
     def _phrases(self, record: Record, field: str, annotation: int) -> tuple[Prompt, dict[int, Tensor], list[str]]:
@@ -190,10 +162,11 @@ class RegionSample:
                     tokens[index] = tokens[index] | row if index in tokens else row
         return prompt, tokens, reasons
 
-    def _labels(self, record: Record, rng: np.random.Generator) -> tuple[Prompt, dict[int, Tensor], list[str]]:
+    def _labels(
+        self, record: Record, facts: SetFacts, rng: np.random.Generator
+    ) -> tuple[Prompt, dict[int, Tensor], list[str]]:
         """The same of an image with class labels. Absent classes are sampled from the record's list where it has one
         (a set that is not annotated exhaustively), else from all others."""
-        facts: SetFacts = record["set"]
         labels: dict[int, int] = {}
         reasons = []
         for place, box in enumerate(record.get("boxes", [])):
@@ -254,7 +227,7 @@ def clipped(box: Sequence[float], width: int, height: int) -> tuple[list[float],
 
 def collate_regions(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """Samples -> the batch of GroundingTask: images (B,3,H,W) uint8, sizes (B,2), ids and mask (B,L) cut to the
-    longest caption, boxes (N,4), box_image (N,), box_tokens (N,L); and dropped, the Faults of all."""
+    longest caption, boxes (N,4), box_image (N,), box_tokens (N,L); and dropped, the Faults of all boxes left out."""
     images, sizes = pad_images([sample["image"] for sample in samples])
     prompts = [sample["prompt"] for sample in samples]
     length = int(max(prompt.mask.sum() for prompt in prompts))

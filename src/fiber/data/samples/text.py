@@ -1,12 +1,11 @@
-"""Samples of the tasks fine-tuned at image level: one text of a record and the image, or the pair, it speaks of.
+"""Samples of the tasks at image level: one text of a record and the image, or the pair, that it speaks of.
 
-Shape letters: S image side, L text length, A answers.
+Shape letters: S image side, L text length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from fiber.data.records import LABELS, Sample, annotation, annotation_text
+from fiber.config.stage1 import Stage1Config
+from fiber.data.records import Sample, annotation, annotation_text
 from fiber.data.text import encode
 from fiber.errors import SampleFault
 from fiber.images.augment import augment, mentions_sides
 from fiber.images.codec import decode, decode_pil
 from fiber.images.resize import load_image
-
-CLASSES: Mapping[str, tuple] = {"hypotheses": LABELS, "statements": (False, True)}
-"""Labels of a field in class order."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,12 @@ class ImageTransform:
     pil_resize: bool = False
     augmented: bool = False
     flip_sides: bool = False
+
+    @classmethod
+    def of(cls, config: Stage1Config, *, training: bool) -> ImageTransform:
+        """As the run's configuration says; evaluation resizes only."""
+        augmented, pil_resize = training and config.finetune.augment, config.data.transform == "pil"
+        return cls(config.image_size, pil_resize, augmented, config.finetune.flip_sides)
 
     def __call__(self, data: bytes, text: str, rng: np.random.Generator) -> Tensor:
         """Raises SampleFault("undecodable_image" | "huge_image")."""
@@ -71,43 +74,9 @@ class TextSample:
 
 
 @dataclass(frozen=True)
-class AskedSample(TextSample):
+class EvalTextSample(TextSample):
     """For evaluation: also the annotation itself, and the image_id (str) of its record as `image`."""
 
     def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
         made = super().__call__(sample, field, number, rng)
         return made | {"annotation": annotation(sample.record, field, number), "image": sample.record["image_id"]}
-
-
-@dataclass(frozen=True)
-class LabelledSample(TextSample):
-    """For training on hypotheses and statements: also labels (int), the class as `CLASSES` orders them."""
-
-    def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
-        label = annotation(sample.record, field, number).get("label")
-        if label not in CLASSES[field]:
-            raise SampleFault("no_label", f"{field}[{number}] has the label {label!r}, not one of {CLASSES[field]}")
-        return super().__call__(sample, field, number, rng) | {"labels": CLASSES[field].index(label)}
-
-
-@dataclass(frozen=True)
-class VqaSample(TextSample):
-    """For training on questions: also targets float32 (A,), the score of every answer of the vocabulary, and
-    answers_outside (int), how many given answers are not in it.
-
-    `answers`: answer -> class. A question none of whose answers has a class is left out
-    (SampleFault "no_known_answer", a rule and no damage: `records.BY_RULE`).
-    """
-
-    answers: Mapping[str, int] = field(kw_only=True)
-
-    def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
-        given = annotation(sample.record, field, number).get("answers", [])
-        known = [entry for entry in given if entry["answer"] in self.answers]
-        if not known:
-            raise SampleFault("no_known_answer", f"no answer of {field}[{number}] is in the vocabulary")
-        targets = torch.zeros(len(self.answers))
-        for entry in known:
-            targets[self.answers[entry["answer"]]] = entry["score"]
-        made = super().__call__(sample, field, number, rng)
-        return made | {"targets": targets, "answers_outside": len(given) - len(known)}

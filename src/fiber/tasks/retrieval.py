@@ -1,0 +1,254 @@
+"""Retrieval (FIBER §4.1): by the dual encoder alone, or by matching, which re-ranks what the dual encoder finds.
+
+Shape letters: B batch, L text length, S image side, N images, M texts.
+"""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from fiber import distributed
+from fiber.backbone.states import ImageState, TextState
+from fiber.coarse.itc import ContrastiveOutput, FeatureQueue, itc_loss, negative_weights, sample_columns
+from fiber.coarse.itm import exchange
+from fiber.coarse.model import CoarseModel
+from fiber.config.stage1 import Stage1Config
+from fiber.data.batches import TextBatch
+from fiber.data.records import annotation_text
+from fiber.data.samples.text import ImageTransform, TextSample
+from fiber.errors import ConfigError
+from fiber.evaluation.context import EXAMPLES, EvalContext, Example, evaluate_sets
+from fiber.evaluation.predictions import write_results
+from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
+from fiber.tasks.classifier import UNFUSED_HEADS, ends_of_towers, freeze, report
+from fiber.tasks.coarse_model import build_model, coarse_task, image_text_flops, match_flops
+from fiber.training.flops import FlopsPerSample
+from fiber.training.task import Figures, Losses, TaskModule
+
+HITS = 10  # best texts of each image, and images of each text, that are written
+
+
+def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> TextSample:
+    """A caption and its image."""
+    return TextSample(tokenizer, ImageTransform.of(config, training=True), config.max_text)
+
+
+# ---------------------------------------------------------------------------------------------- what it computes
+
+
+class RetrievalItcTask(TaskModule):
+    """Retrieval by the dual encoder: the contrastive objective of pre-training alone.
+
+    `queue_size`, `gather_gradient`: see `coarse.itc`.
+    """
+
+    model: CoarseModel
+
+    def __init__(self, model: CoarseModel, queue_size: int, gather_gradient: bool) -> None:
+        super().__init__()
+        self.model, self.gather_gradient = model, gather_gradient
+        self.queue = FeatureQueue(queue_size, model.heads.itm.in_features // 2)
+        self.unused_parameters = ("backbone.fusion.*", "heads.cross_modal.*", "heads.mlm.*", "heads.itm.*")
+        freeze(model, self.unused_parameters)
+
+    def forward(self, batch: TextBatch) -> Losses:
+        """images (B,3,S,S), ids and mask (B,L), image_id (B,) -> losses, report."""
+        image = self.model.image_embedding(self.model.image_prefix(batch["images"]))
+        text = self.model.text_embedding(self.model.text_prefix(batch["ids"], batch["mask"]))
+        temperature = self.model.heads.temperature()
+        loss, contrast = itc_loss(image, text, batch["image_id"], temperature, self.queue, self.gather_gradient)
+        if self.training:
+            self.queue.enqueue_gathered(image, text, batch["image_id"])
+        figures = {"loss/itc": loss, "temperature": temperature[0], "accuracy/itc_t2i": contrast.accuracy()}
+        return {"itc": loss}, {name: value.detach() for name, value in figures.items()}
+
+
+class RetrievalItmTask(TaskModule):
+    """Retrieval by matching: every other pair of the stream is true; of the others, every other one has another
+    image of the global batch in place of its own, the rest another text.
+
+    `hard`: negatives by contrastive similarity, else uniformly. `itc_weight`: weight of the contrastive loss beside
+    matching (0 in the release). Without it the heads of the dual encoder, which chooses what is re-ranked, stay as
+    they are while the towers change below them.
+    """
+
+    model: CoarseModel
+
+    def __init__(
+        self,
+        model: CoarseModel,
+        *,
+        hard: bool,
+        itc_weight: float,
+        gather_gradient: bool,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.model, self.hard, self.itc_weight = model, hard, itc_weight
+        self.gather_gradient, self.label_smoothing = gather_gradient, label_smoothing
+        self.no_queue = FeatureQueue(0, model.heads.itm.in_features // 2)
+        self.unused_parameters = ("backbone.fusion.caption_maps.*", "heads.mlm.*")
+        freeze(model, self.unused_parameters)
+        if not itc_weight:  # not unused: it chooses what evaluation re-ranks
+            freeze(model, (*UNFUSED_HEADS, *ends_of_towers(model)))
+
+    def forward(self, batch: TextBatch) -> Losses:
+        """images (B,3,S,S), ids and mask (B,L), image_id and position (B,), uniform (B,4) -> losses, report."""
+        image = self.model.image_prefix(batch["images"])
+        text = self.model.text_prefix(batch["ids"], batch["mask"])
+        losses, figures, contrast = {}, {}, None
+        if self.hard or self.itc_weight:
+            with torch.set_grad_enabled(self.itc_weight > 0 and torch.is_grad_enabled()):
+                itc, contrast = self._contrast(image, text, batch["image_id"])
+            figures |= {"loss/itc": itc.detach(), "accuracy/itc_t2i": contrast.accuracy()}
+            if self.itc_weight:
+                losses["itc"] = self.itc_weight * itc
+        image, text, valid = self._pairs(image, text, contrast, batch)
+        logits, labels = self.model.match_logits(image, text), (batch["position"] + 1) % 2
+        each = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        losses["itm"] = (each * valid).mean()
+        accuracy = (logits.argmax(-1) == labels).float().mean()
+        return losses, figures | report(self.model, "itm", losses["itm"], accuracy)
+
+    def _contrast(self, image: ImageState, text: TextState, image_id: Tensor) -> tuple[Tensor, ContrastiveOutput]:
+        features = self.model.image_embedding(image), self.model.text_embedding(text)
+        temperature = self.model.heads.temperature()
+        return itc_loss(*features, image_id, temperature, self.no_queue, self.gather_gradient)
+
+    def _pairs(
+        self, image: ImageState, text: TextState, contrast: ContrastiveOutput | None, batch: TextBatch
+    ) -> tuple[ImageState, TextState, Tensor]:
+        """The B pairs to match by position modulo 4 (0, 2 true; 1 another image; 3 another text), and which of them
+        count (B,) bool: a negative that could not be drawn, because all show the same image, does not."""
+        if contrast is None:
+            same = batch["image_id"][:, None] == distributed.all_gather(batch["image_id"])[None]
+            scores = same.float(), same.float()
+        else:
+            same, scores = contrast.same_image, (contrast.text_to_image, contrast.image_to_text)
+        local = torch.arange(len(image), device=same.device) + distributed.rank() * len(image)
+        kind, valid, rows = batch["position"] % 4, torch.ones_like(local, dtype=torch.bool), []
+        for column, (turn, score) in enumerate(zip((1, 3), scores, strict=True)):
+            drawn, possible = sample_columns(negative_weights(score, same, self.hard), batch["uniform"][:, column])
+            rows.append(torch.where(kind == turn, drawn, local))
+            valid &= possible | (kind != turn)
+        return exchange(image, rows[0]), exchange(text, rows[1]), valid
+
+
+def build_itc(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> RetrievalItcTask:
+    """The model and the contrastive loss."""
+    pretrain = config.pretrain
+    if config.finetune.label_smoothing:
+        raise ConfigError("finetune.label_smoothing: the contrastive objective has no classes to smooth; leave it 0")
+    return RetrievalItcTask(build_model(config, tokenizer), pretrain.queue_size, pretrain.gather_gradient)
+
+
+def build_itm(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> RetrievalItmTask:
+    """The model and the matching loss."""
+    recipe = config.finetune
+    return RetrievalItmTask(
+        build_model(config, tokenizer),
+        hard=recipe.negatives == "hard",
+        itc_weight=recipe.itc_weight,
+        gather_gradient=config.pretrain.gather_gradient,
+        label_smoothing=recipe.label_smoothing,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- how it is scored
+
+
+def evaluate(task: TaskModule, context: EvalContext) -> Figures:
+    """Recall both ways (`evaluate_retrieval`), and the best hits of every image and of every text as JSON."""
+    config = context.config
+    images, texts = retrieval_sets(
+        context.shards,
+        context.tokenizer,
+        config.image_size,
+        config.max_text,
+        batch=config.eval.batch,
+        workers=config.data.workers,
+        field=context.field,
+        pil_resize=config.data.transform == "pil",
+    )
+    size = {"rerank_k": config.eval.rerank_k, "batch": config.eval.batch}
+    result = evaluate_retrieval(task.model, images, texts, **size, progress=context.progress)
+    if distributed.is_main():
+        context.draw(write_hits(result, context))
+    return result.figures
+
+
+def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
+    """`image_to_text.json`: each image's best texts, with score and whether they are its own;
+    `text_to_image.json`: each text's best images. -> a few images with their best texts."""
+    numbers = np.flatnonzero(context.shards.counts(context.field)).tolist()
+    image_ids, words = [], []
+    for number in numbers:
+        record = context.shards.record(number)
+        image_ids.append(record["image_id"])
+        words += [annotation_text(record, context.field, i) for i in range(len(record[context.field]))]
+    by_image = [
+        {
+            "image_id": image_ids[row],
+            "texts": [
+                {"text": words[t], "score": float(scores[t]), "own": bool(result.image_row[t] == row)}
+                for t in best(scores)
+            ],
+        }
+        for row, scores in enumerate(result.image_to_text)
+    ]
+    by_text = (
+        {
+            "text": words[t],
+            "image_id": image_ids[result.image_row[t]],
+            "images": [{"image_id": image_ids[row], "score": float(scores[row])} for row in best(scores)],
+        }
+        for t, scores in enumerate(result.text_to_image.T)
+    )
+    write_results(context.folder / "image_to_text.json", by_image)
+    write_results(context.folder / "text_to_image.json", by_text)
+    chosen = np.linspace(0, len(numbers) - 1, min(EXAMPLES, len(numbers))).round().astype(int).tolist()
+    return [(numbers[row], _hits_in_words(by_image[row]["texts"])) for row in chosen]
+
+
+def best(scores: np.ndarray) -> list[int]:
+    """The columns of the highest of `scores` (C,), best first, ties to the higher column as recall has them."""
+    return (len(scores) - 1 - np.argsort(-scores[::-1], kind="stable")[:HITS]).tolist()
+
+
+def _hits_in_words(texts: list[dict[str, Any]]) -> dict[str, str]:
+    """The five best texts; * marks the image's own."""
+    return {f"hit {i}": f"{'* ' if t['own'] else ''}{t['text']}" for i, t in enumerate(texts[:5], start=1)}
+
+
+def itc_flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+    """Both towers to their ends, no fusion."""
+    return image_text_flops(
+        config, module, lambda cost: cost.image_prefix + cost.text_prefix + cost.image_tail + cost.text_tail
+    )
+
+
+ITC = coarse_task(
+    name="retrieval_itc",
+    fields=("captions",),
+    build_sample=build_sample,
+    build_module=build_itc,
+    evaluate=partial(evaluate_sets, evaluate),
+    flops=itc_flops,
+    sections=("pretrain", "finetune"),
+    verbs={"retrieve": ("heads.contrastive.*",)},
+)
+ITM = coarse_task(
+    name="retrieval_itm",
+    fields=("captions",),
+    build_sample=build_sample,
+    build_module=build_itm,
+    evaluate=partial(evaluate_sets, evaluate),
+    flops=match_flops,
+    sections=("pretrain", "finetune"),
+    verbs={"match": ("heads.cross_modal.*", "heads.itm.*")},
+)
