@@ -14,7 +14,7 @@ from fiber.data.prompts import SPECIALS, Prompt
 from fiber.evaluation.metrics.lvis_ap import PER_IMAGE
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, Detections
-from fiber.tasks.fine_run import detector_options
+from fiber.tasks.regions import detector_options
 
 CLASSES, CHUNK, TOKENS = 1203, 40, 3  # tokens of a name, its full stop not counted
 START, END = 0, 2

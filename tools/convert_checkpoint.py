@@ -17,18 +17,17 @@ refused. Exit status: 0 done, 1 a clear error, 2 wrong usage.
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-
-from torch import Tensor
 
 from fiber.config.base import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
-from fiber.tasks.fine_run import detector_config, plain_weights
+from fiber.tasks.table import task_of
 from fiber.training.checkpoint import Checkpoints
-from fiber.weights.export import CONFIG, Card, Export, coarse_config, read_export, write_export
+from fiber.weights.export import CONFIG, Card, Export, read_export, write_export
 from fiber.weights.from_export import build
 from fiber.weights.official_file import convert, derive, read_official, write_official
 from fiber.weights.program import write_program
@@ -85,46 +84,47 @@ def convert_official(arguments: argparse.Namespace) -> None:
     print("\n".join(f"  {origin}" for origin in facts.origins))
     answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
     export = Export(facts.config, tensors, tokenizer, answers, categories, rest)
-    _report(export, rest, file.dropped)
+    _report(export, file.dropped)
     card = Card(notes=[f"converted from the released form ({arguments.src.name})", *facts.origins])
-    write_export(
-        arguments.dst,
-        tensors,
-        facts.config,
-        tokenizer,
-        card=card,
-        answers=answers,
-        categories=categories,
-        extras=rest,
-    )
+    _write(arguments.dst, export, card)
     if "vqa" in facts.config.classifiers and not answers:
         print("note: the file has a question head but no answer vocabulary; give --answers FILE to use it")
     print(f"wrote {arguments.dst}")
 
 
 def convert_run(arguments: argparse.Namespace) -> None:
-    """The best checkpoint of a run directory of either stage, or else the newest, to an export folder."""
+    """The best checkpoint of a run directory of either stage, or else the newest, to an export folder: what training
+    exports at its end, by the same function."""
     file = arguments.src / "config.yaml"
     fine = "detector:" in file.read_text().splitlines()
-    config = load_config(Stage2Config if fine else Stage1Config, file)
+    config = load_config(Stage2Config if fine else Stage1Config, file, [f"output={arguments.src}"], lenient=True)
     checkpoints = Checkpoints(arguments.src, config.train.keep)
     checkpoint = checkpoints.best() or checkpoints.latest()
     if checkpoint is None:
         raise WeightsError(f"{arguments.src} has no whole checkpoint")
-    task = checkpoints.weights(checkpoint)
-    tensors = {name.removeprefix("model."): tensor for name, tensor in task.items() if name.startswith("model.")}
-    tokenizer = load_tokenizer(config.tokenizer)
-    if fine:
-        exported, tensors = detector_config(config, tokenizer), plain_weights(config, task)
-    else:
-        exported = coarse_config(config, tokenizer, _classifiers(tensors))
+    row, tokenizer, weights = task_of(config), load_tokenizer(config.tokenizer), checkpoints.weights(checkpoint)
+    module = row.build_module(config, tokenizer)
+    export = row.export(config, tokenizer, module, weights)
     answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
-    export = Export(exported, tensors, tokenizer, answers, categories, {})
-    _report(export, {}, sorted(name for name in task if not name.startswith("model.")))
+    export = replace(export, answers=answers or export.answers, categories=categories or export.categories)
+    _report(export, sorted(name for name in weights if not name.startswith("model.")))
     steps = json.loads((checkpoint / "state.json").read_text())["step"]
     card = Card([Path(source.path).name for source in config.data.train], steps)
-    write_export(arguments.dst, tensors, exported, tokenizer, card=card, answers=answers, categories=categories)
+    _write(arguments.dst, export, card)
     print(f"wrote {arguments.dst} from {checkpoint}")
+
+
+def _write(folder: Path, export: Export, card: Card) -> None:
+    write_export(
+        folder,
+        export.tensors,
+        export.config,
+        export.tokenizer,
+        card=card,
+        answers=export.answers,
+        categories=export.categories,
+        extras=export.extras,
+    )
 
 
 def convert_back(arguments: argparse.Namespace) -> None:
@@ -146,18 +146,12 @@ def convert_back(arguments: argparse.Namespace) -> None:
         print("note: this export does not come from the release, so tensors that only the release has are not there")
 
 
-def _report(export: Export, rest: dict[str, Tensor], dropped: list[str]) -> None:
+def _report(export: Export, dropped: list[str]) -> None:
     """What becomes of every tensor, and a check that the model can be built of them."""
     _, report = build(export)
-    report.unused = sorted(rest)
+    report.unused = sorted({*report.unused, *export.extras})
     print(report.table(every=True))
     print(f"{'dropped':8} {len(dropped):5} tensors (training state)" + "".join(f"\n{'':15}{n}" for n in dropped))
-
-
-def _classifiers(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Tasks whose heads are among the weights of a model at image level, and their numbers of classes."""
-    ends = [name for name in tensors if name.startswith("heads.classifiers.") and name.endswith(".3.bias")]
-    return {name.split(".")[2]: len(tensors[name]) for name in ends}
 
 
 def _json_list(path: Path | None) -> list[str]:

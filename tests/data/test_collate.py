@@ -8,11 +8,11 @@ import torch
 from shard_sets import make_sample
 
 from fiber.data.collate import collate
-from fiber.data.samples.pretrain import PretrainSample
 from fiber.data.text import IGNORE, train_bpe
 from fiber.data.workers import LARGE, OwnCopies, SharedBuffers
 from fiber.errors import SampleFault
 from fiber.images.resize import load_image
+from fiber.tasks.pretrain import PretrainSample
 
 
 def test_collate_stacks_what_has_a_shape_and_lists_the_rest() -> None:

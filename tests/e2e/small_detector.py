@@ -8,7 +8,8 @@ import yaml
 from fiber.config.base import load_config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.tasks.fine_run import build_task, export_detector
+from fiber.tasks.regions import build_module, export
+from fiber.weights.export import write_run_export
 
 MODEL = {
     "image": {"embed_dim": 16, "depths": [1, 1, 2, 1], "heads": [1, 2, 2, 4], "window": 4, "drop_path": 0.0},
@@ -27,5 +28,6 @@ def write_detector(folder: Path, texts: list[str], vocabulary: int, **settings: 
     (folder / "start.yaml").write_text(yaml.safe_dump(tree | settings))
     config = load_config(Stage2Config, folder / "start.yaml")
     tokenizer = load_tokenizer(config.tokenizer)
-    export_detector(config, tokenizer, [], build_task(config, tokenizer).state_dict(), {})
+    task = build_module(config, tokenizer)
+    write_run_export(config, export(config, tokenizer, task, task.state_dict()), {})
     return folder / "export"

@@ -20,13 +20,12 @@ from fiber.data.collate import collate
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
-from fiber.data.samples.pretrain import PretrainSample
-from fiber.data.samples.regions import RegionSample, RegionShards, collate_regions
+from fiber.data.samples.regions import RegionSample, check_set, collate_regions
 from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
 from fiber.errors import ShardError
-from fiber.fine.model import GroundingTask
-from fiber.tasks.pretrain import PretrainTask
+from fiber.tasks.pretrain import PretrainSample, PretrainTask
+from fiber.tasks.regions import GroundingTask
 
 TEXTS = ("captions", "expressions", "questions", "hypotheses", "statements")
 REGIONS = ("captions", "expressions", "boxes")
@@ -102,12 +101,12 @@ def test_stage_1_trains_on_its_texts(shards: tuple[str, Path], tokenizer: Any) -
 
 def test_stage_2_trains_on_its_regions(shards: tuple[str, Path], tokenizer: Any) -> None:
     name, folder = shards
-    found, fields = RegionShards(folder), []
+    found, fields = ShardSet(folder), []
     for field in REGIONS:
         if found.count(field) < 2:
             continue
         try:
-            found.check(field)
+            check_set(found, field)
         except ShardError:
             continue
         fields.append(field)

@@ -15,15 +15,17 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import load_config
-from fiber.config.stage1 import FIELDS, Stage1Config
+from fiber.config.stage1 import Stage1Config
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.data.writer import write_dataset
+from fiber.tasks.table import TABLE
 from fiber.weights.export import coarse_config, write_export
 
 SCRIPT = Path(__file__).with_name("zero_stages.py")
 STEPS, HALF = 4, 2
+FIELD_OF = {row.name: row.fields[0] for row in TABLE}
 TASKS = ("vqa", "nlvr2", "entailment", "retrieval_itc", "retrieval_itm")
 ADAPTED = ("frozen_towers", "lora")
 
@@ -59,7 +61,7 @@ def variant(name: str, task: str, sets: Path, **changed: object) -> str:
     prefix = "pairs_" if task == "nlvr2" else ""
     words = {"task": task, "data.workers": 0, "finetune.negatives": "hard"} | changed
     for section, split in (("data.train", "train"), ("eval.data", "val")):
-        words |= {f"{section}.0.path": sets / f"{prefix}{split}", f"{section}.0.field": FIELDS[task]}
+        words |= {f"{section}.0.path": sets / f"{prefix}{split}", f"{section}.0.field": FIELD_OF[task]}
     return f"{name}:" + ",".join(f"{key}={value}" for key, value in words.items())
 
 

@@ -23,7 +23,7 @@ from fiber.data.text import load_tokenizer, train_bpe
 from fiber.data.writer import ShardWriter
 from fiber.errors import ConfigError
 from fiber.evaluation.captioning import CiderReward, caption_reward, evaluate_captions, server_id
-from fiber.evaluation.image_tasks import EvalContext
+from fiber.evaluation.context import EvalContext
 from fiber.evaluation.metrics import caption_scores as metrics
 from fiber.evaluation.metrics.caption_scores import DocumentFrequency, cider_d
 from fiber.evaluation.predictions import read_predictions
@@ -80,12 +80,22 @@ def context(world: Path, name: str, folder: Path, batch: int = 3) -> EvalContext
         eval=EvalConfig(batch=batch),
     )
     tokenizer = load_tokenizer(world / "tokenizer")
-    return EvalContext(ShardSet(world / name), "captions", tokenizer, config, folder / "predictions", Progress())
+    return EvalContext(
+        ShardSet(world / name),
+        "captions",
+        tokenizer,
+        config,
+        folder / "predictions",
+        Progress(),
+        folder / "figures" / "step",
+    )
 
 
 @torch.no_grad()
 def run(world: Path, name: str, folder: Path, batch: int = 3) -> tuple[dict, list]:
-    return evaluate_captions(make_task(world), context(world, name, folder, batch))
+    """Figures, and the words of the examples that were drawn."""
+    figures = evaluate_captions(make_task(world).model, context(world, name, folder, batch))
+    return figures, [json.loads(path.read_text()) for path in sorted((folder / "figures").glob("*.json"))]
 
 
 def _rank(rank: int, world_size: int, world: Path, folder: Path) -> None:
@@ -93,8 +103,8 @@ def _rank(rank: int, world_size: int, world: Path, folder: Path) -> None:
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
-    figures, examples = run(world, "set", folder / "two", batch=2)
-    torch.save((figures, examples), folder / f"{rank}.pt")
+    figures, _ = run(world, "set", folder / "two", batch=2)
+    torch.save(figures, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -120,7 +130,7 @@ def test_rows_are_the_beams_of_each_image_beside_its_references(world, alone):
     assert len({row["caption"] for row in rows}) > 1
     written = json.loads((folder / "predictions/captions.json").read_text())
     assert written == [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
-    assert [number for number, _ in examples] == list(range(IMAGES))
+    assert [example["caption"] for example in examples] == [row["caption"] for row in rows]
     assert set(figures) >= {"cider", "bleu_1", "bleu_4", "rouge_l", "constant_cider", "images"}
 
 
@@ -150,9 +160,8 @@ def test_two_ranks_change_nothing(world, alone, tmp_path):
     folder, figures, examples = alone
     mp.spawn(_rank, (2, world, tmp_path), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    assert [each[0] for each in found] == [figures, figures]
-    assert found[0][1] == [tuple(example) for example in examples]
-    assert found[1][1] == []
+    assert found == [figures, figures]
+    assert json.loads((tmp_path / "two/figures/step_00.json").read_text()) == examples[0]
     assert (tmp_path / "two/predictions/captions.json").read_text() == (
         folder / "predictions/captions.json"
     ).read_text()

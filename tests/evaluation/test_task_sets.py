@@ -12,16 +12,15 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from fiber.config.base import DataConfig, EvalConfig, ImageTowerConfig, ModelConfig, SourceConfig, TextTowerConfig
-from fiber.config.stage1 import FIELDS, Stage1Config
+from fiber.config.stage1 import Stage1Config
 from fiber.data.records import LABELS, Sample
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.data.writer import write_dataset
-from fiber.evaluation.image_tasks import best, evaluate
 from fiber.evaluation.metrics import vqa_accuracy as vqa
-from fiber.evaluation.progress import Progress
-from fiber.tasks.coarse_run import build_task
+from fiber.tasks.retrieval import best
+from fiber.tasks.table import TABLE, task_of
 
 SCENES, PAIRS = 9, 12
 TASKS = ("vqa", "nlvr2", "entailment", "retrieval_itc", "retrieval_itm")
@@ -39,6 +38,9 @@ MODEL = ModelConfig(
     head_width=12,
     init="fan_in",
 )
+
+
+FIELD_OF = {row.name: row.fields[0] for row in TABLE}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def make_config(task: str, sets: Path, output: Path, batch: int = 7) -> Stage1Config:
-    source = SourceConfig(str(sets / ("pairs" if task == "nlvr2" else "scenes")), FIELDS[task])
+    source = SourceConfig(str(sets / ("pairs" if task == "nlvr2" else "scenes")), FIELD_OF[task])
     return Stage1Config(
         output=str(output),
         tokenizer=str(sets / "tokenizer"),
@@ -73,7 +75,7 @@ def make_config(task: str, sets: Path, output: Path, batch: int = 7) -> Stage1Co
 
 
 def make_task(config: Stage1Config) -> nn.Module:
-    task = build_task(config, load_tokenizer(config.tokenizer))
+    task = task_of(config).build_module(config, load_tokenizer(config.tokenizer))
     for name, parameter in task.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(0.6)
@@ -82,7 +84,8 @@ def make_task(config: Stage1Config) -> nn.Module:
 
 def run(config: Stage1Config, task: nn.Module | None = None, step: int = 3) -> dict[str, float]:
     found = [(ShardSet(source.path), source.field) for source in config.eval.data]
-    return evaluate(config, load_tokenizer(config.tokenizer), task or make_task(config), found, step, Progress())
+    module = task or make_task(config)
+    return task_of(config).evaluate(config, load_tokenizer(config.tokenizer), module, found, step, lambda: None)
 
 
 def contents(config: Stage1Config) -> dict[str, str]:
@@ -166,7 +169,7 @@ def test_accuracy_counts_the_rows_that_agree(task: str, sets: Path, tmp_path: Pa
     config = make_config(task, sets, tmp_path)
     figures = run(config)
     shards = ShardSet(config.eval.data[0].path)
-    gold = [a["label"] for i in range(len(shards)) for a in shards.record(i)[FIELDS[task]]]
+    gold = [a["label"] for i in range(len(shards)) for a in shards.record(i)[FIELD_OF[task]]]
     rows = [json.loads(line) for line in contents(config)[f"{task}.jsonl"].splitlines()]
     rows.sort(key=lambda row: row["position"])
     right = [row["label"] == label for row, label in zip(rows, gold, strict=True)]

@@ -15,8 +15,9 @@ from fiber import distributed
 from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.losses import LossWeights
-from fiber.fine.model import FiberDetector, GroundingTask
+from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import GROUNDING, Selection, detections
+from fiber.tasks.regions import GroundingTask
 
 SIZES = torch.tensor([[50, 64], [64, 41]])
 

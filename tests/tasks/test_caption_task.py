@@ -54,7 +54,9 @@ def reward(captions: list[Caption], references: list[list[str]]) -> np.ndarray:
 def make_task(**recipe) -> CaptionTask:
     smoothing = recipe.pop("label_smoothing", 0.0)
     recipe = CaptionConfig(**{"samples": SAMPLES, "max_new_tokens": TOKENS} | recipe)
-    return CaptionTask(make_model(), recipe, MARKS, PAD, reward, smoothing).train()
+    task = CaptionTask(make_model(), recipe, MARKS, PAD, smoothing).train()
+    task.reward = reward
+    return task
 
 
 def make_batch(step: int = 0) -> dict:

@@ -14,8 +14,8 @@ from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig, sa
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config
 from fiber.data.text import train_bpe
-from fiber.tasks.coarse_run import build_model
-from fiber.tasks.fine_run import build_detector
+from fiber.tasks.coarse_model import build_model
+from fiber.tasks.regions import build_detector
 from fiber.weights.export import read_export
 from released import detection_file, lightning_file, word_tokenizer
 

@@ -16,8 +16,9 @@ from fiber.backbone.lora import LoraLinear, merge_lora
 from fiber.config.base import EvalConfig, ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TrainConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.data.text import load_tokenizer, train_bpe
-from fiber.tasks.coarse_run import build_task
-from fiber.training import run, zero
+from fiber.errors import ConfigError
+from fiber.tasks import pretrain
+from fiber.training import run
 from fiber.training.watchdog import Watchdog
 
 
@@ -44,23 +45,26 @@ def test_towers_start_from_their_files_once(tmp_path: Path, text_tower: Path) ->
     tokenizer = load_tokenizer(text_tower)
     expected = RobertaModel.from_pretrained(text_tower).encoder.layer[2].output.dense.weight
 
-    task = build_task(config, tokenizer)
-    run.start_towers(config, task.model.backbone, tokenizer)
-    assert torch.equal(task.model.backbone.text.layers[2].fc2.weight, expected)
+    watchdog = Watchdog(60.0)
+    nothing = Stream()
 
-    def untouched(config: Stage1Config) -> bool:
-        task = build_task(config, tokenizer)
-        run.start_towers(config, task.model.backbone, tokenizer)
-        return not torch.equal(task.model.backbone.text.layers[2].fc2.weight, expected)
+    def started(config: Stage1Config) -> torch.Tensor:
+        job = run.Job(config, pretrain.TASK, watchdog, tokenizer)
+        task = job.build()
+        job.start(task, nothing)
+        return task.model.backbone.text.layers[2].fc2.weight
 
-    assert untouched(replace(config, init_from="elsewhere"))
+    assert torch.equal(started(config), expected)
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "latest").write_text("step_000001")
-    assert untouched(config)
+    assert not torch.equal(started(config), expected)
+    watchdog.close()
 
 
 class Stream:
     """The part of a MixedStream that a run keeps."""
+
+    sources = ()
 
     def state(self, step: int) -> dict:
         return {"step": step}
@@ -84,8 +88,7 @@ def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: in
     export was given."""
     watchdog, seen, exported = Watchdog(60.0), [], []
 
-    def evaluate(engine: object, step: int) -> dict[str, float]:
-        module = zero.plain_module(engine, type(task))
+    def evaluate(module: nn.Module, step: int) -> dict[str, float]:
         seen.append(module.tower(batch_of(0)["x"]).clone())
         return {"accuracy": accuracy[step]}
 
@@ -97,10 +100,22 @@ def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: in
         eval=EvalConfig(every=2),
     )
 
-    def batches(start: int) -> Iterator[dict]:
-        yield from (batch_of(step) for step in range(start, 6))
+    class ToyJob(run.Job):
+        """A job whose batches and evaluations need no data."""
 
-    run.train(config, task, Stream(), batches, evaluate, lambda *given: exported.append(given), watchdog)
+        def batches(self, stream: Stream, step: int) -> Iterator[dict]:
+            yield from (batch_of(number) for number in range(step, 6))
+
+        def evaluate(self, module: nn.Module, step: int | None) -> dict[str, float]:
+            return evaluate(module, step) if step is not None else {"accuracy": 0.0}
+
+        def build(self) -> nn.Module:
+            return type(task)()
+
+        def export(self, module: nn.Module, weights: dict, figures: dict) -> None:
+            exported.append((weights, figures))
+
+    ToyJob(config, replace(pretrain.TASK, flops=lambda *_: None), watchdog, None).train(task, Stream())
     watchdog.close()
     return [seen, *exported]
 
@@ -131,3 +146,23 @@ def test_a_run_exports_and_restores_its_best_weights(stage: int, tmp_path: Path)
     shutil.rmtree(tmp_path / "checkpoints" / "step_000004")
     _, (_, figures) = trained(tmp_path, Adapted(), {6: 0.3}, stage)
     assert figures == {"accuracy": 0.3}
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_figure_that_the_evaluation_does_not_have_ends_the_run_before_its_first_step(tmp_path: Path) -> None:
+    config = Stage1Config(output=str(tmp_path), tokenizer="none", train=TrainConfig(best="accuracyy"))
+
+    class Rehearsed(run.Job):
+        def evaluate(self, module: nn.Module, step: int | None) -> dict[str, float]:
+            assert step is None
+            return {"accuracy": 0.1, "accuracy_number": 0.0}
+
+    def job(best: str) -> run.Job:
+        return Rehearsed(replace(config, train=replace(config.train, best=best)), pretrain.TASK, None, None)
+
+    with pytest.raises(
+        ConfigError, match=r"train\.best: the evaluation has no figure 'accuracyy'; it has accuracy, "
+    ):
+        job("accuracyy").rehearse(Regression())
+    job("accuracy").rehearse(Regression())
+    job("accuracy_other").rehearse(Regression())  # no such answer in a single batch

@@ -8,7 +8,7 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.data.text import train_bpe
-from fiber.tasks.coarse_run import build_model
+from fiber.tasks.coarse_model import build_model
 
 
 @pytest.fixture(scope="session")

@@ -17,10 +17,10 @@ Boxes are float absolute pixels of the stored image. Spans are [start, end) char
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 

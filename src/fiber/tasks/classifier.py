@@ -75,20 +75,20 @@ class LabelledSample(TextSample):
 
 class ClassifyTask(TaskModule):
     """One class per text and its image, or its pair of images: softmax cross-entropy. `head`: the classifier of the
-    model. `pair`: each text has two images."""
+    model."""
 
     model: CoarseModel
 
-    def __init__(self, model: CoarseModel, head: str, pair: bool = False, label_smoothing: float = 0.0) -> None:
+    def __init__(self, model: CoarseModel, head: str, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.model, self.head, self.pair, self.label_smoothing = model, head, pair, label_smoothing
+        self.model, self.head, self.label_smoothing = model, head, label_smoothing
         self.unused_parameters = (*UNUSED_WHEN_FUSED, *ends_of_towers(model))
         freeze(model, self.unused_parameters)
 
     def logits(self, batch: TextBatch) -> Tensor:
         """images (B,3,S,S), or (B,2,3,S,S) of pairs, ids and mask (B,L) -> (B,K) fp32."""
-        features = fused_pair(self.model, batch) if self.pair else fused(self.model, batch)
-        return self.model.heads.classifiers[self.head](features).float()
+        features = fused_pair if batch["images"].ndim == 5 else fused
+        return self.model.heads.classifiers[self.head](features(self.model, batch)).float()
 
     def forward(self, batch: TextBatch) -> Losses:
         """The above and labels (B,) int64 -> losses, report."""

@@ -31,7 +31,7 @@ def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> La
 def build_module(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> ClassifyTask:
     """The model with a head over two fused pairs, and its loss."""
     model = build_model(config, tokenizer, {"nlvr2": len(CLASSES)}, paired=("nlvr2",))
-    return ClassifyTask(model, "nlvr2", pair=True, label_smoothing=config.finetune.label_smoothing)
+    return ClassifyTask(model, "nlvr2", label_smoothing=config.finetune.label_smoothing)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fiber.training.ema import Ema
 from fiber.training.task import Figures, Task, TaskModule
 from fiber.training.tracking import Tracker, keep_before
 from fiber.training.watchdog import Watchdog
-from fiber.weights.export import Card, export_folder, inherited_sizes, read_config, write_export
+from fiber.weights.export import export_folder, inherited_sizes, read_config, write_run_export
 from fiber.weights.pretrained import load_pretrained_towers
 
 
@@ -61,13 +61,11 @@ def open_shards(path: str) -> ShardSet:
 
 
 def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
-    """The run's tokenizer. Raises ConfigError where there is none, or `init_from` is no export, or is one of image
-    level, whose words cannot change, with another tokenizer."""
+    """The run's tokenizer. Raises ConfigError where there is none."""
     try:
-        tokenizer = load_tokenizer(config.tokenizer)
+        return load_tokenizer(config.tokenizer)
     except ValueError as error:
         raise ConfigError(f"tokenizer: {error}") from None
-    return tokenizer
 
 
 def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -194,17 +192,7 @@ class Job:
     def export(self, module: TaskModule, weights: Mapping[str, Tensor], figures: Figures) -> None:
         """Write RUN/export. weights: of the module, by name. Rank 0 only."""
         export = self.task.export(self.config, self.tokenizer, module, weights)
-        sources = [Path(source.path).name for source in self.config.data.train]
-        card = Card(sources, self.config.train.steps, figures)
-        write_export(
-            Path(self.config.output) / "export",
-            export.tensors,
-            export.config,
-            export.tokenizer,
-            card=card,
-            answers=export.answers,
-            categories=export.categories,
-        )
+        write_run_export(self.config, export, figures)
 
     def train(self, module: TaskModule, stream: MixedStream) -> None:
         """Train to the end of `config.train`, going on from the newest checkpoint of `config.output`; then export

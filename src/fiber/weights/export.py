@@ -24,9 +24,11 @@ from transformers import PreTrainedTokenizerBase
 
 from fiber.config.base import ModelConfig, load_config, to_dict
 from fiber.config.stage1 import Stage1Config
-from fiber.config.stage2 import DetectorConfig
+from fiber.config.stage2 import DetectorConfig, Stage2Config
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
+
+RunConfig = Stage1Config | Stage2Config
 
 WEIGHTS, CONFIG, EXTRAS = "model.safetensors", "config.json", "official_extras.safetensors"
 ANSWERS, CATEGORIES = "answers.json", "categories.json"
@@ -134,6 +136,20 @@ def write_export(
         shutil.rmtree(folder)
     os.replace(partial, folder)
     return folder
+
+
+def write_run_export(config: RunConfig, export: Export, figures: Mapping[str, float]) -> Path:
+    """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`."""
+    card = Card([Path(source.path).name for source in config.data.train], config.train.steps, figures)
+    return write_export(
+        Path(config.output) / "export",
+        export.tensors,
+        export.config,
+        export.tokenizer,
+        card=card,
+        answers=export.answers,
+        categories=export.categories,
+    )
 
 
 def read_export(path: str | Path) -> Export:

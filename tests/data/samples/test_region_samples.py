@@ -16,8 +16,9 @@ from transformers import RobertaTokenizerFast
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
-from fiber.data.records import Sample
-from fiber.data.samples.regions import RegionSample, RegionShards, SetFacts, clipped, collate_regions, fitted
+from fiber.data.records import Sample, SetFacts
+from fiber.data.samples.regions import RegionSample, check_set, clipped, collate_regions, fitted
+from fiber.data.shards import ShardSet
 from fiber.data.writer import write_dataset
 from fiber.errors import SampleFault, ShardError
 
@@ -43,9 +44,9 @@ def image(width: int, height: int, *boxes: list[float]) -> bytes:
 def sample(
     width: int = 96, height: int = 64, names: tuple[str, ...] = (), painted: tuple = (), **fields: Any
 ) -> Sample:
-    facts = SetFacts("shards/here", list(names), {10 + i: i for i in range(len(names))})
-    record = {"image_id": "i", "width": width, "height": height, "source": "test", "set": facts, **fields}
-    return Sample("key", [("png", image(width, height, *painted))], record)
+    facts = SetFacts("shards/here", names, {10 + i: i for i in range(len(names))})
+    record = {"image_id": "i", "width": width, "height": height, "source": "test", **fields}
+    return Sample("key", [("png", image(width, height, *painted))], record, facts)
 
 
 def caption(text: str, *phrases: tuple[list, list[int]]) -> list[dict]:
@@ -235,7 +236,7 @@ def test_all_classes_in_order(tokenizer: RobertaTokenizerFast) -> None:
     assert first["prompt"].text == asked.text == "dog. traffic light. cat"
     assert torch.equal(first["box_tokens"], asked.token_map[[2, 1]])
     second = sample(names=("cat", "owl"), boxes=[], negative_categories=[10])
-    second.record["set"] = replace(second.record["set"], path="shards/there")
+    second.facts = replace(second.facts, path="shards/there")
     assert region(second, "boxes", 0, np.random.default_rng(1))["prompt"].text == "cat. owl"
     assert region(sample(names=names, boxes=[]), "boxes", 0, np.random.default_rng(2))["prompt"].text == asked.text
 
@@ -289,7 +290,6 @@ def sets(tmp_path: Path) -> list[Path]:
         samples = [sample(**fields) for _ in range(6)]
         for number, one in enumerate(samples):
             one.key = str(number)
-            del one.record["set"]
         categories = None if name == "plain" else [{"id": 1, "name": name}]
         about = {"name": name, "split": "train", "provenance": "painted", "licence": "none"}
         write_dataset(samples, tmp_path / name, categories=categories, **about)
@@ -299,7 +299,7 @@ def sets(tmp_path: Path) -> list[Path]:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_sets_mix_by_weight_each_with_its_own_names(sets: list[Path], region: RegionSample, workers: int) -> None:
-    mix = [Source(RegionShards(sets[0]), "boxes", 3.0), Source(RegionShards(sets[1]), "boxes", 1.0)]
+    mix = [Source(ShardSet(sets[0]), "boxes", 3.0), Source(ShardSet(sets[1]), "boxes", 1.0)]
     loader = make_loader(
         MixedStream(mix, seed=0, global_batch=40), region, collate_regions, micro_batch=40, workers=workers
     )
@@ -310,12 +310,12 @@ def test_sets_mix_by_weight_each_with_its_own_names(sets: list[Path], region: Re
 
 def test_sets_with_nothing_to_learn_are_refused(sets: list[Path], region: RegionSample) -> None:
     with pytest.raises(ShardError, match="lists no categories"):
-        RegionShards(sets[2]).check("boxes")
+        check_set(ShardSet(sets[2]), "boxes")
     with pytest.raises(ShardError, match="no phrases with boxes"):
-        RegionShards(sets[2]).check("captions")
-    RegionShards(sets[0]).check("boxes")
-    many = RegionShards(sets[0])
-    many.facts = replace(many.facts, names=[f"thing{i}" for i in range(30)])
-    many.check("boxes")
+        check_set(ShardSet(sets[2]), "captions")
+    check_set(ShardSet(sets[0]), "boxes")
+    many = ShardSet(sets[0])
+    many.facts = replace(many.facts, names=tuple(f"thing{i}" for i in range(30)))
+    check_set(many, "boxes")
     with pytest.raises(ShardError, match=r"regions.classes: all of .*30 classes has .* tokens, the text limit is 64"):
-        many.check("boxes", region.builder)
+        check_set(many, "boxes", region.builder)

@@ -12,13 +12,15 @@ from shard_sets import jpeg
 from fiber.data.collate import collate
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
-from fiber.data.records import Sample
-from fiber.data.samples.text import EvalTextSample, ImageTransform, LabelledSample, TextSample, VqaSample
+from fiber.data.records import LABELS, Sample
+from fiber.data.samples.text import EvalTextSample, ImageTransform, TextSample
 from fiber.data.shards import ShardSet
 from fiber.data.text import train_bpe
 from fiber.data.writer import write_dataset
 from fiber.errors import DataFaultError, SampleFault
 from fiber.images.resize import load_image
+from fiber.tasks.classifier import LabelledSample
+from fiber.tasks.vqa import VqaSample
 
 ANSWERS = {"yes": 0, "no": 1, "red": 2}
 PLAIN = ImageTransform(32)
@@ -52,10 +54,13 @@ def test_soft_targets_stand_at_the_class_of_their_answer_and_others_are_counted(
     assert made["ids"].shape == made["mask"].shape == (8,)
 
 
+CLASSES_OF = {"hypotheses": LABELS, "statements": (False, True)}
+
+
 @pytest.mark.parametrize(("field", "label", "number"), [("hypotheses", "entailment", 2), ("statements", True, 1)])
 def test_labels_are_numbers_in_class_order_and_a_pair_has_two_images(tokenizer, field, label, number) -> None:
     images = 2 if field == "statements" else 1
-    made = LabelledSample(tokenizer, PLAIN, 8, images)(
+    made = LabelledSample(tokenizer, PLAIN, 8, images, classes=CLASSES_OF[field])(
         sample(images, **{field: [{"text": "a red dog", "label": label, "id": "x"}]}), field, 0, rng()
     )
     assert made["labels"] == number
@@ -90,15 +95,20 @@ FAULTS = {
         question(("yes", 1.0), text=" "),
         "empty_text",
     ),
-    "entailment": (lambda t: LabelledSample(t, PLAIN, 8), "hypotheses", {"text": "a", "label": "-"}, "no_label"),
+    "entailment": (
+        lambda t: LabelledSample(t, PLAIN, 8, classes=LABELS),
+        "hypotheses",
+        {"text": "a", "label": "-"},
+        "no_label",
+    ),
     "nlvr2 without label": (
-        lambda t: LabelledSample(t, PLAIN, 8, 2),
+        lambda t: LabelledSample(t, PLAIN, 8, 2, classes=(False, True)),
         "statements",
         {"text": "a", "id": "x"},
         "no_label",
     ),
     "nlvr2 with one image": (
-        lambda t: LabelledSample(t, PLAIN, 8, 2),
+        lambda t: LabelledSample(t, PLAIN, 8, 2, classes=(False, True)),
         "statements",
         {"text": "a", "id": "x", "label": True},
         "missing_image",

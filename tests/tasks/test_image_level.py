@@ -14,7 +14,9 @@ from fiber.backbone.init import initialise
 from fiber.coarse.itc import sample_columns
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.tasks.image_text import ClassifyTask, RetrievalItcTask, RetrievalItmTask, VqaTask
+from fiber.tasks.classifier import ClassifyTask
+from fiber.tasks.retrieval import RetrievalItcTask, RetrievalItmTask
+from fiber.tasks.vqa import VqaTask
 
 L, SIZE, VOCABULARY, B = 6, 32, 40, 8
 ANSWERS = ["yes", "no", "2", "red", "a dog"]
@@ -28,7 +30,7 @@ def make_model(**classifiers: int) -> CoarseModel:
         num_fused=3,
     )
     backbone = build_backbone(config, VOCABULARY, 1, L)
-    model = CoarseModel(backbone, head_width=12, vocab_size=VOCABULARY, classifiers=classifiers)
+    model = CoarseModel(backbone, head_width=12, vocab_size=VOCABULARY, classifiers=classifiers, paired=("nlvr2",))
     initialise(model, "fan_in", 0)
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):

@@ -18,22 +18,21 @@ from fiber.config.base import (
     TextTowerConfig,
     TuningConfig,
 )
-from fiber.config.stage1 import FIELDS, CaptionConfig, FinetuneConfig, Stage1Config, validate
-from fiber.data.samples.text import LabelledSample, TextSample, VqaSample
+from fiber.config.stage1 import CaptionConfig, FinetuneConfig, Stage1Config, validate
+from fiber.data.samples.text import TextSample
 from fiber.data.shapes.world import WORLDS, answers, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.data.writer import write_dataset
 from fiber.errors import ConfigError, WeightsError
-from fiber.tasks.coarse_run import (
-    answer_vocabulary,
-    build_sample,
-    build_task,
-    export_model,
-    open_tokenizer,
-    start_from,
-)
-from fiber.weights.export import read_export
+from fiber.tasks import coarse_model
+from fiber.tasks.classifier import LabelledSample
+from fiber.tasks.table import task_of
+from fiber.tasks.vqa import VqaSample, answer_vocabulary
+from fiber.training.run import Job, check_vocabulary, open_tokenizer
+from fiber.training.watchdog import Watchdog
+from fiber.weights.export import read_export, write_run_export
+from fiber.weights.load import LoadReport
 
 MODEL = ModelConfig(
     image=ImageTowerConfig(embed_dim=8, depths=(1, 2), heads=(1, 2), window=8, drop_path=0.0),
@@ -70,12 +69,17 @@ def config(folder: Path, tmp_path: Path) -> Stage1Config:
 
 
 def build(config: Stage1Config) -> nn.Module:
-    return build_task(config, load_tokenizer(config.tokenizer)).eval()
+    return task_of(config).build_module(config, load_tokenizer(config.tokenizer)).eval()
+
+
+def start_from(task: nn.Module, path: Path) -> LoadReport:
+    return coarse_model.start_from(task, path, load_tokenizer(path))
 
 
 def export(config: Stage1Config, task: nn.Module) -> Path:
     weights = {name: parameter.detach() for name, parameter in task.named_parameters()}
-    export_model(config, load_tokenizer(config.tokenizer), task, weights, {"accuracy": 0.5})
+    given = task_of(config).export(config, load_tokenizer(config.tokenizer), task, weights)
+    write_run_export(config, given, {"accuracy": 0.5})
     return Path(config.output) / "export"
 
 
@@ -89,7 +93,10 @@ def perturb(task: nn.Module) -> None:
 
 
 def inputs(config: Stage1Config) -> dict[str, Tensor]:
-    shards, sample = ShardSet(config.data.train[0].path), build_sample(config, load_tokenizer(config.tokenizer))
+    shards, sample = (
+        ShardSet(config.data.train[0].path),
+        task_of(config).build_sample(config, load_tokenizer(config.tokenizer)),
+    )
     made = sample(shards.read(1), "questions", 0, torch.Generator())
     return {
         "images": made["images"][None],
@@ -181,7 +188,8 @@ def test_answers_come_from_the_run_then_the_data_then_the_start(config: Stage1Co
 def test_every_task_has_its_sample(config: Stage1Config) -> None:
     kinds = {"vqa": VqaSample, "nlvr2": LabelledSample, "entailment": LabelledSample, "retrieval_itm": TextSample}
     for task, kind in kinds.items():
-        sample = build_sample(replace(config, task=task), load_tokenizer(config.tokenizer))
+        changed = replace(config, task=task)
+        sample = task_of(changed).build_sample(changed, load_tokenizer(config.tokenizer))
         assert type(sample) is kind
         assert sample.transform.augmented
         assert not sample.transform.flip_sides
@@ -191,14 +199,8 @@ def test_every_task_has_its_sample(config: Stage1Config) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": "captions"}, "data.train.0.field: task vqa reads questions, not captions"),
-        ({"eval": "captions"}, "eval.data.0.field: task vqa reads questions, not captions"),
         ({"finetune": FinetuneConfig(label_smoothing=1.0)}, "finetune.label_smoothing: must lie in"),
         ({"finetune": FinetuneConfig(itc_weight=-1.0)}, "finetune.itc_weight: must not be negative"),
-        (
-            {"task": "retrieval_itc", "data": "captions", "finetune": FinetuneConfig(label_smoothing=0.1)},
-            "finetune.label_smoothing: the contrastive objective",
-        ),
         ({"tuning": TuningConfig("prompt")}, "tuning.mode: prompt is of region level"),
         ({"caption": CaptionConfig(samples=1)}, "caption.baseline: mean compares"),
         ({"caption": CaptionConfig(mle_weight=1.5)}, "caption.mle_weight: must lie in"),
@@ -206,24 +208,39 @@ def test_every_task_has_its_sample(config: Stage1Config) -> None:
     ],
 )
 def test_what_cannot_run_is_refused(changes: dict, message: str, config: Stage1Config, folder: Path) -> None:
-    if "data" in changes:
-        changes = changes | {"data": DataConfig(train=(SourceConfig(str(folder / "scenes"), changes["data"]),))}
-    if "eval" in changes:
-        changes = changes | {"eval": EvalConfig(data=(SourceConfig(str(folder / "scenes"), changes["eval"]),))}
     train = replace(config.train, global_batch=64)
     with pytest.raises(ConfigError, match=f"^{message}"):
         validate(replace(config, train=train, **changes), world=1)
     validate(replace(config, train=train), world=1)
-    assert set(FIELDS) == {"vqa", "nlvr2", "entailment", "retrieval_itc", "retrieval_itm", "caption"}
+
+
+def test_the_task_must_be_able_to_read_the_data(config: Stage1Config, folder: Path) -> None:
+    watchdog = Watchdog(60.0)
+    captions = (SourceConfig(str(folder / "scenes"), "captions"),)
+    for section, changed in (
+        ("data.train", {"data": DataConfig(train=captions)}),
+        ("eval.data", {"eval": EvalConfig(data=captions)}),
+    ):
+        with pytest.raises(ConfigError, match=rf"{section}\.0\.field: task vqa reads questions, not captions"):
+            Job.open(replace(config, **changed), task_of(config), watchdog)
+    assert Job.open(config, task_of(config), watchdog).tokenizer
+    watchdog.close()
+    with pytest.raises(ConfigError, match=r"task: 'vqaa' is not a task; the nearest is vqa"):
+        task_of(replace(config, task="vqaa"))
+    smoothed = replace(config, task="retrieval_itc", finetune=FinetuneConfig(label_smoothing=0.1))
+    with pytest.raises(ConfigError, match="label_smoothing: the contrastive objective has no classes"):
+        build(smoothed)
 
 
 def test_a_tokenizer_that_is_not_the_starts_is_refused(config: Stage1Config, tmp_path: Path) -> None:
     path = export(config, build(config))
     train_bpe(["other words entirely"], 270, tmp_path / "other")
-    assert len(open_tokenizer(replace(config, init_from=str(path)))) == read_export(path).config.vocab_size
+    start = replace(config, init_from=str(path))
+    check_vocabulary(start, open_tokenizer(start))
+    other = replace(start, tokenizer=str(tmp_path / "other"))
     with pytest.raises(ConfigError, match=r"tokenizer: .* ids, the model of init_from"):
-        open_tokenizer(replace(config, tokenizer=str(tmp_path / "other"), init_from=str(path)))
+        check_vocabulary(other, open_tokenizer(other))
     with pytest.raises(ConfigError, match="init_from: no folder"):
-        open_tokenizer(replace(config, init_from="nowhere"))
+        check_vocabulary(replace(config, init_from="nowhere"), open_tokenizer(config))
     with pytest.raises(ConfigError, match="tokenizer: no tokenizer at"):
         open_tokenizer(replace(config, tokenizer=str(tmp_path / "none")))

@@ -8,17 +8,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from transformers import PreTrainedTokenizerFast
 
 from fiber.config.base import OptimConfig, TuningConfig, load_config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config, validate_stage2
-from fiber.data.records import Sample
-from fiber.data.samples.regions import SetFacts, collate_regions
+from fiber.data.records import Sample, SetFacts
+from fiber.data.samples.regions import collate_regions
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
-from fiber.tasks.fine_run import build_sample, build_task, export_detector, start_from
+from fiber.tasks import regions
+from fiber.tasks.regions import build_module, build_sample
 from fiber.training.optim import build_optimizer, parameter_groups, set_learning_rate
-from fiber.weights.export import inherited_sizes, read_export
+from fiber.weights.export import inherited_sizes, read_export, write_export
 from fiber.weights.from_export import build
+from fiber.weights.load import LoadReport
 from tiny_exports import MODEL, coarse_export
 
 REPO = Path(__file__).resolve().parents[2]
@@ -42,33 +46,44 @@ def batch(config: Stage2Config) -> dict:
     record = {
         "width": 96,
         "height": 64,
-        "set": SetFacts("here", ["circle", "square"], {1: 0, 2: 1}),
         "boxes": [{"box": [8, 8, 40, 40], "category": 1}, {"box": [50, 10, 80, 50], "category": 2}],
     }
     made = build_sample(config, load_tokenizer(config.tokenizer))
-    sample = Sample("k", [("png", stream.getvalue())], record)
+    facts = SetFacts("here", ("circle", "square"), {1: 0, 2: 1})
+    sample = Sample("k", [("png", stream.getvalue())], record, facts)
     return collate_regions([made(sample, "boxes", 0, np.random.default_rng(n)) for n in range(2)])
+
+
+def start_from(task: nn.Module, path: str | Path, tokenizer: PreTrainedTokenizerFast) -> LoadReport:
+    return regions.start_from(task, path, tokenizer)
+
+
+def export_detector(config: Stage2Config, task: nn.Module, categories: list[str]) -> None:
+    """What a finished run leaves, with class names that no data set of this test has."""
+    export = regions.export(config, load_tokenizer(config.tokenizer), task, task.state_dict())
+    folder = Path(config.output) / "export"
+    write_export(folder, export.tensors, export.config, export.tokenizer, categories=categories)
 
 
 def test_the_same_weights_whatever_was_drawn_before(config: Stage2Config) -> None:
     tokenizer = load_tokenizer(config.tokenizer)
-    first = build_task(config, tokenizer).state_dict()
+    first = build_module(config, tokenizer).state_dict()
     torch.rand(7)
     state = torch.get_rng_state()
-    second = build_task(config, tokenizer).state_dict()
+    second = build_module(config, tokenizer).state_dict()
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
-    other = build_task(replace(config, seed=1), tokenizer).state_dict()
+    other = build_module(replace(config, seed=1), tokenizer).state_dict()
     for part in ("head.blocks.0.same.weight", "fpn.laterals.0.weight", "backbone.image.patch_embed.proj.weight"):
         assert not torch.equal(other[f"model.{part}"], first[f"model.{part}"])
 
 
 def test_started_from_an_image_level_model(config: Stage2Config, coarse: Path) -> None:
     """The backbone is the export's, tensor by tensor; pyramid, head and stage norms are new, the heads unused."""
-    model, tensors = build_task(config, load_tokenizer(coarse)).model, read_export(coarse).tensors
-    report = start_from(model, coarse, load_tokenizer(coarse))
+    task, tensors = build_module(config, load_tokenizer(coarse)), read_export(coarse).tensors
+    report = start_from(task, coarse, load_tokenizer(coarse))
     backbone = [name for name in tensors if name.startswith("backbone.") and name != "backbone.image.norm.weight"]
-    own = model.state_dict()
+    own = task.model.state_dict()
     shared = [name for name in backbone if name in own]
     assert len(shared) > 100
     assert all(torch.equal(own[name], tensors[name]) for name in shared if name not in report.resized)
@@ -76,22 +91,22 @@ def test_started_from_an_image_level_model(config: Stage2Config, coarse: Path) -
     assert {name.split(".")[2] for name in report.new if name.startswith("backbone")} == {"stage_norms"}
     assert all(name.startswith(("heads.", "backbone.image.norm.")) for name in report.unused)
     wide = replace(config, model=replace(MODEL, text=replace(MODEL.text, width=64)))
-    model = build_task(wide, load_tokenizer(coarse)).model
+    task = build_module(wide, load_tokenizer(coarse))
     with pytest.raises(WeightsError, match="shapes do not fit"):
-        start_from(model, coarse, load_tokenizer(coarse))
+        start_from(task, coarse, load_tokenizer(coarse))
 
 
 def test_started_from_its_own_export_and_used(config: Stage2Config) -> None:
     """What a run exports is what `fiber.load` builds, and what another run starts from."""
     tokenizer = load_tokenizer(config.tokenizer)
-    task = build_task(config, tokenizer).eval()
-    export_detector(config, tokenizer, ["circle", "square"], task.state_dict(), {"ap": 0.5})
+    task = build_module(config, tokenizer).eval()
+    export_detector(config, task, ["circle", "square"])
     export = read_export(config.output)
     assert export.categories == ["circle", "square"]
     assert (export.config.image_size, export.config.max_image_size, export.config.max_text) == (64, 96, 16)
     loaded, _ = build(export)
-    again = build_task(replace(config, seed=3), tokenizer).eval()
-    report = start_from(again.model, config.output, tokenizer)
+    again = build_module(replace(config, seed=3), tokenizer).eval()
+    report = start_from(again, config.output, tokenizer)
     assert not report.new
     inputs = [batch(config)[name] for name in ("images", "sizes", "ids", "mask")]
     with torch.no_grad():
@@ -104,7 +119,7 @@ def test_started_from_its_own_export_and_used(config: Stage2Config) -> None:
 def test_every_trained_parameter_takes_part(config: Stage2Config) -> None:
     """With open gates; frozen parts (patch embedding, first stage, captioning's maps) have no gradient."""
     config = replace(config, regions=replace(config.regions, frozen_stages=1))
-    task = build_task(config, load_tokenizer(config.tokenizer)).train()
+    task = build_module(config, load_tokenizer(config.tokenizer)).train()
     with torch.no_grad():
         for name, parameter in task.named_parameters():
             if name.endswith("gate"):
@@ -123,12 +138,12 @@ def test_every_trained_parameter_takes_part(config: Stage2Config) -> None:
 def test_a_run_has_the_sizes_of_the_model_it_starts_from(config: Stage2Config, coarse: Path, tmp_path: Path) -> None:
     """Both towers and, from a detector, pyramid and head; the file's own keys win."""
     tokenizer, file = load_tokenizer(config.tokenizer), tmp_path / "run.yaml"
-    export_detector(config, tokenizer, ["circle"], build_task(config, tokenizer).state_dict(), {})
+    export_detector(config, build_module(config, tokenizer), ["circle"])
     file.write_text(f"output: here\ntokenizer: {coarse}\nmax_text: 16\ndetector: {{log_scale: -1.0}}\n")
     found = load_config(Stage2Config, file, [f"init_from={config.output}"], inherited_sizes)
     assert found.model == config.model
     assert found.detector == replace(config.detector, log_scale=-1.0)
-    assert not start_from(build_task(found, tokenizer).model, config.output, tokenizer).new
+    assert not start_from(build_module(found, tokenizer), config.output, tokenizer).new
     above = load_config(Stage2Config, file, [f"init_from={coarse}"], inherited_sizes)
     assert (above.model, above.detector.channels) == (MODEL, 256)
     with pytest.raises(ConfigError, match="init_from: no folder nowhere"):
@@ -152,11 +167,11 @@ def test_tuning_changes_what_it_names_and_its_export_is_a_plain_model(config: St
     exported computes what the tuned model computes, and the next run starts from it."""
     tokenizer = load_tokenizer(config.tokenizer)
     start = replace(config, output=f"{config.output}/start")
-    drawn = build_task(start, tokenizer)
-    export_detector(start, tokenizer, ["circle", "square"], drawn.state_dict(), {})
+    drawn = build_module(start, tokenizer)
+    export_detector(start, drawn, ["circle", "square"])
     tuned = replace(config, tuning=TuningConfig(mode, lora_rank=2), optim=OptimConfig(weight_decay=0.1))
-    task = build_task(tuned, tokenizer).train()
-    start_from(task.model, start.output, tokenizer)
+    task = build_module(tuned, tokenizer).train()
+    start_from(task, start.output, tokenizer)
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
     with torch.no_grad():  # open gates, or the fusion gets no gradient
         for name, parameter in task.named_parameters():
@@ -175,7 +190,7 @@ def test_tuning_changes_what_it_names_and_its_export_is_a_plain_model(config: St
     assert moved <= named
     assert all(name.startswith("head.box_scales.") for name in named - moved)  # of levels that no box here is for
 
-    export_detector(tuned, tokenizer, ["circle", "square"], task.state_dict(), {})
+    export_detector(tuned, task, ["circle", "square"])
     loaded, report = build(read_export(tuned.output))
     assert not report.new
     inputs = [batch(config)[name] for name in ("images", "sizes", "ids", "mask")]
@@ -185,8 +200,8 @@ def test_tuning_changes_what_it_names_and_its_export_is_a_plain_model(config: St
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
     if mode == "prompt":
         with pytest.raises(WeightsError, match="learned prompt, which this run would leave out"):
-            start_from(build_task(config, tokenizer).model, tuned.output, tokenizer)
-    assert not start_from(build_task(tuned, tokenizer).model, tuned.output, tokenizer).unused
+            start_from(build_module(config, tokenizer), tuned.output, tokenizer)
+    assert not start_from(build_module(tuned, tokenizer), tuned.output, tokenizer).unused
 
 
 def test_learning_rates_of_the_published_recipe() -> None:
