@@ -23,6 +23,7 @@ setup(
         "simplejpeg>=1.9",  # decodes straight to arrays, ~1.15x PIL per core
         "safetensors>=0.4.5",
         "huggingface_hub>=0.26",
+        "pydantic>=2.9",  # types and ranges of configurations; deepspeed brings it anyway
         "pyyaml>=6",
         "wandb>=0.19",
         "pillow>=10",
@@ -32,7 +33,14 @@ setup(
         "matplotlib>=3.8",  # figures: curves, grounded phrases, contact sheets
     ],
     extras_require={
-        "test": ["pytest>=8", "scikit-image>=0.24", "scipy>=1.11", "peft>=0.17"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "jsonschema>=4.20",
+            "scikit-image>=0.24",
+            "scipy>=1.11",
+            "peft>=0.17",
+        ],
         "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-tqdm", "types-psutil"],
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
     },

@@ -28,7 +28,7 @@ import benchmark_loader
 import benchmark_rerank
 import benchmark_step
 from benchmark_common import BenchConfig, machine
-from fiber.config.base import load_config
+from fiber.config.loading import load_config
 from fiber.errors import ConfigError
 
 COMMANDS = {

@@ -20,7 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fiber.config.base import load_config
+from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from fiber.config.base import to_dict
+from fiber.config.loading import to_dict
 from fiber.errors import WeightsError
 from fiber.weights.export import Card, Export, read_export, write_export
 

@@ -14,7 +14,7 @@ import json
 import shlex
 from pathlib import Path
 
-from fiber.config.base import Command, parse_command
+from fiber.config.command import Command, parse_command
 from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.stage2_fine import stage2
 from fiber.training import run

@@ -6,7 +6,7 @@ Running the same command again goes on where the run stopped. What a task reads,
 `tasks/`; the model is `coarse/model.py` on `backbone/fusion.py`.
 """
 
-from fiber.config.base import Command
+from fiber.config.command import Command
 from fiber.config.stage1 import Stage1Config, validate
 from fiber.tasks.table import task_of
 from fiber.training import run
@@ -15,7 +15,7 @@ from fiber.training.watchdog import Watchdog
 
 def stage1(command: Command, watchdog: Watchdog) -> None:
     """One run: shards -> batches -> backbone -> heads -> losses, until the end of `train.steps`."""
-    job = run.Job.open(command.config, task_of(command.config), watchdog)
+    job = run.Job.open(command.config, task_of(command.config), watchdog, command.given)
     if command.mode == "eval":
         job.evaluate_only()
         return

@@ -6,7 +6,7 @@ Running the same command again goes on where the run stopped. What is read, comp
 `tasks/regions.py`; the model is `fine/model.py` on the same `backbone/fusion.py` as stage 1.
 """
 
-from fiber.config.base import Command
+from fiber.config.command import Command
 from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.tasks.table import task_of
 from fiber.training import run
@@ -15,7 +15,7 @@ from fiber.training.watchdog import Watchdog
 
 def stage2(command: Command, watchdog: Watchdog) -> None:
     """One run: shards -> batches -> backbone -> pyramid and head -> losses, until the end of `train.steps`."""
-    job = run.Job.open(command.config, task_of(command.config), watchdog)
+    job = run.Job.open(command.config, task_of(command.config), watchdog, command.given)
     if command.mode == "eval":
         job.evaluate_only()
         return

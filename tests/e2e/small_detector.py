@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from fiber.config.base import load_config
+from fiber.config.loading import load_config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.tasks.regions import build_module, export

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config.base import load_config
+from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.data.text import load_tokenizer
 from fiber.weights.export import coarse_config, read_export, write_export

@@ -14,7 +14,7 @@ import fiber
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config.base import load_config
+from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.shards import ShardSet

@@ -10,7 +10,7 @@ from launcher import REPO, Job, losses, metrics
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
-from fiber.config.base import load_config
+from fiber.config.loading import load_config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.records import Sample
 from fiber.data.shapes.world import WORLDS, categories, generate

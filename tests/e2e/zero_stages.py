@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from fiber import distributed
-from fiber.config.base import Command, load_config
+from fiber.config.command import Command
+from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config, validate
 from fiber.stage1_coarse import stage1
 from fiber.training.watchdog import Watchdog

@@ -13,8 +13,8 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.decoding import Caption, SpecialTokens, beam_search
 from fiber.coarse.model import CoarseModel
-from fiber.config.base import EvalConfig, ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.config.stage1 import CaptionConfig, Stage1Config
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.stage1 import CaptionConfig, RetrievalEvalConfig, Stage1Config
 from fiber.data.samples.captions import CaptionEvalSample
 from fiber.data.samples.text import ImageTransform
 from fiber.data.shapes.world import WORLDS, generate
@@ -77,7 +77,7 @@ def context(world: Path, name: str, folder: Path, batch: int = 3) -> EvalContext
         image_size=32,
         max_text=LENGTH,
         caption=CaptionConfig(beam=3, max_new_tokens=LENGTH),
-        eval=EvalConfig(batch=batch),
+        eval=RetrievalEvalConfig(batch=batch),
     )
     tokenizer = load_tokenizer(world / "tokenizer")
     return EvalContext(
@@ -130,7 +130,9 @@ def test_rows_are_the_beams_of_each_image_beside_its_references(world, alone):
     assert len({row["caption"] for row in rows}) > 1
     written = json.loads((folder / "predictions/captions.json").read_text())
     assert written == [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows]
-    assert [example["caption"] for example in examples] == [row["caption"] for row in rows]
+    assert [example["caption"] for example in examples] == [
+        row["caption"] for row in sorted(rows, key=lambda row: row["position"])
+    ]
     assert set(figures) >= {"cider", "bleu_1", "bleu_4", "rouge_l", "constant_cider", "images"}
 
 

@@ -11,8 +11,8 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from fiber.config.base import DataConfig, EvalConfig, ImageTowerConfig, ModelConfig, SourceConfig, TextTowerConfig
-from fiber.config.stage1 import Stage1Config
+from fiber.config.base import ImageTowerConfig, ModelConfig, SourceConfig, TextTowerConfig
+from fiber.config.stage1 import ImageTextDataConfig, RetrievalEvalConfig, Stage1Config
 from fiber.data.records import LABELS, Sample
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.shards import ShardSet
@@ -69,8 +69,8 @@ def make_config(task: str, sets: Path, output: Path, batch: int = 7) -> Stage1Co
         image_size=64,
         max_text=16,
         model=MODEL,
-        data=DataConfig(train=(source,), workers=0),
-        eval=EvalConfig(data=(source,), batch=batch, rerank_k=4),
+        data=ImageTextDataConfig(train=(source,), workers=0),
+        eval=RetrievalEvalConfig(data=(source,), batch=batch, rerank_k=4),
     )
 
 

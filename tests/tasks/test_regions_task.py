@@ -11,8 +11,9 @@ from PIL import Image
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from fiber.config.base import OptimConfig, TuningConfig, load_config
-from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config, validate_stage2
+from fiber.config.base import TowersConfig, TuningConfig
+from fiber.config.loading import load_config
+from fiber.config.stage2 import DetectorConfig, RegionConfig, RegionOptimConfig, Stage2Config, validate_stage2
 from fiber.data.records import Sample, SetFacts
 from fiber.data.samples.regions import collate_regions
 from fiber.data.text import load_tokenizer
@@ -23,8 +24,10 @@ from fiber.training.optim import build_optimizer, parameter_groups, set_learning
 from fiber.weights.export import inherited_sizes, read_export, write_export
 from fiber.weights.from_export import build
 from fiber.weights.load import LoadReport
-from tiny_exports import MODEL, coarse_export
+from tiny_exports import MODEL as COARSE
+from tiny_exports import coarse_export
 
+MODEL = TowersConfig(**{name: value for name, value in vars(COARSE).items() if name != "head_width"})
 REPO = Path(__file__).resolve().parents[2]
 
 
@@ -169,7 +172,7 @@ def test_tuning_changes_what_it_names_and_its_export_is_a_plain_model(config: St
     start = replace(config, output=f"{config.output}/start")
     drawn = build_module(start, tokenizer)
     export_detector(start, drawn, ["circle", "square"])
-    tuned = replace(config, tuning=TuningConfig(mode, lora_rank=2), optim=OptimConfig(weight_decay=0.1))
+    tuned = replace(config, tuning=TuningConfig(mode, lora_rank=2), optim=RegionOptimConfig(weight_decay=0.1))
     task = build_module(tuned, tokenizer).train()
     start_from(task, start.output, tokenizer)
     before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
@@ -242,7 +245,7 @@ def test_learning_rates_of_the_published_recipe() -> None:
         ("detector.strides=[8,16]", "detector.strides: must be 8, 16, 32"),
         ("detector.anchor_sizes=[24]", "detector.anchor_sizes: 3 strides need 3 sizes, got 1"),
         ("detector.groups=7", "detector.channels: 64 is no multiple of groups 7"),
-        ("regions.flip=2", r"regions.flip: must lie in \[0, 1\]"),
+        ("regions.flip=2", r"regions.flip: must be at most 1"),
         ("regions.short_sides=[16]", "regions: sides below 32 px"),
         ("regions.chunk_classes=0", "regions.chunk_classes: must be at least 1, got 0"),
         ("regions.frozen_stages=5", "regions.frozen_stages: the image tower has 4 stages"),
@@ -254,6 +257,5 @@ def test_wrong_configurations_are_named(tmp_path: Path, override: str, message: 
     (tmp_path / "a.tar").touch()
     paths = [f"{key}.path={tmp_path}" for key in ("data.train.0", "data.train.1", "eval.data.0", "eval.data.1")]
     overrides = [*paths, "init_from=null", override]
-    config = load_config(Stage2Config, REPO / "configs" / "stage2" / "shapes_tiny.yaml", overrides)
     with pytest.raises(ConfigError, match=message):
-        validate_stage2(config, world=2)
+        validate_stage2(load_config(Stage2Config, REPO / "configs/stage2/shapes_tiny.yaml", overrides), world=2)

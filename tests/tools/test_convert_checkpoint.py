@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 import fiber
 from fiber.coarse.caption_losses import caption_logits, start_captions
-from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig, save_config
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.loading import save_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config
 from fiber.data.text import train_bpe

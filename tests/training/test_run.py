@@ -13,8 +13,8 @@ from toy_task import Regression, batch_of
 from transformers import RobertaConfig, RobertaModel
 
 from fiber.backbone.lora import LoraLinear, merge_lora
-from fiber.config.base import EvalConfig, ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TrainConfig
-from fiber.config.stage1 import Stage1Config
+from fiber.config.base import ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TrainConfig
+from fiber.config.stage1 import RetrievalEvalConfig, Stage1Config
 from fiber.data.text import load_tokenizer, train_bpe
 from fiber.errors import ConfigError
 from fiber.tasks import pretrain
@@ -97,7 +97,7 @@ def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: in
         tokenizer="none",
         optim=OptimConfig(lr=0.01, warmup=0),
         train=TrainConfig(steps=6, global_batch=4, micro_batch=4, zero_stage=stage, best="accuracy", keep=1),
-        eval=EvalConfig(every=2),
+        eval=RetrievalEvalConfig(every=2),
     )
 
     class ToyJob(run.Job):

@@ -3,13 +3,13 @@
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
-from fiber.config.base import ModelConfig
+from fiber.config.base import TowersConfig
 
 ROBERTA_POSITIONS = 514  # rows of the position table, kept for any text length that fits
 
 
 def build_backbone(
-    config: ModelConfig, vocab_size: int, pad_id: int, max_text: int, *, fine: bool = False
+    config: TowersConfig, vocab_size: int, pad_id: int, max_text: int, *, fine: bool = False
 ) -> FusionBackbone:
     """Towers and fusion as configured, weights not yet drawn. `fine`: any image size, a norm on every stage
     output and on the last text layer (stage 2). Raises ValueError on sizes that do not fit together."""

@@ -2,84 +2,100 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from fiber.config.base import (
+    STRICT,
+    BelowOne,
+    Count,
+    CountOrNone,
     DataConfig,
     EvalConfig,
     ModelConfig,
-    OptimConfig,
-    TrackingConfig,
-    TrainConfig,
-    TuningConfig,
+    RunConfig,
+    Share,
+    Size,
+    Text,
+    Weight,
+    Whole,
     check_model,
     require,
     validate_training,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class PretrainConfig:
     """The three objectives of coarse pre-training. The queue and `gather_gradient` are those of the contrastive one
     in fine-tuned retrieval, too."""
 
-    itc_weight: float = 1.0
-    itm_weight: float = 1.0
-    mlm_weight: float = 1.0
-    queue_size: int = 4096  # past features per modality in the contrastive softmax
+    itc_weight: Weight = 1.0  # of the contrastive loss
+    itm_weight: Weight = 1.0  # of the matching loss
+    mlm_weight: Weight = 1.0  # of the masked-language loss
+    queue_size: Annotated[Whole, Field(ge=0, le=10**7)] = (
+        4096  # past features per modality in the contrastive softmax
+    )
     gather_gradient: bool = False  # let contrastive gradients reach the other ranks' features too
-    itc_only_steps: int = 0  # warm-up during which only the contrastive loss has weight
-    random_negative_steps: int = 0  # steps during which ITM negatives are drawn uniformly
-    mask_probability: float = 0.15
+    itc_only_steps: CountOrNone = 0  # warm-up during which only the contrastive loss has weight
+    random_negative_steps: CountOrNone = 0  # steps during which ITM negatives are drawn uniformly
+    mask_probability: Annotated[float, Field(gt=0, lt=1)] = 0.15  # of a word in masked language modelling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class FinetuneConfig:
     """What the tasks fine-tuned from stage 1 share."""
 
     augment: bool = True  # random resized crop, mirroring and RandAugment; else a plain resize
     flip_sides: bool = False  # mirror images whose text speaks of left or right, too
-    label_smoothing: float = 0.0  # share of the target that goes to all classes, or tokens of a caption, alike
+    label_smoothing: BelowOne = 0.0  # share of the target that goes to all classes, or tokens of a caption, alike
     negatives: Literal["random", "hard"] = "random"  # task retrieval_itm: drawn uniformly, or by similarity
-    itc_weight: float = 0.0  # task retrieval_itm: of the contrastive loss beside matching
+    itc_weight: Weight = 0.0  # task retrieval_itm: of the contrastive loss next to matching
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class CaptionConfig:
     """Captioning: cross-entropy first ("mle"), off-policy weights ("gold"), then the reward itself ("cider")."""
 
     objective: Literal["mle", "gold", "cider"] = "mle"
-    gold_refresh: int = 1000  # updates after which the weighting model is copied anew
-    samples: int = 5  # captions drawn from each image ("cider")
-    mle_weight: float = 0.3  # share of cross-entropy in the loss of "cider"
+    gold_refresh: Count = 1000  # updates after which the weighting model is copied again
+    samples: Annotated[Whole, Field(ge=1, le=1024)] = 5  # captions drawn from each image ("cider")
+    mle_weight: Share = 0.3  # share of cross-entropy in the loss of "cider"
     baseline: Literal["mean", "none"] = "mean"  # reward less that of the other samples, or the release's form
-    document_frequency: str | None = None  # n-gram counts of the training captions ("cider")
-    beam: int = 5
-    max_new_tokens: int = 50
+    document_frequency: Text | None = None  # file of n-gram counts ("cider"); null counts the training captions
+    beam: Annotated[Whole, Field(ge=1, le=1024)] = 5  # beams of the evaluation
+    max_new_tokens: Annotated[Whole, Field(ge=1, le=4096)] = 50  # of a caption
 
 
-@dataclass(frozen=True)
-class Stage1Config:
-    """Everything at image level. Saved, resolved, as `config.yaml` of the run directory."""
+@dataclass(frozen=True, config=STRICT)
+class ImageTextDataConfig(DataConfig):
+    """As `DataConfig`, and how images are resized."""
 
-    output: str
-    tokenizer: str
-    seed: int = 0
-    task: str = "pretrain"  # a name of tasks/table.py
-    image_size: int = 384
-    max_text: int = 40
-    model: ModelConfig = field(default_factory=ModelConfig)
-    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    caption: CaptionConfig = field(default_factory=CaptionConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    tuning: TuningConfig = field(default_factory=TuningConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    init_from: str | None = None  # a run directory or export folder: weights only
+    transform: Literal["fast", "pil"] = "fast"  # on tensors, or by Pillow, by which published figures are judged
+
+
+@dataclass(frozen=True, config=STRICT)
+class RetrievalEvalConfig(EvalConfig):
+    """As `EvalConfig`, and how retrieval is re-ranked."""
+
+    rerank_k: CountOrNone = 128  # candidates of each query that matching scores; 0 none
+
+
+@dataclass(frozen=True, config=STRICT)
+class Stage1Config(RunConfig):
+    """Everything at image level."""
+
+    task: Text = "pretrain"  # a name of tasks/table.py
+    image_size: Size = 384  # side of the square image, px
+    max_text: Annotated[Whole, Field(ge=1, le=512)] = 40  # tokens of a text, the special ones among them
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    caption: CaptionConfig = CaptionConfig()
+    data: ImageTextDataConfig = ImageTextDataConfig()
+    eval: RetrievalEvalConfig = RetrievalEvalConfig()
 
 
 def validate(config: Stage1Config, world: int | None) -> None:
@@ -91,21 +107,17 @@ def validate(config: Stage1Config, world: int | None) -> None:
         config.tuning.mode in modes,
         f"tuning.mode: {config.tuning.mode} is of region level; at image level choose {', '.join(modes)}",
     )
-    _check_finetuning(config)
-    size, stride = config.image_size, 4 * 2 ** (len(config.model.image.depths) - 1)
-    require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")
-
-
-def _check_finetuning(config: Stage1Config) -> None:
-    tuned, caption = config.finetune, config.caption
     require(
-        0 <= tuned.label_smoothing < 1, f"finetune.label_smoothing: must lie in [0, 1), got {tuned.label_smoothing}"
-    )
-    require(tuned.itc_weight >= 0, f"finetune.itc_weight: must not be negative, got {tuned.itc_weight}")
-    for name in ("gold_refresh", "samples", "beam", "max_new_tokens"):
-        require(getattr(caption, name) >= 1, f"caption.{name}: must be at least 1, got {getattr(caption, name)}")
-    require(0 <= caption.mle_weight <= 1, f"caption.mle_weight: must lie in [0, 1], got {caption.mle_weight}")
-    require(
-        caption.baseline == "none" or caption.samples >= 2,
+        config.caption.baseline == "none" or config.caption.samples >= 2,
         "caption.baseline: mean compares the captions of an image with each other; it needs caption.samples >= 2",
     )
+    image, size = config.model.image, config.image_size
+    stride = 4 * 2 ** (len(image.depths) - 1)
+    require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")
+    for stage in range(len(image.depths)):
+        side = size // (4 * 2**stage)
+        require(
+            side <= image.window or side % image.window == 0,
+            f"model.image.window: {image.window} does not divide the {side} x {side} tokens of stage {stage} at "
+            f"image_size {size}",
+        )

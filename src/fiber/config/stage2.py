@@ -2,73 +2,88 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
 
 from fiber.config.base import (
+    STRICT,
+    BelowOne,
     DataConfig,
     EvalConfig,
-    ModelConfig,
+    Multiplier,
     OptimConfig,
-    TrackingConfig,
-    TrainConfig,
-    TuningConfig,
+    RunConfig,
+    Share,
+    Size,
+    TowersConfig,
+    Weight,
+    Whole,
     check_model,
     require,
     validate_training,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class DetectorConfig:
-    """Pyramid and dynamic head on the fused backbone. `anchor_sizes` and `strides` (px): one pair per level."""
+    """Pyramid and dynamic head on the fused backbone; one anchor size and stride per level."""
 
-    channels: int = 256
-    head_channels: int = 256
-    head_blocks: int = 6
-    groups: int = 16  # of the group normalisation
-    anchor_sizes: tuple[float, ...] = (64, 128, 256, 512, 1024)
-    strides: tuple[int, ...] = (8, 16, 32, 64, 128)
-    drop_block: float = 0.3
-    log_scale: float = 0.0  # initial logarithm of the temperature of token logits; -2.5 learns words sooner
+    channels: Size = 256  # of the pyramid
+    head_channels: Size = 256
+    head_blocks: Annotated[Whole, Field(ge=1, le=64)] = 6
+    groups: Size = 16  # of the group normalisation
+    anchor_sizes: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = (64, 128, 256, 512, 1024)  # px
+    strides: tuple[Size, ...] = (8, 16, 32, 64, 128)  # px
+    drop_block: BelowOne = 0.3
+    log_scale: Annotated[float, Field(ge=-100, le=100)] = (
+        0.0  # initial log temperature of token logits; -2.5 is faster
+    )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=STRICT)
 class RegionConfig:
     """Samples and losses."""
 
-    short_sides: tuple[int, ...] = (480, 560, 640, 720, 800)  # px; one is drawn for each sample
-    test_side: int = 800
-    max_side: int = 1333
-    flip: float = 0.5  # probability of mirroring, where the caption has no left or right
+    short_sides: tuple[Size, ...] = (480, 560, 640, 720, 800)  # px; one is drawn for each sample
+    test_side: Size = 800  # px, short side in evaluation
+    max_side: Size = 1333  # px
+    flip: Share = 0.5  # probability of mirroring, where the caption has no left or right
     classes: Literal["sampled", "all"] = "sampled"  # in the caption of a detection sample; "all" must fit max_text
-    max_negatives: int = 85  # absent classes in a caption of sampled ones, at most
-    token_weight: float = 1.0
-    box_weight: float = 2.0
-    centerness_weight: float = 1.0
-    frozen_stages: int = 1  # image stages, with patch embedding and merges, that keep their weights
-    chunk_classes: int | None = None  # asked in one prompt of evaluation; None: as many as max_text holds. LVIS: 40
-    figures: int = 8  # drawn at each evaluation, a set
+    max_negatives: Annotated[Whole, Field(ge=0, le=65_536)] = (
+        85  # absent classes in a caption of sampled ones, at most
+    )
+    token_weight: Weight = 1.0  # of the loss of token alignment
+    box_weight: Weight = 2.0  # of the box loss
+    centerness_weight: Weight = 1.0  # of the centerness loss
+    frozen_stages: Annotated[Whole, Field(ge=0, le=64)] = (
+        1  # image stages, with patch embedding, that keep their weights
+    )
+    chunk_classes: Size | None = None  # asked in one prompt of evaluation; null: as many as max_text holds. LVIS: 40
+    figures: Annotated[Whole, Field(ge=0, le=10_000)] = 8  # images drawn at each evaluation, per set
 
 
-@dataclass(frozen=True)
-class Stage2Config:
-    """Everything at region level. Saved, resolved, as `config.yaml` of the run directory."""
+@dataclass(frozen=True, config=STRICT)
+class RegionOptimConfig(OptimConfig):
+    """As `OptimConfig`; pyramid and head learn at the rate of the towers, as published."""
 
-    output: str
-    tokenizer: str
-    seed: int = 0
-    max_text: int = 256
-    model: ModelConfig = field(default_factory=ModelConfig)
-    detector: DetectorConfig = field(default_factory=DetectorConfig)
-    regions: RegionConfig = field(default_factory=RegionConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    tuning: TuningConfig = field(default_factory=TuningConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    init_from: str | None = None  # a run directory or export folder of either stage: weights only
+    head_multiplier: Multiplier = 1.0  # of pyramid and detection head
+
+
+@dataclass(frozen=True, config=STRICT)
+class Stage2Config(RunConfig):
+    """Everything at region level."""
+
+    max_text: Annotated[Whole, Field(ge=1, le=512)] = (
+        256  # tokens of a caption or prompt, the special ones among them
+    )
+    model: TowersConfig = TowersConfig()
+    detector: DetectorConfig = DetectorConfig()
+    regions: RegionConfig = RegionConfig()
+    data: DataConfig = DataConfig()
+    optim: RegionOptimConfig = RegionOptimConfig()
+    eval: EvalConfig = EvalConfig()
 
 
 def validate_stage2(config: Stage2Config, world: int | None) -> None:
@@ -93,12 +108,11 @@ def validate_stage2(config: Stage2Config, world: int | None) -> None:
     require(bool(regions.short_sides), "regions.short_sides: give at least one")
     require(min(*regions.short_sides, regions.test_side) >= 32, "regions: sides below 32 px leave nothing to detect")
     require(
-        regions.chunk_classes is None or regions.chunk_classes > 0,
-        f"regions.chunk_classes: must be at least 1, got {regions.chunk_classes}",
+        regions.max_side >= max(*regions.short_sides, regions.test_side),
+        f"regions.max_side: {regions.max_side} px is less than a short side",
     )
-    require(0 <= regions.flip <= 1, f"regions.flip: must lie in [0, 1], got {regions.flip}")
     require(
-        0 <= regions.frozen_stages <= stages,
+        regions.frozen_stages <= stages,
         f"regions.frozen_stages: the image tower has {stages} stages, got {regions.frozen_stages}",
     )
     for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):

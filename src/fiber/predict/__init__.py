@@ -1,0 +1,41 @@
+"""A trained model on one's own images; `fiber.load` is `load` here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from fiber.predict.image import CoarsePredictor
+    from fiber.predict.region import FinePredictor
+
+
+def load(
+    path_or_hub_id: str | Path, device: str | torch.device | None = None, dtype: str = "fp32"
+) -> CoarsePredictor | FinePredictor:
+    """A predictor from an export folder, a run directory or a hub id.
+
+    device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". Raises WeightsError where the folder is
+    not a whole export, ValueError for another dtype.
+    """
+    import torch  # only here: the command line shows its help without it
+
+    from fiber.weights.export import read_export
+    from fiber.weights.from_export import build
+
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    export = read_export(path_or_hub_id)
+    model, _ = build(export)
+    model = model.to(device, dtypes[dtype]).eval().requires_grad_(False)
+    if export.config.stage == "coarse":
+        from fiber.predict.image import CoarsePredictor
+
+        return CoarsePredictor(model, export, device)
+    from fiber.predict.region import FinePredictor
+
+    return FinePredictor(model, export, device)

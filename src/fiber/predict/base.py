@@ -11,34 +11,35 @@ from PIL import Image
 from torch import nn
 
 from fiber.predict.sources import ImageSource
+from fiber.tasks.table import TABLE
 from fiber.weights.export import Export
-from fiber.weights.from_export import OPTIONAL
 
-NEEDS = {
-    "match": ("cross_modal", "itm"),
-    "retrieve": ("contrastive",),
-    "caption": ("cross_modal", "mlm", "caption_maps"),
-}
-
-
-TASKS = ("match", "retrieve", "caption", "answer", "ground", "refer", "detect")
+VERBS = ("match", "retrieve", "caption", "answer", "ground", "refer", "detect")
+"""The methods of predictors, in the order in which they are told."""
 
 
 class TaskError(AttributeError):
     """A task that this model cannot do; the message says which it can."""
 
 
-def tasks_of(export: Export, model: nn.Module) -> tuple[str, ...]:
-    """The tasks that a model has all parts for."""
-    if export.config.stage == "fine":
-        return "ground", "refer", "detect"
+def verbs_of(export: Export, model: nn.Module) -> tuple[str, ...]:
+    """What a model can do, as the tasks' rows have it: a verb is offered where the file has all its parts."""
     names = model.state_dict()
-    # A part that this architecture does not have at all (caption maps of a one-stage fusion) is not missing.
-    absent = {
-        p for p, pattern in OPTIONAL.items() if matching(names, pattern) and not matching(export.tensors, pattern)
+
+    def has(pattern: str) -> bool:
+        # A part of the backbone that this architecture does not have at all (caption maps of a one-stage fusion) is
+        # not missing.
+        missing_by_design = pattern.startswith("backbone.") and not matching(names, pattern)
+        return bool(matching(export.tensors, pattern)) or missing_by_design
+
+    offered = {
+        verb
+        for row in TABLE
+        if row.stage == export.config.stage
+        for verb, patterns in row.verbs.items()
+        if all(map(has, patterns))
     }
-    tasks = [task for task, parts in NEEDS.items() if not absent & set(parts)]
-    return (*tasks, "answer") if "vqa" in export.config.classifiers else tuple(tasks)
+    return tuple(verb for verb in VERBS if verb in offered)
 
 
 class Predictor:
@@ -47,10 +48,10 @@ class Predictor:
     def __init__(self, model: nn.Module, export: Export, device: torch.device) -> None:
         self.model, self.device, self.config = model, device, export.config
         self.tokenizer, self.answers, self.categories = export.tokenizer, export.answers, export.categories
-        self.tasks = tasks_of(export, model)
+        self.tasks = verbs_of(export, model)
 
     def __getattr__(self, name: str) -> Any:
-        if name in TASKS:
+        if name in VERBS:
             self.require(name)
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 

@@ -8,7 +8,7 @@ with one entry per image. Boxes are [x0, y0, x1, y1] in pixels of the upright or
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,40 +22,6 @@ from fiber.images.resize import resize_pil
 from fiber.predict.base import Predictor, TaskError, many
 from fiber.predict.image_index import INDEX_FILE, ImageIndex, build_index, fingerprint
 from fiber.predict.sources import ImageSource, open_image
-from fiber.weights.export import read_export
-from fiber.weights.from_export import build
-
-if TYPE_CHECKING:
-    from fiber.predict.region import FinePredictor
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-# Parts that a file may lack as a whole (a released model fine-tuned for one task has only that task's heads).
-
-
-# ---------------------------------------------------------------------------------------------- loading
-
-
-def load(
-    path_or_hub_id: str | Path, device: str | torch.device | None = None, dtype: str = "fp32"
-) -> "CoarsePredictor | FinePredictor":
-    """A predictor from an export folder, a run directory or a hub id.
-
-    device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". Raises WeightsError where the folder is
-    not a whole export.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    export = read_export(path_or_hub_id)
-    model, _ = build(export)
-    model = model.to(device, DTYPES[dtype]).eval().requires_grad_(False)
-    if export.config.stage == "coarse":
-        return CoarsePredictor(model, export, device)
-    from fiber.predict.region import FinePredictor
-
-    return FinePredictor(model, export, device)
-
 
 # ---------------------------------------------------------------------------------------------- image level
 

@@ -18,6 +18,7 @@ from fiber import distributed
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.backbone.lora import add_lora, merge_lora
+from fiber.config.base import ModelConfig
 from fiber.config.stage2 import Stage2Config
 from fiber.data.batches import RegionBatch
 from fiber.data.prompts import PromptBuilder
@@ -203,7 +204,7 @@ def detector_config(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) ->
     """What the export of a region-level run says about its model."""
     return ExportConfig(
         stage="fine",
-        model=config.model,
+        model=ModelConfig(**vars(config.model)),
         vocab_size=len(tokenizer),
         pad_id=tokenizer.pad_token_id,
         image_size=config.regions.test_side,

@@ -18,7 +18,8 @@ def role(name: str) -> str:
     """Which learning-rate multiplier a parameter takes, by its dotted name.
 
     "gate": the scalars that open the fusion. "cross_modal": all other fusion parameters, and the transforms and
-    poolers of the heads. "head": objective and answer heads. "base": towers, temperature and everything else.
+    poolers of the heads. "head": objective and answer heads, pyramid and
+    detection head. "base": towers, temperature and everything else.
     """
     parts = name.split(".")
     if parts[-1] == "gate":
@@ -27,7 +28,7 @@ def role(name: str) -> str:
         return "base"
     if "fusion" in parts or "cross_modal" in parts or "contrastive" in parts:
         return "cross_modal"
-    return "head" if "heads" in parts else "base"
+    return "head" if {"heads", "head", "fpn"} & set(parts[:2]) else "base"  # of either level, in its task or alone
 
 
 def label(name: str, config: OptimConfig) -> tuple[str, float]:

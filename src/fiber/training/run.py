@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config.base import Command, exit_with, load_config, parse_command, save_config, to_dict, to_yaml
+from fiber.config.command import Command, exit_with, parse_command
+from fiber.config.loading import load_config, save_config, to_dict, to_yaml
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
@@ -83,6 +84,10 @@ def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
         )
 
 
+OPTIONAL_SECTIONS = ("pretrain", "finetune", "caption")
+"""Sections of a configuration that only some tasks read, see `Task.sections`."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of a task, as its configuration has it. All methods are collective."""
@@ -93,9 +98,12 @@ class Job:
     tokenizer: PreTrainedTokenizerFast
 
     @classmethod
-    def open(cls, config: Any, task: Task, watchdog: Watchdog) -> Job:
-        """Checks what the configuration alone cannot know: that the task can read the data, and the tokenizer.
-        Raises ConfigError."""
+    def open(cls, config: Any, task: Task, watchdog: Watchdog, given: Collection[str] = ()) -> Job:
+        """Checks what the configuration alone cannot know: that the task reads what is `given` (sections of the file
+        or the command line) and the data, and the tokenizer. Raises ConfigError."""
+        for section in OPTIONAL_SECTIONS:
+            if section in given and section not in task.sections:
+                raise ConfigError(f"{section}: task {task.name} does not read this section; leave it out")
         for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
             for i, source in enumerate(sources):
                 if source.field not in task.fields:

@@ -18,11 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic.dataclasses import dataclass as pydantic_dataclass
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from fiber.config.base import ModelConfig, load_config, to_dict
+from fiber.config.base import STRICT, ModelConfig
+from fiber.config.loading import load_config, to_dict
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, Stage2Config
 from fiber.data.text import load_tokenizer
@@ -34,7 +36,7 @@ WEIGHTS, CONFIG, EXTRAS = "model.safetensors", "config.json", "official_extras.s
 ANSWERS, CATEGORIES = "answers.json", "categories.json"
 
 
-@dataclass(frozen=True)
+@pydantic_dataclass(frozen=True, config=STRICT)
 class ExportConfig:
     """What `config.json` holds. `image_size` is the side of the square (coarse) or the short side of a test image
     (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps per task to its
@@ -47,8 +49,8 @@ class ExportConfig:
     image_size: int
     max_text: int
     max_image_size: int | None = None
-    classifiers: dict = field(default_factory=dict)
-    detector: dict = field(default_factory=dict)
+    classifiers: dict[str, int] = field(default_factory=dict)
+    detector: dict[str, Any] = field(default_factory=dict)
     format: Literal["fiber"] = "fiber"
     version: Literal[1] = 1
 
@@ -204,7 +206,7 @@ def inherited_sizes(path: str | Path) -> dict[str, Any]:
         config = read_config(export_folder(path))
     except WeightsError as error:
         raise ConfigError(f"init_from: {error}") from None
-    sections = {"model": to_dict(config.model)}
+    sections: dict[str, Any] = {"model": to_dict(config.model)}
     if config.stage == "fine":
         names = {spec.name for spec in fields(DetectorConfig)}
         sections["detector"] = {name: value for name, value in config.detector.items() if name in names}
