@@ -4,9 +4,9 @@
 
 Record where a change of the numbers is meant (another order of random numbers, a mended loss), and only the curves
 that change by it; say in the commit which curves change and why. A refactoring records nothing: its curves are equal
-to the last digit on the machine type named in the files. On another type the same command gives files to compare with; do
-not commit them, unless that type is to be the one that guards from then on. The commit in a file is the code that
-trained, with "-dirty" where it was changed and not committed.
+to the last digit on the machine type named in the files. On another type the same command gives files to compare
+with; do not commit them, unless that type is to be the one that guards from then on. The commit in a file is the code
+that trained, with "-dirty" where it was changed and not committed.
 """
 
 import subprocess

@@ -22,11 +22,12 @@ def recorded(name: str) -> tuple[bool, dict[int, dict[str, float]]]:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with every run."""
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every run that is asked for (`-k vqa` trains a few)."""
     folder = tmp_path_factory.mktemp("golden")
+    asked = [test.callspec.params["name"] for test in request.session.items if test.path == Path(__file__)]
     make_data(folder)
-    run_all(list(RUNS), folder)
+    run_all(asked, folder)
     return folder
 
 
