@@ -1,8 +1,12 @@
-"""Record the golden curves anew:
+"""Record the golden curves again:
 
-    python tests/golden/record.py [NAME ...]
+    python -m tests.golden.record [NAME ...]
 
-Needed only where a change of the numbers is meant; say in the commit which curves change and why.
+Record where a change of the numbers is meant (another order of random numbers, a mended loss), and only the curves
+that change by it; say in the commit which curves change and why. A refactoring records nothing: its curves are equal
+to the last digit on the machine type named in the files. On another type the same command gives files to compare
+with; do not commit them, unless that type is to be the one that guards from then on. The commit in a file is the code
+that trained, with "-dirty" where it was changed and not committed.
 """
 
 import subprocess
@@ -17,7 +21,8 @@ from runs import REPO, RUNS, TOLERANCE, curve, machine, make_data, prepare, run_
 def main() -> None:
     """Train every run and write its file."""
     names = sys.argv[1:] or list(RUNS)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=REPO, capture_output=True, text=True).stdout
+    describe = ["git", "describe", "--always", "--dirty", "--exclude", "*"]
+    commit = subprocess.run(describe, cwd=REPO, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder)
@@ -25,7 +30,7 @@ def main() -> None:
         for run in names:
             script, arguments = prepare(run, folder)
             lines = [
-                f"# {RUNS[run][1]} rank(s): {script.name} {' '.join(arguments[2:])}",
+                f"# {RUNS[run][1]} rank(s): {' '.join([script.name, *arguments[2:]])}",
                 f"# commit {commit.strip()}",
                 f"# machine {machine()}",
                 f"# equal to the last digit on this machine type, else within {TOLERANCE} (relative or absolute)",
