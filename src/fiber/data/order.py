@@ -17,6 +17,7 @@ would hold it twice), every rank computes it alone, and no rank ever has a batch
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,10 +80,11 @@ class _Walk:
         sizes: list[int] = []
         for number, source in sources:
             counts = source.shards.counts(source.field)
-            counts = np.minimum(counts, 1) if source.per == "image" else counts
-            ends = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])[source.shards.starts]
-            self.units += [(number, shard) for shard in range(len(ends) - 1)]
-            sizes += np.diff(ends).tolist()
+            # Shard by shard: nothing as long as the set is made on every rank.
+            for shard, (first, last) in enumerate(itertools.pairwise(source.shards.starts.tolist())):
+                part = counts[first:last]
+                self.units.append((number, shard))
+                sizes.append(int(np.count_nonzero(part) if source.per == "image" else part.sum(dtype=np.int64)))
         self.sizes = np.array(sizes, dtype=np.int64)
         self.length = int(self.sizes.sum())
         while self.length and math.gcd(stride, self.length) > 1:
@@ -168,7 +170,10 @@ class MixedStream:
     @property
     def fingerprint(self) -> str:
         """Changes whenever the order would: with the shards, the sources or the window."""
-        parts = [(s.shards.fingerprint, s.field, s.weight, s.per) for s in self.sources]
+        return self._hash([s.shards.fingerprint for s in self.sources])
+
+    def _hash(self, sets: list[str]) -> str:
+        parts = [(name, s.field, s.weight, s.per) for name, s in zip(sets, self.sources, strict=True)]
         return hashlib.sha256(repr((parts, self.window_shards)).encode()).hexdigest()[:16]
 
     def epoch(self, position: int) -> tuple[int, int]:
@@ -205,8 +210,9 @@ class MixedStream:
 
     def resume(self, state: dict[str, Any]) -> int:
         """The step to go on at. Raises ShardError where the run's data is not the data of the state."""
+        first = self._hash([s.shards.first_fingerprint for s in self.sources])  # of a checkpoint of version 0.1
         for key, now in self.state(0).items():
-            if key != "step" and state[key] != now:
+            if key != "step" and state[key] != now and not (key == "fingerprint" and state[key] == first):
                 what = "shards, sources or window" if key == "fingerprint" else key
                 raise ShardError(
                     f"cannot resume the data stream: {what} changed ({key} was {state[key]}, is {now}); "

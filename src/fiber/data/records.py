@@ -81,7 +81,7 @@ class Sample:
     key: str
     images: list[tuple[str, bytes]]
     record: Record
-    facts: SetFacts = SetFacts()
+    facts: SetFacts = dataclasses.field(default=SetFacts(), compare=False)
 
 
 def clean_text(text: str) -> str:

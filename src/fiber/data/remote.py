@@ -15,7 +15,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -54,9 +54,10 @@ class RemoteFolder:
         path = self.folder / name
         if name in self._failed:
             raise OSError(self._failed[name])
-        if path.exists() and not afresh:
-            path.touch()
-            return path
+        if not afresh:
+            with suppress(FileNotFoundError):  # never created here: an empty file would pass for the shard
+                os.utime(path)
+                return path
         with self._lock(name):
             if afresh or not path.exists():
                 self._download(name, path)

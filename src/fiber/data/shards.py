@@ -51,8 +51,7 @@ def build_index(folder: str | Path) -> Index:
 
 
 def _stored_index(folder: Path) -> Index | None:
-    header, arrays = folder / "index.json", folder / "index.npz"
-    return Index.load(header.read_text(), arrays) if header.exists() and arrays.exists() else None
+    return Index.load(folder) if all((folder / f"index.{kind}").exists() for kind in ("json", "npz")) else None
 
 
 def _index_of(paths: Iterable[Path], folder: Path) -> Index:
@@ -104,7 +103,7 @@ class ShardSet:
             raise ShardError(f"{self.path}: no such folder of shards")
         self._files: dict[int, int] = {}
         self.index = self._load_remote_index(self.remote) if self.remote else self._load_index()
-        self.fingerprint = self.index.fingerprint()
+        self.fingerprint, self.first_fingerprint = self.index.fingerprint(), self.index.first_fingerprint()
         self.info = _info(self.folder)
         self.name: str = self.info.get("name", self.folder.name)
         self.facts = SetFacts.of(str(self.path), self.categories)
@@ -168,7 +167,7 @@ class ShardSet:
         """int32 (N,): annotations of `field` by sample."""
         if field not in FIELDS:
             raise ShardError(f"{field!r} is not an annotation field; one of {', '.join(FIELDS)}")
-        return self.index.counts[:, FIELDS.index(field)]
+        return self.index.count(field)
 
     def count(self, field: str) -> int:
         """Annotations of `field` in the set."""

@@ -34,7 +34,6 @@ from fiber.data.convert.images import StoredImageError
 from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.index import Index
-from fiber.data.records import FIELDS
 from fiber.data.shards import ShardSet
 from fiber.data.writer import ShardWriter
 
@@ -347,7 +346,7 @@ def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, f
                     shown.append(f"{subject}: {detail}")
                 line = {"reason": reason, "subject": subject, "detail": detail, "kept": kept}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
-            index = Index.load((folder / "index.json").read_text(), folder / "index.npz")
+            index = Index.load(folder)
             for shard in index.shards:
                 tar = folder / shard["name"]
                 shard["name"] = f"{source.name}-{len(indexes):06d}.tar"
@@ -357,7 +356,7 @@ def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, f
     if not indexes:
         shutil.rmtree(partial)
         raise ConversionError(_nothing_made(items, reasons, examples))
-    index = _join(indexes)
+    index = Index.join(indexes)
     index.save(job.out)
     os.replace(aside, job.out / "drops.jsonl")
     totals = index.counts.sum(0, dtype=np.int64)
@@ -365,7 +364,7 @@ def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, f
         "name": source.name,
         "split": source.split,
         "samples": len(index),
-        "annotations": {name: int(n) for name, n in zip(FIELDS, totals, strict=True) if n},
+        "annotations": {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n},
         "categories": source.categories or [],
         "answers": source.answers or [],
         "provenance": source.provenance,
@@ -379,30 +378,6 @@ def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, f
     _write_json(job.out / "dataset.json", info)
     shutil.rmtree(partial)
     return _summary(info, job)
-
-
-def _join(indexes: list[Index]) -> Index:
-    """One index of pieces of one shard each, in order."""
-
-    def all_of(name: str) -> np.ndarray:
-        return np.concatenate([getattr(index, name) for index in indexes])
-
-    def running(ends: list[np.ndarray]) -> np.ndarray:
-        """Running ends of each piece, moved behind the last end of the piece before."""
-        starts = np.cumsum([0, *(end[-1] for end in ends[:-1])])
-        return np.concatenate([end + start for end, start in zip(ends, starts, strict=True)])
-
-    first = running([index.first_image[1:] for index in indexes])
-    return Index(
-        shards=[shard for index in indexes for shard in index.shards],
-        record=all_of("record"),
-        first_image=np.concatenate([[0], first]).astype(np.int64),
-        images=all_of("images"),
-        extension=all_of("extension"),
-        counts=all_of("counts"),
-        keys=all_of("keys"),
-        key_end=running([index.key_end for index in indexes]).astype(np.int64),
-    )
 
 
 def _nothing_made(items: int, reasons: Counter, examples: dict[str, list[str]]) -> str:

@@ -1,0 +1,133 @@
+"""The index by itself: columns by name, arrays that are mapped, older files, damaged ones, names from outside."""
+
+import json
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_sets import write_shards
+
+from fiber.data import index as index_module
+from fiber.data import records
+from fiber.data.index import Index, IndexBuilder, Members
+from fiber.data.loader import make_loader
+from fiber.data.order import MixedStream, Source
+from fiber.data.remote import RemoteFolder
+from fiber.data.shards import ShardSet
+from fiber.errors import ShardError
+
+OLD = Path(__file__).resolve().parents[1] / "golden" / "old_index"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_shards(tmp_path / "set", (5, 5, 2), lambda i: i % 3)
+    return tmp_path / "set"
+
+
+def test_a_new_annotation_field_leaves_older_indexes_runs_and_files_as_they_are(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ShardSet(folder)  # writes the index
+    before = {path.name: path.read_bytes() for path in folder.glob("index.*")}
+    state = MixedStream([Source(ShardSet(folder))], seed=0, global_batch=2).state(3)
+    more = (*records.FIELDS, "rationales")
+    for module in (records, index_module):
+        monkeypatch.setattr(module, "FIELDS", more)
+    import fiber.data.shards as shards_module
+
+    monkeypatch.setattr(shards_module, "FIELDS", more)
+    again = ShardSet(folder)
+    assert {path.name: path.read_bytes() for path in folder.glob("index.*")} == before
+    assert again.count("rationales") == 0
+    assert again.counts("rationales").shape == (12,)
+    assert again.count("captions") == sum(max(i % 3, 1) for i in range(12))
+    stream = MixedStream([Source(again)], seed=0, global_batch=2)
+    assert stream.resume(state) == 3
+
+
+@pytest.mark.skipif(not OLD.is_dir(), reason="no recorded index of the first version")
+def test_the_index_and_the_runs_of_the_first_version_still_hold(tmp_path: Path) -> None:
+    """Its fingerprint hashed the fields, too: a checkpoint that has it goes on."""
+    (dataset,) = {path.parent for path in OLD.rglob("index.json")}
+    shutil.copytree(dataset, tmp_path / "set")
+    header = (tmp_path / "set" / "index.json").read_text()
+    shards = ShardSet(tmp_path / "set")
+    assert (tmp_path / "set" / "index.json").read_text() == header
+    import hashlib
+
+    first = hashlib.sha256(header.encode()).hexdigest()[:16]  # as 842a6e4 computed it
+    assert shards.first_fingerprint == first
+    stream = MixedStream([Source(shards)], seed=0, global_batch=2)
+    parts = [(first, "captions", None, "annotation")]
+    old = hashlib.sha256(repr((parts, 8)).encode()).hexdigest()[:16]
+    assert stream.resume(stream.state(4) | {"fingerprint": old}) == 4
+    with pytest.raises(ShardError, match="shards, sources or window changed"):
+        stream.resume(stream.state(4) | {"fingerprint": "0" * 16})
+
+
+def test_arrays_are_mapped_and_equal(folder: Path) -> None:
+    read = ShardSet(folder).index
+    ShardSet(folder)
+    mapped = Index.load(folder)
+    for field in fields(Index):
+        expected, found = getattr(read, field.name), getattr(mapped, field.name)
+        if isinstance(expected, np.ndarray):
+            assert np.array_equal(found, expected)
+            assert isinstance(found, np.memmap) or not found.size
+            assert not found.flags.writeable or not found.size
+    assert [mapped.key(i) for i in range(12)] == [read.key(i) for i in range(12)]
+
+
+@pytest.mark.parametrize("name", ["index.json", "index.npz"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1}', b"PK\x03\x04 cut", None])
+def test_a_damaged_index_is_built_again(folder: Path, name: str, content: bytes | None) -> None:
+    fingerprint = ShardSet(folder).fingerprint
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[: len(whole) // 2] if content is None else content)
+    assert ShardSet(folder).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize(
+    "name", ["../up.tar", "/etc/a.tar", "a b.tar", "a;rm.tar", "a.tar.gz", "pipe:ls", "a/b.tar", 3]
+)
+def test_names_in_an_index_are_checked_before_use(folder: Path, name: object) -> None:
+    ShardSet(folder)
+    described = json.loads((folder / "index.json").read_text())
+    described["shards"][1]["name"] = name
+    (folder / "index.json").write_text(json.dumps(described))
+    with pytest.raises(ShardError, match="is no name of a shard"):
+        ShardSet(folder)
+
+
+def test_views_share_everything_and_a_head_ends_early(folder: Path) -> None:
+    shards = ShardSet(folder)
+    head = shards.view("head", 6)
+    assert (len(head), head.name, shards.name) == (6, "head", "test")
+    assert head.count("captions") == sum(max(i % 3, 1) for i in range(6))
+    assert [head.read(i).key for i in range(6)] == [shards.read(i).key for i in range(6)]
+    assert len(shards.view("all")) == 12
+
+
+def test_a_remote_shard_that_vanishes_between_two_looks_is_fetched_again(folder: Path, tmp_path: Path) -> None:
+    """The cache never makes an empty file of a shard that another process has just removed."""
+    ShardSet(folder)
+    remote = RemoteFolder(f"pipe:cat {folder}/{{}}", keep=2)
+    path = remote.fetch("index.json")
+    path.unlink()
+    assert remote.fetch("index.json").read_bytes() == (folder / "index.json").read_bytes()
+
+
+def test_a_builder_joins_what_it_is_given() -> None:
+    builder = IndexBuilder()
+    builder.add_shard("a.tar", [Members("k", (0, 9), [(10, 5, 0)], [1, 0, 0, 0, 0, 0])], 20, "s")
+    builder.add_shard(
+        "b.tar", [Members("l"), Members("m", (0, 9), [(1, 2, 1), (3, 4, 2)], [2, 0, 0, 0, 0, 1])], 20, "s"
+    )
+    index = builder.build()
+    assert index.count("captions").tolist() == [1, 1, 2]  # one without a record counts once where the set has any
+    assert index.first_image.tolist() == [0, 1, 1, 3]
+    assert [index.key(i) for i in range(3)] == ["k", "l", "m"]
+    assert make_loader  # the loader reads what the index says: tests/data/test_order.py
