@@ -41,7 +41,9 @@ def label(name: str, config: OptimConfig) -> tuple[str, float]:
         "head": config.head_multiplier,
         "gate": config.gate_multiplier,
     }[kind]
-    words = [kind]
+    # Heads that learn at the base rate are in its group: the order of summation, and so the last digit of the
+    # gradient's norm, stays what it was before heads of detectors had a multiplier.
+    words = ["base" if kind == "head" and multiplier == 1 else kind]
     if config.text_multiplier != 1 and ("backbone.text." in name or "text_to_image" in name):
         words, multiplier = ["text", *words], multiplier * config.text_multiplier
     if config.bias_multiplier != 1 and name.endswith("bias"):
