@@ -83,6 +83,9 @@ def convert_official(arguments: argparse.Namespace) -> None:
     print(f"stage: {facts.config.stage}\nnot told by shapes:")
     print("\n".join(f"  {origin}" for origin in facts.origins))
     answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
+    questions = facts.config.classifiers.get("vqa")
+    if answers and len(answers) != questions:
+        raise WeightsError(f"{len(answers)} answers for a question head of {questions} classes")
     export = Export(facts.config, tensors, tokenizer, answers, categories, rest)
     _report(export, file.dropped)
     card = Card(notes=[f"converted from the released form ({arguments.src.name})", *facts.origins])

@@ -12,30 +12,35 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import fiber.data.convert
 from fiber.data.convert.engine import Job, convert
 from fiber.data.convert.items import ConversionError, Request
 from fiber.data.convert.packing import Packing
 from fiber.data.records import RecordError
 from fiber.errors import ShardError
 
-DATASETS = (
-    "coco_captions", "flickr30k", "visual_genome", "sbu", "cc3m", "vqav2", "nlvr2", "snli_ve", "nocaps",
-    "flickr30k_entities", "mdetr_json", "refcoco", "coco_detection", "lvis", "objects365", "odinw", "shapes",
-    "photographs",
-)  # fmt: skip
-"""Modules of fiber.data.convert; each has read(Request) -> RawDataset, SPLITS and sometimes VARIANTS and OPTIONS."""
+
+def _modules() -> dict[str, ModuleType]:
+    names = [found.name for found in pkgutil.iter_modules(fiber.data.convert.__path__)]
+    modules = {name: importlib.import_module(f"fiber.data.convert.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "SPLITS")}
+
+
+DATASETS = _modules()
+"""The data sets: modules of fiber.data.convert with read(Request) -> RawDataset, SPLITS and sometimes VARIANTS and
+OPTIONS. A new one is a new file there."""
 
 
 def parser() -> argparse.ArgumentParser:
     """One sub-command a data set, so that every one shows and takes only its own options."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sets = top.add_subparsers(dest="dataset", metavar="DATASET", required=True)
-    for name in DATASETS:
-        module = importlib.import_module(f"fiber.data.convert.{name}")
+    for name, module in DATASETS.items():
         summary = module.__doc__.strip().splitlines()[0]
         sub = sets.add_parser(name, help=summary, description=module.__doc__,
                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -100,7 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.drop_leaks, workers=options.workers, overwrite=options.overwrite,
     )  # fmt: skip
     try:
-        module = importlib.import_module(f"fiber.data.convert.{options.dataset}")
+        module = DATASETS[options.dataset]
         if options.split not in module.SPLITS:
             raise ConversionError(
                 f"{options.dataset} has no split {options.split!r}; one of {', '.join(module.SPLITS)}"

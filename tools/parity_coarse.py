@@ -107,7 +107,7 @@ def build(fixture: Fixture) -> CoarseModel:
         head_width=config["hidden_size"],
         vocab_size=config["vocab_size"],
         classifiers={"vqa": config["vqav2_label_size"], "nlvr2": 2},
-        paired=("nlvr2",),
+        vectors={"nlvr2": 4},
     ).eval()
     model.load_state_dict(from_official(fixture.weights, model.state_dict(), names_of(model)))
     return model

@@ -30,7 +30,7 @@ def make_model(**classifiers: int) -> CoarseModel:
         num_fused=3,
     )
     backbone = build_backbone(config, VOCABULARY, 1, L)
-    model = CoarseModel(backbone, head_width=12, vocab_size=VOCABULARY, classifiers=classifiers, paired=("nlvr2",))
+    model = CoarseModel(backbone, head_width=12, vocab_size=VOCABULARY, classifiers=classifiers, vectors={"nlvr2": 4})
     initialise(model, "fan_in", 0)
     for name, parameter in model.named_parameters():
         if name.endswith("gate"):

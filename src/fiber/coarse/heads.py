@@ -3,11 +3,13 @@
 Shape letters: B batch, L text length, N image tokens, T text width, C image width, H head width.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+FUSED_PAIR = 2  # pooled vectors of one fused pass: text and image
 
 
 class Pooling(nn.Module):
@@ -68,7 +70,7 @@ class Temperature(nn.Module):
 
 class CoarseHeads(nn.Module):
     """All heads of a model at image level. `classifiers` maps the name of an answer head to its number of classes; a
-    head reads one fused pair (2H), those named in `paired` two (4H)."""
+    head reads `vectors[name]` pooled vectors of H: 2 of a fused pair (the default), 4 of two pairs, 1 of an image."""
 
     def __init__(
         self,
@@ -78,7 +80,7 @@ class CoarseHeads(nn.Module):
         width: int,
         vocab_size: int,
         classifiers: Mapping[str, int],
-        paired: Collection[str] = (),
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         self.cross_modal = Pooling(text_width, image_width, width)
@@ -86,10 +88,10 @@ class CoarseHeads(nn.Module):
         self.temperature = Temperature()
         self.mlm = MlmHead(width, vocab_size)
         self.itm = nn.Linear(2 * width, 2)
-        self.classes = dict(classifiers)
+        self.classes, vectors = dict(classifiers), vectors or {}
         self.classifiers = nn.ModuleDict(
             {
-                name: Classifier((4 if name in paired else 2) * width, 2 * width, classes)
+                name: Classifier(vectors.get(name, FUSED_PAIR) * width, 2 * width, classes)
                 for name, classes in classifiers.items()
             }
         )

@@ -3,7 +3,7 @@
 Shape letters: B batch, L text length, N image tokens, H head width, V vocabulary.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -35,9 +35,10 @@ class CoarseModel(nn.Module):
         head_width: int,
         vocab_size: int,
         classifiers: Mapping[str, int] | None = None,
-        paired: Collection[str] = (),
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
-        """`classifiers`: answer heads and their numbers of classes; `paired`: those that read two images."""
+        """`classifiers`: answer heads and their numbers of classes; `vectors`: how many pooled vectors
+        each reads, where it is not the 2 of a fused pair."""
         super().__init__()
         self.backbone = backbone
         self.heads = CoarseHeads(
@@ -46,7 +47,7 @@ class CoarseModel(nn.Module):
             width=head_width,
             vocab_size=vocab_size,
             classifiers=classifiers or {},
-            paired=paired,
+            vectors=vectors,
         )
         self.pixels = PixelNorm()
 

@@ -2,7 +2,7 @@
 export holds, and what a sample costs."""
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -27,17 +27,17 @@ def build_model(
     config: Stage1Config,
     tokenizer: PreTrainedTokenizerBase,
     classifiers: Mapping[str, int] | None = None,
-    paired: Collection[str] = (),
+    vectors: Mapping[str, int] | None = None,
 ) -> CoarseModel:
     """The image-level model of a run, with initial weights drawn from the run's seed (the same on all ranks), and
-    what the run does not train frozen. `classifiers`: answer heads and their numbers of classes; `paired`: those
-    among them that read two images."""
+    what the run does not train frozen. `classifiers`: answer heads and their numbers of classes; `vectors`: how
+    many pooled vectors each reads (`CoarseHeads`)."""
     model = CoarseModel(
         build_backbone(config.model, len(tokenizer), tokenizer.pad_token_id, config.max_text),
         head_width=config.model.head_width,
         vocab_size=len(tokenizer),
         classifiers=dict(classifiers or {}),
-        paired=paired,
+        vectors=vectors,
     )
     initialise(model, config.model.init, config.seed)
     tune(model, config.tuning, config.seed)

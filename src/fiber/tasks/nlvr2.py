@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from fiber.coarse.heads import FUSED_PAIR
 from fiber.config.stage1 import Stage1Config
 from fiber.data.samples.text import ImageTransform
 from fiber.evaluation.classes import evaluate_classes
@@ -30,7 +31,7 @@ def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> La
 
 def build_module(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> ClassifyTask:
     """The model with a head over two fused pairs, and its loss."""
-    model = build_model(config, tokenizer, {"nlvr2": len(CLASSES)}, paired=("nlvr2",))
+    model = build_model(config, tokenizer, {"nlvr2": len(CLASSES)}, vectors={"nlvr2": 2 * FUSED_PAIR})
     return ClassifyTask(model, "nlvr2", label_smoothing=config.finetune.label_smoothing)
 
 

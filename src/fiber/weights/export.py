@@ -281,8 +281,9 @@ def _check_consistent(
             f"the tokenizer has {len(tokenizer)} tokens, the model a vocabulary of {config.vocab_size}: "
             "it is not the tokenizer of these weights"
         )
-    if answers and len(answers) != config.classifiers.get("vqa"):
-        raise WeightsError(f"{len(answers)} answers for a question head of {config.classifiers.get('vqa')} classes")
+    if answers and len(answers) not in config.classifiers.values():
+        classes = ", ".join(f"{name} {n}" for name, n in config.classifiers.items()) or "none"
+        raise WeightsError(f"{len(answers)} answers, but no head of so many classes (heads: {classes})")
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"{name} holds numbers that are not finite; these weights are broken")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from fiber.backbone.build import build_backbone
+from fiber.coarse.heads import FUSED_PAIR
 from fiber.coarse.model import CoarseModel
 from fiber.weights.export import Export
 from fiber.weights.load import LoadReport, load_weights
@@ -39,13 +40,13 @@ def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
             head_width=config.model.head_width,
             vocab_size=config.vocab_size,
             classifiers=config.classifiers,
-            paired=[name for name in config.classifiers if _reads_pairs(export, name)],
+            vectors={name: _vectors(export, name) for name in config.classifiers},
         )
     absent = [pattern for pattern in OPTIONAL.values() if not matching(export.tensors, pattern)]
     return model, load_weights(model, export.tensors, allow_new=absent)
 
 
-def _reads_pairs(export: Export, head: str) -> bool:
-    """Whether an answer head reads two fused pairs, as the shape of its first weight tells."""
+def _vectors(export: Export, head: str) -> int:
+    """How many pooled vectors an answer head reads, as the shape of its first weight tells."""
     weight = export.tensors.get(f"heads.classifiers.{head}.0.weight")
-    return weight is not None and weight.shape[1] == 4 * export.config.model.head_width
+    return FUSED_PAIR if weight is None else weight.shape[1] // export.config.model.head_width
