@@ -1,5 +1,6 @@
 """Evaluation of the tasks with a class for an answer: the best class of every annotation, scored on one rank."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +22,8 @@ class Scorer(Protocol):
     name: str
     key: tuple[str, ...]
 
-    def row(self, best: int, annotation: dict[str, Any]) -> Row:
-        """What is written of an annotation whose best class is `best`."""
+    def row(self, best: Any, annotation: dict[str, Any]) -> Row:
+        """What is written of an annotation whose best class (or what else was chosen) is `best`."""
 
     def score(self, path: Path) -> Figures:
         """Figures of the merged rows."""
@@ -38,9 +39,21 @@ class Classifying(Protocol):
         """A batch of EvalTextSample on the device -> (B,K)."""
 
 
-def evaluate_classes(task: Classifying, context: EvalContext, scorer: Scorer, images: int = 1) -> Figures:
+def best_class(logits: Tensor) -> list[Any]:
+    """(B,K) -> the class of the highest score of each row."""
+    return logits.argmax(-1).tolist()
+
+
+def evaluate_classes(
+    task: Classifying,
+    context: EvalContext,
+    scorer: Scorer,
+    images: int = 1,
+    choose: Callable[[Tensor], list[Any]] = best_class,
+) -> Figures:
     """Predict this rank's share of the annotations, merge the rows, score them on rank 0 and draw a few examples.
-    `images` per text. Every rank must call and gets the figures."""
+    `images` per text. `choose`: what of the scores the scorer's rows are made of. Every rank must call and gets the
+    figures."""
     config = context.config
     sample = EvalTextSample(
         context.tokenizer, ImageTransform.of(config, training=False), config.max_text, images=images
@@ -50,7 +63,7 @@ def evaluate_classes(task: Classifying, context: EvalContext, scorer: Scorer, im
     with PredictionWriter(context.folder, scorer.name, rank, world) as writer:
         for batch in context.progress(loader, scorer.name):
             on_device = {k: v.to(distributed.device()) for k, v in batch.items() if isinstance(v, Tensor)}
-            best = task.logits(on_device).argmax(-1).tolist()
+            best = choose(task.logits(on_device))
             for number, annotation, position in zip(
                 best, batch["annotation"], batch["position"].tolist(), strict=True
             ):
