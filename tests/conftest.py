@@ -1,12 +1,15 @@
 """Shared fixtures. Recorded reference data lives outside the repository; tests that need it skip without it."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import RobertaTokenizerFast
+
+from fiber import distributed
 
 REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
@@ -35,3 +38,15 @@ def tokenizer() -> RobertaTokenizerFast:
     )
     bpe.train_from_iterator(["a red cat. two dogs, traffic light, blue circle on a green square. "] * 20, trainer)
     return RobertaTokenizerFast(tokenizer_object=bpe)
+
+
+@pytest.fixture(scope="session")
+def alone() -> Iterator[None]:
+    """torch.distributed through DeepSpeed with one rank, as an entrypoint without a launcher starts it."""
+    before = dict(os.environ)
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    distributed.initialize(60.0)
+    yield
+    distributed.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
