@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
 from fiber.errors import ConfigError
-from fiber.tasks import caption, entailment, nlvr2, pretrain, regions, retrieval, vqa
+from fiber.tasks import caption, classification, entailment, nlvr2, pretrain, regions, retrieval, vqa
 from fiber.training.task import Task
 
 TABLE: tuple[Task, ...] = (
@@ -17,6 +17,7 @@ TABLE: tuple[Task, ...] = (
     retrieval.ITC,
     retrieval.ITM,
     caption.TASK,
+    classification.TASK,
     regions.TASK,
 )
 
