@@ -12,7 +12,7 @@ import argparse
 import json
 from pathlib import Path
 
-from fiber.data.few_shot import write_few_shot
+from few_shot_sets import write_few_shot
 from fiber.errors import ShardError
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fiber.evaluation.odinw import SUITES, read_runs, table
+from odinw import SUITES, read_runs, table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

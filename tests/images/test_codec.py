@@ -1,6 +1,8 @@
 """Decoding of every kind of image, resizing against Pillow and torchvision's rule, and augmentation's ranges."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from fiber.errors import SampleFault
 from fiber.images.augment import GREY, RAND_AUGMENT, _operation, augment, mentions_sides, rand_augment, random_crop
-from fiber.images.codec import decode, decode_pil, image_size
+from fiber.images.codec import decode, decode_pil, kind_of, orientation, sniff, upright_size
 from fiber.images.resize import load_image, resize_fast, resize_pil
 
 
@@ -73,7 +75,7 @@ def test_exif_orientation_is_applied(photo: Image.Image, orientation: int) -> No
     file = encoded(photo, quality=95, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
     assert np.array_equal(decode(file), np.asarray(expected))
-    assert image_size(file) == expected.size
+    assert upright_size(file) == expected.size
 
 
 def test_content_decides_not_the_name(photo: Image.Image) -> None:
@@ -204,3 +206,28 @@ def test_sides_are_found(text: str) -> None:
 @pytest.mark.parametrize("text", ["a bright light", "cleft rock", "the dog above", ""])
 def test_other_words_are_not_sides(text: str) -> None:
     assert not mentions_sides(text)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_one_rule_of_orientation_for_every_format(kind: str, turn: int) -> None:
+    """Size and pixels are those of Pillow's own transposition, whatever the format."""
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[:8, :8] = 255  # a white corner, which every turn moves elsewhere
+    image, exif = Image.fromarray(pixels), Image.Exif()
+    exif[0x0112] = turn
+    stream = io.BytesIO()
+    image.save(stream, kind, exif=exif, **({"quality": 100} if kind in ("JPEG", "WEBP") else {}))
+    data = stream.getvalue()
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert orientation(data) == turn
+    assert upright_size(data) == expected.size
+    assert np.array_equal(decode(data), np.asarray(expected))
+    assert kind_of(data) == {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tiff"}[kind]
+    assert sniff(data) == (None if kind == "TIFF" else kind_of(data))
+
+
+def test_pixels_need_no_torch() -> None:
+    """Conversions run in many small processes: none of them loads torch for its images."""
+    code = "import sys; import fiber.images.codec, fiber.data.convert.packing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

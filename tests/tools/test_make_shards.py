@@ -293,12 +293,6 @@ def test_shapes_world_and_size(tmp_path, capsys):
     assert "no world 'flat'" in fails(["shapes", "--world", "flat", "--out", str(tmp_path / "x")], capsys)
 
 
-def test_photographs(tmp_path, capsys):
-    summary = run(["photographs", "--out", str(tmp_path / "out")], capsys)
-    assert summary["samples"] == 8
-    assert ShardSet(tmp_path / "out").answers
-
-
 def test_every_data_set_is_documented():
     page = (Path(TOOL).parents[1] / "docs" / "data.md").read_text()
     assert all(f"`{name}" in page or f"make_shards.py {name}" in page for name in make_shards.DATASETS)

@@ -1,13 +1,18 @@
-"""From encoded image bytes to uint8 pixels: decoding, plain resizing, and the augmentation of downstream tasks.
+"""One place for encoded images: what kind, how large, which way up, whether they decode, and their pixels.
 
-Images stay uint8 until they are on the device, where the task normalises them: a quarter of the bytes to move.
-Every random choice comes from the generator passed in.
+Names lie (NLVR2's `.png` files are often JPEG or GIF, web crawls hold HTML pages called `.jpg`), so only the bytes
+are trusted. One rule of orientation for every format: an image is as its EXIF block says that it is displayed, in its
+size as in its pixels. Images stay uint8 until they are on the device, where the task normalises them: a quarter of
+the bytes to move.
 """
 
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
@@ -15,12 +20,71 @@ from PIL import Image, ImageOps
 
 from fiber.errors import SampleFault
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
-"""ImageNet statistics of RGB in [0, 1]."""
-
+STORED = ("jpg", "png", "webp")  # what a shard may hold
 MAX_PIXELS = 100_000_000  # larger images are faults: they would take gigabytes to decode
-ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2-4 mirrored or upside down, 5-8 on its side
+
+_MAGIC = (
+    (b"\xff\xd8\xff", "jpg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"BM", "bmp"),
+    (b"II*\0", "tiff"),
+    (b"MM\0*", "tiff"),
+)
+
+
+def kind_of(data: bytes) -> str | None:
+    """The true kind of encoded bytes by their magic number: jpg, png, webp, gif, bmp, tiff; None for no image."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((kind for magic, kind in _MAGIC if data.startswith(magic)), None)
+
+
+def sniff(data: bytes) -> str | None:
+    """The extension under which a shard holds these bytes; None where it may not."""
+    kind = kind_of(data)
+    return kind if kind in STORED else None
+
+
+def orientation(data: bytes) -> int:
+    """The EXIF orientation 1..8 of encoded bytes, 1 where there is none or it cannot be read."""
+    marks = {"jpg": b"Exif\0\0" in data[:65_536], "png": b"eXIf" in data, "gif": False, "bmp": False}
+    if not marks.get(kind_of(data) or "", True):
+        return 1
+    try:
+        with quiet(), Image.open(io.BytesIO(data)) as image:
+            if image.format == "PNG":
+                image.load()  # its block may stand behind the pixels
+            return int(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
+        return 1
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels as displayed, from the header. Raises SampleFault("undecodable_image")."""
+    try:
+        with quiet():
+            width, height = _stored_size(data)
+    except Exception as error:
+        raise SampleFault("undecodable_image", f"{len(data)} bytes: {error}") from None
+    # Of a TIFF Pillow gives the upright size itself.
+    return (height, width) if kind_of(data) != "tiff" and orientation(data) >= 5 else (width, height)
+
+
+def _stored_size(data: bytes) -> tuple[int, int]:
+    if kind_of(data) == "png":
+        width, height = struct.unpack(">II", data[16:24])
+        return width, height
+    if kind_of(data) == "jpg":
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(data, strict=False)
+            return width, height
+        except KeyError:  # a colour space it does not know, such as CMYK
+            pass
+    with Image.open(io.BytesIO(data)) as image:
+        return image.size
 
 
 def decode(data: bytes) -> np.ndarray:
@@ -28,7 +92,7 @@ def decode(data: bytes) -> np.ndarray:
 
     Raises SampleFault("undecodable_image" | "huge_image").
     """
-    if sniff(data) == "jpg" and not _turned(data):
+    if kind_of(data) == "jpg" and orientation(data) == 1:
         try:
             height, width, space, _ = simplejpeg.decode_jpeg_header(data)
             if space in ("YCbCr", "RGB", "Gray") and height * width <= MAX_PIXELS:
@@ -38,16 +102,6 @@ def decode(data: bytes) -> np.ndarray:
     return np.array(decode_pil(data))
 
 
-def _turned(data: bytes) -> bool:
-    """Whether a JPEG's EXIF block asks to turn or mirror it."""
-    if b"Exif\0\0" not in data[:4096]:
-        return False
-    try:
-        return Image.open(io.BytesIO(data)).getexif().get(ORIENTATION, 1) != 1
-    except Exception:
-        return True  # let Pillow say what is wrong
-
-
 def decode_pil(data: bytes) -> Image.Image:
     """Any image Pillow reads -> upright RGB (H, W), all in Pillow.
 
@@ -55,8 +109,7 @@ def decode_pil(data: bytes) -> Image.Image:
     Raises SampleFault("undecodable_image" | "huge_image").
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's notes on odd but readable files
+        with quiet():
             image = Image.open(io.BytesIO(data))
             if image.width * image.height > MAX_PIXELS:
                 raise SampleFault("huge_image", f"{image.width}x{image.height} pixels")
@@ -64,18 +117,60 @@ def decode_pil(data: bytes) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(image))
     except SampleFault:
         raise
-    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
-        raise SampleFault("undecodable_image", f"{len(data)} bytes: {error}") from None
-
-
-def image_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of the upright image from its header. Raises SampleFault("undecodable_image")."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return (image.height, image.width) if turned else image.size
     except Exception as error:
         raise SampleFault("undecodable_image", f"{len(data)} bytes: {error}") from None
+
+
+def check_decodes(data: bytes) -> None:
+    """Decode every pixel once. Raises SampleFault("undecodable_image") for truncated or corrupt data.
+
+    JPEGs are decoded to grey: every entropy-coded bit is still read (which is where damage shows), only the colour
+    conversion is saved. What simplejpeg cannot express (CMYK) or is stricter about gets a second opinion from Pillow.
+    """
+    if kind_of(data) == "jpg":
+        try:
+            simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
+            return
+        except (ValueError, KeyError):
+            pass
+    try:
+        with quiet():
+            Image.open(io.BytesIO(data)).load()
+    except Exception as error:
+        raise SampleFault("undecodable_image", str(error)) from None
+
+
+def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
+    """An upright RGB JPEG with the long side at most `max_side` pixels (None: size unchanged). Raises SampleFault."""
+    image = decode_pil(data)
+    if max_side is not None and max(image.size) > max_side:
+        scale = max_side / max(image.size)
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def decode_reduced(data: bytes, side: int) -> Image.Image:
+    """A JPEG of any size -> upright RGB at the smallest of 1/2, 1/4, 1/8 of its size that keeps both sides at `side`
+    px. Raises what Pillow raises."""
+    with quiet(), Image.open(io.BytesIO(data)) as image:
+        image.draft("RGB", (side, side))
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Pillow's own limit on pixels lifted (ours is `MAX_PIXELS`), and its notes on odd but readable files
+    silenced."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -87,14 +182,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
-
-
-def sniff(data: bytes) -> str | None:
-    """The true extension of encoded image bytes by their magic number; None if not one of EXTENSIONS."""
-    if data[:3] == b"\xff\xd8\xff":
-        return "jpg"
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        return "png"
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return None

@@ -2,7 +2,6 @@
 
 import glob
 import io
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fiber.errors import SampleFault
-from fiber.images.codec import MAX_PIXELS, decode_pil
+from fiber.images.codec import MAX_PIXELS, decode_pil, decode_reduced, kind_of, upright_size
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 REDUCED_SIDE = 2048  # a JPEG beyond MAX_PIXELS is decoded at a fraction of its size, its sides no smaller than this
@@ -79,8 +78,9 @@ def _open_file(path: Path) -> InputImage:
 
 def _decode(data: bytes, name: str) -> InputImage:
     try:
-        width, height, huge_jpeg = _probe(data)
-        image = _reduced(data) if huge_jpeg else decode_pil(data)
+        width, height = upright_size(data)
+        huge_jpeg = kind_of(data) == "jpg" and width * height > MAX_PIXELS
+        image = decode_reduced(data, REDUCED_SIDE) if huge_jpeg else decode_pil(data)
     except SampleFault as fault:
         raise ImageError(f"{name or 'image'}: {fault}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
@@ -88,33 +88,3 @@ def _decode(data: bytes, name: str) -> InputImage:
     if not huge_jpeg:
         width, height = image.size
     return InputImage(image, width, height, name)
-
-
-def _probe(data: bytes) -> tuple[int, int, bool]:
-    """Upright size from the header, and whether this is a JPEG too large to decode whole."""
-    with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        width, height = (image.height, image.width) if turned else image.size
-        return width, height, image.format == "JPEG" and width * height > MAX_PIXELS
-
-
-def _reduced(data: bytes) -> Image.Image:
-    """A JPEG decoded at the smallest of 1/2, 1/4, 1/8 of its size that keeps both sides at REDUCED_SIDE."""
-    with _no_pixel_limit(), Image.open(io.BytesIO(data)) as image:
-        image.draft("RGB", (REDUCED_SIDE, REDUCED_SIDE))
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-
-class _no_pixel_limit:
-    """Pillow's limit on pixels lifted, and its notes on odd files silenced, while a header is read or an image is
-    decoded at a fraction of its size."""
-
-    def __enter__(self) -> None:
-        self.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        self.warnings = warnings.catch_warnings()
-        self.warnings.__enter__()
-        warnings.simplefilter("ignore")
-
-    def __exit__(self, *error: object) -> None:
-        Image.MAX_IMAGE_PIXELS = self.limit
-        self.warnings.__exit__(*error)

@@ -30,8 +30,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fiber.data.convert.images import StoredImageError
-from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
+from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem, UnusableItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.index import Index
 from fiber.data.shards import ShardSet
@@ -321,7 +320,7 @@ def _repeated(items: list[RawItem | Made | Drop]) -> set[int]:
         if isinstance(item, RawItem):
             try:
                 digest = hashlib.blake2b(item.images[0].read(), digest_size=16).digest()
-            except StoredImageError:
+            except UnusableItem:
                 continue
             places.setdefault(digest, []).append(offset)
     return {offset for same in places.values() if len(same) >= _SAME_BYTES for offset in same}

@@ -9,12 +9,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.images import StoredImageError
 from fiber.data.records import Record, Sample
 
 
 class ConversionError(Exception):
     """The conversion cannot go on: one message that names the file and says what to do about it."""
+
+
+class UnusableItem(Exception):
+    """An item cannot be stored. `reason` is a short stable phrase for counting, `detail` the rest."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class RawImage:
     line: bool = False
 
     def read(self) -> bytes:
-        """The encoded bytes. Raises StoredImageError("missing image") naming the first place looked at."""
+        """The encoded bytes. Raises UnusableItem("missing image") naming the first place looked at."""
         for path in self.paths:
             try:
                 with open(path, "rb") as file:
@@ -56,10 +63,10 @@ class RawImage:
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise StoredImageError("unreadable file", str(error)) from None
+                raise UnusableItem("unreadable file", str(error)) from None
             except ValueError as error:  # base64
-                raise StoredImageError("broken image", str(error)) from None
-        raise StoredImageError("missing image", self.paths[0] if self.paths else "no path")
+                raise UnusableItem("broken image", str(error)) from None
+        raise UnusableItem("missing image", self.paths[0] if self.paths else "no path")
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fiber.data.convert.images import MAX_PIXELS, STORED, StoredImageError, check_decodes, shrink, size_of, sniff
-from fiber.data.convert.items import Drop, RawItem
+from fiber.data.convert.items import Drop, RawItem, UnusableItem
 from fiber.data.records import FIELDS, Record, RecordError, Sample, clean_text, validate_record
+from fiber.errors import SampleFault
+from fiber.images.codec import MAX_PIXELS, STORED, check_decodes, kind_of, shrink, upright_size
 
 _SLACK = 1.0  # pixels per box may leave the image by, as in the schema: rounding of annotators, not an error
 
@@ -31,35 +32,41 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
         images, sizes, originals = [], [], []
         for image in item.images:
             kind, data, original = _load(image.read(), packing)
-            size = size_of(data, kind)
             images.append((kind, data))
             originals.append(original)
-            sizes.append(size)
+            sizes.append(upright_size(data))
         record = _fit(item, originals[0], sizes[0], drops)
         if not record.get("boxes") and categories is None:
             record.pop("boxes", None)  # only a detection set says "looked at, nothing found"
         if len(sizes) == 2:
             record["images"] = [{"width": width, "height": height} for width, height in sizes]
         if not any(field in record for field in FIELDS) and any(field in item.record for field in FIELDS):
-            raise StoredImageError("no annotations left", "all of them were dropped")
+            raise UnusableItem("no annotations left", "all of them were dropped")
         validate_record(record, categories)
-    except (StoredImageError, RecordError) as error:
+    except (UnusableItem, RecordError) as error:
         return None, [*drops, Drop(error.reason, image_id, getattr(error, "detail", str(error)))]
     return Sample(key, images, record), drops
 
 
 def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
-    """(kind, bytes to store, size before shrinking)."""
-    kind = sniff(data)
+    """(kind, bytes to store, size before shrinking). Raises UnusableItem."""
+    kind = kind_of(data)
+    if kind is None:
+        html = data[:512].lstrip()[:1] == b"<"
+        what = "an HTML or XML page" if html else f"first bytes {data[:8]!r}"
+        raise UnusableItem("not an image", what) if data else UnusableItem("empty file", "0 bytes")
     if kind not in STORED and not packing.reencode:
-        raise StoredImageError("unsupported format", f"{kind}; --reencode stores it as JPEG")
-    size = size_of(data, kind)
-    if size[0] * size[1] > MAX_PIXELS:
-        raise StoredImageError("image too large", f"{size[0]} x {size[1]} pixels")
-    if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
-        return "jpg", shrink(data, packing.max_side, packing.quality), size
-    if packing.decode_check:
-        check_decodes(data, kind)
+        raise UnusableItem("unsupported format", f"{kind}; --reencode stores it as JPEG")
+    try:
+        size = upright_size(data)
+        if size[0] * size[1] > MAX_PIXELS:
+            raise UnusableItem("image too large", f"{size[0]} x {size[1]} pixels")
+        if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
+            return "jpg", shrink(data, packing.max_side, packing.quality), size
+        if packing.decode_check:
+            check_decodes(data)
+    except SampleFault as fault:
+        raise UnusableItem("broken image", str(fault)) from None
     return kind, data, size
 
 
@@ -71,7 +78,7 @@ def _fit(item: RawItem, original: tuple[int, int], stored: tuple[int, int], drop
     if "boxes" in record:
         annotated = item.size or original
         if not _same_shape(annotated, original):
-            raise StoredImageError("size mismatch", f"annotated as {annotated}, the image is {original}")
+            raise UnusableItem("size mismatch", f"annotated as {annotated}, the image is {original}")
         scale = (stored[0] / annotated[0], stored[1] / annotated[1])
         kept = _fit_boxes(record["boxes"], scale, stored, image_id, drops)
         record["boxes"] = [box for box in kept if box is not None]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fiber.data.convert.odinw import _slug
-from fiber.evaluation.odinw import ODINW_13, ODINW_35, Cell, mean_cell, read_runs, set_cell, settings_of, table
+from odinw import ODINW_13, ODINW_35, Cell, mean_cell, read_runs, set_cell, settings_of, table
 
 REPO = Path(__file__).resolve().parents[2]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fiber.data.few_shot import choose, labels
+from few_shot_sets import choose, labels
 from fiber.data.shapes.world import WORLDS, categories, generate
 from fiber.data.shards import ShardSet
 from fiber.data.writer import write_dataset
