@@ -66,7 +66,7 @@ def initialize(timeout_s: float) -> torch.device:
 
     # On CPU, DeepSpeed compiles a shared-memory collective when it starts (a minute, and a killed build locks out
     # every later run); training does not need it.
-    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None
+    setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)  # noqa: B010 (mypy knows no such name)
     # It calls collectives by names that torch 2.14 deprecates, with a warning on every rank.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
     backend = "nccl" if here.type == "cuda" else "gloo"

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention, causal_bias, merge_heads, padding_bias, split_heads
 from fiber.backbone.image import SwinTower
+from fiber.backbone.stack import Stack
 from fiber.backbone.states import ImageState, TextState
 from fiber.backbone.text import KeyValue, RobertaTower
 
@@ -89,10 +90,11 @@ class DecoderCache:
     def select(self, index: Tensor) -> "DecoderCache":
         """Rows `index` (K,) of every tensor: beams that survive."""
 
-        def take(pair: KeyValue | None) -> KeyValue | None:
-            return None if pair is None else (pair[0][index], pair[1][index])
+        def take(pair: KeyValue) -> KeyValue:
+            return pair[0][index], pair[1][index]
 
-        return DecoderCache([take(p) for p in self.text], [take(p) for p in self.image], self.length)
+        text = [None if pair is None else take(pair) for pair in self.text]
+        return DecoderCache(text, [take(pair) for pair in self.image], self.length)
 
 
 class Fusion(nn.Module):
@@ -103,11 +105,11 @@ class Fusion(nn.Module):
         super().__init__()
         places = image.places[-num_fused:]
         widths = [image.widths[stage] for stage, _ in places]
-        self.image_to_text = nn.ModuleList(
+        self.image_to_text: Stack[ImageToText] = Stack(
             ImageToText(width, image.block(place).attn.heads, text.width, query_norm)
             for width, place in zip(widths, places, strict=True)
         )
-        self.text_to_image = nn.ModuleList(
+        self.text_to_image: Stack[TextToImage] = Stack(
             TextToImage(text.width, text.heads, width, text.dropout) for width in widths
         )
         self.caption_maps = nn.ModuleDict(
@@ -144,13 +146,9 @@ class FusionBackbone(nn.Module):
     def gates(self) -> dict[str, Tensor]:
         """Every gate by fused pair, for reports: `gate/i2t/K` of image blocks, `gate/t2i/K` of text layers. Empty
         where ZeRO-3 has partitioned the parameters."""
-        sides = {"i2t": self.fusion.image_to_text, "t2i": self.fusion.text_to_image}
-        return {
-            f"gate/{side}/{k}": part.gate.detach()[0]
-            for side, parts in sides.items()
-            for k, part in enumerate(parts)
-            if part.gate.numel()
-        }
+        gates = {f"gate/i2t/{k}": part.gate for k, part in enumerate(self.fusion.image_to_text)}
+        gates |= {f"gate/t2i/{k}": part.gate for k, part in enumerate(self.fusion.text_to_image)}
+        return {name: gate.detach()[0] for name, gate in gates.items() if gate.numel()}
 
     # ------------------------------------------------------------------------------------------------ prefixes
 
@@ -173,7 +171,8 @@ class FusionBackbone(nn.Module):
 
     def finish_image(self, state: ImageState) -> Tensor:
         """Unfused image tail with the final LayerNorm: -> (B,N,C_last)."""
-        return self.image.norm(self.image_tail(state))
+        tail = self.image_tail(state)
+        return tail if self.image.norm is None else self.image.norm(tail)
 
     def image_tail(self, state: ImageState) -> Tensor:
         """Unfused image tail without the final LayerNorm (what captioning attends to): -> (B,N,C_last)."""
@@ -195,7 +194,7 @@ class FusionBackbone(nn.Module):
             else:
                 x, y = self.run_pair(pair, image.tokens, image.grid, y, bias)
             image = self._end_block(ImageState(x, image.grid, image.stages, image.stage_grids), place)
-        maps = ()
+        maps: tuple[Tensor, ...] = ()
         if self.image.stage_norms is not None:
             tokens = (*image.stages, image.tokens)
             grids = (*image.stage_grids, image.grid)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention
+from fiber.backbone.stack import Stack
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 REGION_MASK = -100.0  # additive value between tokens of different shift regions
@@ -54,7 +55,7 @@ class SwinTower(nn.Module):
                 raise ValueError(f"width {width} of image stage {s + 1} is not a multiple of its {h} heads")
         self.patch_embed = PatchEmbed(embed_dim)
         rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
-        self.stages = nn.ModuleList()
+        self.stages: Stack[SwinStage] = Stack()
         for s, depth in enumerate(depths):
             blocks = [
                 SwinBlock(
@@ -71,7 +72,7 @@ class SwinTower(nn.Module):
             merge = PatchMerge(self.widths[s]) if s + 1 < len(depths) else None
             self.stages.append(SwinStage(blocks, merge))
         self.norm = None if stage_norms else nn.LayerNorm(self.widths[-1])
-        self.stage_norms = nn.ModuleList(nn.LayerNorm(w) for w in self.widths[1:]) if stage_norms else None
+        self.stage_norms = Stack[nn.LayerNorm](nn.LayerNorm(w) for w in self.widths[1:]) if stage_norms else None
 
     @property
     def places(self) -> list[tuple[int, int]]:
@@ -101,7 +102,7 @@ class SwinTower(nn.Module):
 
     def stage_map(self, stage: int, x: Tensor, grid: Grid) -> Tensor:
         """Output norm of a stage and back to a map: (B,N,C_s) -> (B,C_s,H,W); the first stage has no norm."""
-        if stage:
+        if stage and self.stage_norms is not None:
             x = self.stage_norms[stage - 1](x)
         return x.transpose(1, 2).unflatten(2, grid)
 
@@ -111,6 +112,9 @@ PATCH = 4
 
 class PixelNorm(nn.Module):
     """RGB bytes to the ImageNet-normalised values that every tower of ours takes."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +162,7 @@ class SwinStage(nn.Module):
 
     def __init__(self, blocks: list["SwinBlock"], merge: PatchMerge | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks: Stack[SwinBlock] = Stack(blocks)
         self.merge = merge
 
 
@@ -221,7 +225,8 @@ class SwinBlock(nn.Module):
         shift = w // 2 if self.shifted else 0
         if self.padded:
             return (w, w), (shift, shift)
-        return (min(w, grid[0]), min(w, grid[1])), tuple(shift if side > w else 0 for side in grid)
+        shifts = shift if grid[0] > w else 0, shift if grid[1] > w else 0
+        return (min(w, grid[0]), min(w, grid[1])), shifts
 
     def _drop_path(self, x: Tensor) -> Tensor:
         """Drop the branch of whole samples, rescaled; identity in evaluation."""

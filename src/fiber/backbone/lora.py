@@ -6,13 +6,22 @@ plain model. The peft library computes the same but renames every weight that it
 """
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.backbone.fusion import FusionBackbone
+
 PROJECTIONS = ("qkv", "proj", "query", "key", "value", "key_value", "output")
 """Names of the linear maps of attention: of both towers, and of the cross-attention between them."""
+
+
+class Adaptable(Protocol):
+    """A model on the fusion backbone."""
+
+    backbone: FusionBackbone
 
 
 class LoraLinear(nn.Linear):
@@ -30,14 +39,15 @@ class LoraLinear(nn.Linear):
         return super().forward(x) + self.scale * F.linear(F.linear(x, self.lora_down), self.lora_up)
 
 
-def add_lora(model: nn.Module, rank: int, alpha: float, seed: int = 0) -> None:
+def add_lora(model: Adaptable, rank: int, alpha: float, seed: int = 0) -> None:
     """Adapt every attention projection of `model.backbone` (a FusionBackbone) in place, on the CPU.
 
     Towers and cross-attention are frozen but for the adapters, which are drawn from `seed`, the same on all ranks.
     What lies elsewhere (heads, pyramid, the maps of captioning) keeps its setting.
     """
     backbone = model.backbone
-    for part in (backbone.image, backbone.text, backbone.fusion.image_to_text, backbone.fusion.text_to_image):
+    parts: tuple[nn.Module, ...] = (backbone.image, backbone.text)
+    for part in (*parts, backbone.fusion.image_to_text, backbone.fusion.text_to_image):
         part.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for module in list(backbone.modules()):

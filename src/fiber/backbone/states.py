@@ -3,7 +3,7 @@ indexed (hard negatives, candidates of a re-ranking), concatenated (the pairs of
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -25,9 +25,14 @@ class State:
 
     def tensors(self) -> list[Tensor]:
         """The batched tensors, in the order in which `map` visits them."""
-        found: list[Tensor] = []
-        self.map(lambda x: found.append(x) or x)
-        return found
+        tensors: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            tensors.append(x)
+            return x
+
+        self.map(keep)
+        return tensors
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -35,7 +40,7 @@ class State:
     def __getitem__(self, index: Tensor | slice | list[int]) -> Self:
         return self.map(lambda x: x[index])
 
-    def to(self, *args, **kwargs) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """As `Tensor.to` for the floating point tensors; integer tensors only change device."""
         device = next((a for a in args if not isinstance(a, torch.dtype)), kwargs.get("device"))
         return self.map(lambda x: x.to(*args, **kwargs) if x.is_floating_point() else x.to(device or x.device))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention, merge_heads, split_heads
+from fiber.backbone.stack import Stack
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values (B,h,L,d) of the positions so far
 
@@ -36,7 +37,9 @@ class RobertaTower(nn.Module):
             raise ValueError(f"text width {width} is not a multiple of its {heads} heads")
         self.width, self.heads, self.dropout, self.checkpointing = width, heads, dropout, checkpointing
         self.embeddings = Embeddings(vocab_size, width, max_positions, pad_id, dropout, eps)
-        self.layers = nn.ModuleList(RobertaLayer(width, heads, intermediate, dropout, eps) for _ in range(layers))
+        self.layers: Stack[RobertaLayer] = Stack(
+            RobertaLayer(width, heads, intermediate, dropout, eps) for _ in range(layers)
+        )
 
     def run_layer(self, index: int, y: Tensor, bias: Tensor) -> Tensor:
         """One unfused layer, (B,L,T) -> (B,L,T), recomputed in backward when checkpointing."""

@@ -97,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(predictor: Predictor, arguments: argparse.Namespace) -> tuple[list[Result], list[str]]:
     """Results of every image, and the images of folders and globs that could not be read."""
     if arguments.task == "retrieve":
+        assert isinstance(predictor, CoarsePredictor)  # only such offer it
         return retrieve(predictor, arguments)
     results, faults = [], []
     paths = expand(arguments.image)

@@ -209,4 +209,4 @@ def _collect_unended(finished: list[list[Caption]], ids: Tensor, total: Tensor, 
 
 def _keep_rows(cache: DecoderCache, rows: Tensor) -> None:
     """Text keys and values of the surviving rows (R,). Those of the image stay: a beam never leaves its image."""
-    cache.text = [(keys[rows], values[rows]) for keys, values in cache.text]
+    cache.text = [pair and (pair[0][rows], pair[1][rows]) for pair in cache.text]

@@ -16,6 +16,11 @@ class FeatureQueue(nn.Module):
     """First-in first-out store of past contrastive features and of their image ids. The same on all ranks,
     because every rank enqueues the gathered batch. Slots not yet filled never enter a loss."""
 
+    image: Tensor
+    text: Tensor
+    image_id: Tensor
+    enqueued: Tensor
+
     def __init__(self, slots: int, width: int) -> None:
         super().__init__()
         self.register_buffer("image", torch.zeros(slots, width))
@@ -89,7 +94,8 @@ def itc_loss(
     dropped = (same | ~filled).scatter(1, own[:, None], False)
     to_text = image @ columns_text.T / temperature
     to_image = text @ columns_image.T / temperature
-    loss = sum(F.cross_entropy(x.masked_fill(dropped, -torch.inf), own) for x in (to_text, to_image)) / 2
+    losses = [F.cross_entropy(x.masked_fill(dropped, -torch.inf), own) for x in (to_text, to_image)]
+    loss = (losses[0] + losses[1]) / 2
     size = len(ids)
     contrast = ContrastiveOutput(to_text[:, :size].detach(), to_image[:, :size].detach(), same[:, :size])
     return loss, contrast

@@ -1,5 +1,7 @@
 """Image-text matching with negatives from the global batch, exchanged between ranks as prefixes."""
 
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -7,8 +9,10 @@ from torch import Tensor
 from fiber import distributed
 from fiber.backbone.states import State
 
+S = TypeVar("S", bound=State)
 
-def exchange(state: State, index: Tensor) -> State:
+
+def exchange(state: S, index: Tensor) -> S:
     """Rows `index` (K,) of the global batch of states; only the drawn rows travel, gradients return to their
     owners."""
     return state.map(lambda x: distributed.exchange_rows(x, index))

@@ -42,7 +42,7 @@ def parse_command(
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
     try:
-        config = load_config(kind, arguments.config, arguments.overrides, inherit)
+        config: Any = load_config(kind, arguments.config, arguments.overrides, inherit)
         check(config, int(os.environ.get("WORLD_SIZE", "1")) if arguments.mode == "train" else None)
         given = frozenset(map(str, read_tree(arguments.config, arguments.overrides)))
     except ConfigError as error:

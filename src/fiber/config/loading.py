@@ -160,17 +160,22 @@ def read_tree(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]
 def build_config(kind: type[T], tree: dict[str, Any]) -> T:
     """Plain data as a `kind`. Raises ConfigError."""
     tree = _checked(kind, tree, "")
+    adapter: TypeAdapter[T] = _adapter(kind)
     try:
-        return _adapter(kind).validate_json(json.dumps(tree))
+        return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(_one_line(kind, error)) from None
     except TypeError as error:  # a key or value that JSON has no form for
         raise ConfigError(f"a value cannot be read: {error}") from None
 
 
-@functools.cache
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(kind)
+_ADAPTERS: dict[Any, TypeAdapter[Any]] = {}  # building one takes a while
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
 
 
 @functools.cache

@@ -160,7 +160,7 @@ def check_shard_name(name: Any, origin: Path | str) -> None:
 
 def mapped(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an uncompressed .npz file, mapped where they lie; a compressed or empty one is read."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as stream:

@@ -165,7 +165,8 @@ class _FaultBudget:
     """Counts faults as the consumer meets them and stops the run above a share."""
 
     def __init__(self, share: float):
-        self.share, self.seen, self.reasons = share, 0, Counter()
+        self.share, self.seen = share, 0
+        self.reasons: Counter[str] = Counter()
 
     def spend(self, batch: dict[str, Any]) -> None:
         """Turns batch["faults"] into plain Fault tuples. Raises DataFaultError above the share."""

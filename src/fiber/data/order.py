@@ -151,7 +151,9 @@ class MixedStream:
             raise ShardError(
                 f"the training data has {self.epoch_length} samples, less than one batch of {global_batch}"
             )
-        self._quotas = _quotas([source.weight for source in sources]) if self.weighted else None
+        self._quotas = (
+            _quotas([source.weight or 0.0 for source in sources]) if self.weighted else np.zeros(0, np.int64)
+        )
         self._blocks: dict = {}
 
     @property

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-PLAIN = {("collections", "defaultdict"): defaultdict}
+PLAIN: dict[tuple[str, str], Any] = {("collections", "defaultdict"): defaultdict}
 PLAIN |= {
     (module, kind.__name__): kind for module in ("builtins", "__builtin__") for kind in (int, float, list, dict)
 }

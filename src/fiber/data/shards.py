@@ -98,7 +98,7 @@ class ShardSet:
     def __init__(self, path: str | Path):
         self.remote = RemoteFolder(str(path), keep=OPEN_FILES) if RemoteFolder.is_remote(str(path)) else None
         self.path = str(path) if self.remote else Path(path)
-        self.folder = self.remote.folder if self.remote else Path(path)
+        self.folder: Path = self.remote.folder if self.remote else Path(path)
         if not self.folder.is_dir():
             raise ShardError(f"{self.path}: no such folder of shards")
         self._files: dict[int, int] = {}
@@ -113,13 +113,13 @@ class ShardSet:
         index = _stored_index(self.folder) or build_index(self.folder)
         listed = {s["name"]: s["bytes"] for s in index.shards}
         for name, size in listed.items():
-            if not (self.path / name).exists():
-                raise ShardError(f"{self.path / name} is missing (the index lists it)")
-            if (self.path / name).stat().st_size > size:
-                raise ShardError(f"{self.path / name} is newer than the index: delete {self.path / 'index.json'}")
-        extra = sorted({p.name for p in self.path.glob("*.tar")} - set(listed))
+            if not (self.folder / name).exists():
+                raise ShardError(f"{self.folder / name} is missing (the index lists it)")
+            if (self.folder / name).stat().st_size > size:
+                raise ShardError(f"{self.folder / name} is newer than the index: delete {self.folder / 'index.json'}")
+        extra = sorted({p.name for p in self.folder.glob("*.tar")} - set(listed))
         if extra:
-            raise ShardError(f"{self.path / extra[0]} is not in the index: delete {self.path / 'index.json'}")
+            raise ShardError(f"{self.folder / extra[0]} is not in the index: delete {self.folder / 'index.json'}")
         return index
 
     def _load_remote_index(self, remote: RemoteFolder) -> Index:
@@ -151,7 +151,7 @@ class ShardSet:
         return {"path": self.path}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"])
+        ShardSet.__init__(self, state["path"])
 
     @property
     def categories(self) -> list[dict[str, Any]]:

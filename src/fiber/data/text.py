@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -25,7 +26,7 @@ def load_tokenizer(path_or_hub: str | Path) -> PreTrainedTokenizerFast:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"no tokenizer at {path_or_hub!s} (a folder or a hub name is expected): {reason}") from None
-    if not tokenizer.is_fast or tokenizer.mask_token_id is None:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer at {path_or_hub!s} is not a fast one with a <mask> token")
     return tokenizer
 
@@ -50,9 +51,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Pre
     tokenizer.post_processor = processors.RobertaProcessing(
         ("</s>", SPECIAL.index("</s>")), ("<s>", SPECIAL.index("<s>")), add_prefix_space=False, trim_offsets=True
     )
-    wrapped = RobertaTokenizerFast(
-        tokenizer_object=tokenizer, mask_token=AddedToken("<mask>", lstrip=True, special=True), model_max_length=512
-    )
+    mask: Any = AddedToken("<mask>", lstrip=True, special=True)
+    wrapped = RobertaTokenizerFast(tokenizer_object=tokenizer, mask_token=mask, model_max_length=512)
     wrapped.save_pretrained(str(out_dir))
     return wrapped
 

@@ -9,7 +9,10 @@ import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer as Buffer
 
 from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
@@ -29,10 +32,11 @@ class _HashingFile(io.RawIOBase):
     def writable(self) -> bool:
         return True
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: Buffer) -> int:
+        written = self.file.write(data)
         self.hash.update(data)
-        self.size += len(data)
-        return self.file.write(data)
+        self.size += written
+        return written
 
     def tell(self) -> int:
         return self.size
@@ -133,6 +137,7 @@ class ShardWriter:
     def _write(self, name: str, data: bytes) -> tuple[int, int]:
         info = tarfile.TarInfo(name)  # mtime, uid and gid are 0: the bytes depend on the samples alone
         info.size, info.mode = len(data), 0o644
+        assert self._tar is not None  # between _start_shard and _finish_shard
         self._tar.addfile(info, io.BytesIO(data))
         return self._tar.offset - -(-len(data) // BLOCK) * BLOCK, len(data)
 

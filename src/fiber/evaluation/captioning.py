@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -55,14 +55,14 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
     sample = CaptionEvalSample(ImageTransform.of(config, training=False))
     counts = shards.counts("captions")
     scored = bool(counts.any())
-    per = "image" if scored else "every_image"
+    per: Literal["image", "every_image"] = "image" if scored else "every_image"
     loader = EvalLoader(shards, "captions", sample, per, config.eval.batch, config.data.workers)
     with PredictionWriter(context.folder, "captions", distributed.rank(), distributed.world_size()) as writer:
         for batch in context.progress(loader, "captions"):
             image = model.backbone.image_tail(model.image_prefix(batch["images"].to(distributed.device())))
             captions = beam_search(model, image, special_tokens, length, config.caption.beam)
             for number, beams in enumerate(captions):
-                writer.add(_row(batch, number, context.tokenizer.decode(beams[0].ids, skip_special_tokens=True)))
+                writer.add(_row(batch, number, str(context.tokenizer.decode(beams[0].ids, skip_special_tokens=True))))
     distributed.barrier()
     figures = None
     if distributed.is_main():
@@ -129,7 +129,7 @@ class CiderReward:
 
     def __call__(self, captions: Sequence[Caption], references: Sequence[Sequence[str]]) -> np.ndarray:
         """Captions and the texts of each one's image -> (N,) float64 on the scale 0..10."""
-        spoken = [self.tokenizer.decode(caption.ids, skip_special_tokens=True) for caption in captions]
+        spoken = [str(self.tokenizer.decode(caption.ids, skip_special_tokens=True)) for caption in captions]
         words = [
             tokenize(text) + (self.end if caption.ended else "")
             for text, caption in zip(spoken, captions, strict=True)

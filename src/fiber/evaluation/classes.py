@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,11 +16,10 @@ from fiber.training.task import Figures
 
 
 class Scorer(Protocol):
-    """What a task says of its answers. name: of the file of rows, NAME.jsonl; key: the columns that make a row unique
-    and sort the file."""
+    """What a task says of its answers. `key` makes a row unique and sorts the file NAME.jsonl."""
 
-    name: str
-    key: tuple[str, ...]
+    name: ClassVar[str]
+    key: ClassVar[tuple[str, ...]]
 
     def row(self, best: Any, annotation: dict[str, Any]) -> Row:
         """What is written of an annotation whose best class (or what else was chosen) is `best`."""

@@ -96,7 +96,8 @@ def evaluate_sets(
 
     step None: a rehearsal, on the first batch of each set alone; nothing of it stays, and nothing is drawn.
     """
-    training, figures, output = task.training, {}, Path(config.output)
+    figures: Figures = {}
+    training, output = task.training, Path(config.output)
     predictions = output / "predictions" if step is not None else output / ".rehearsal"
     fields = Counter(field for _, field in sets)
     task.eval()

@@ -12,7 +12,7 @@ from torchvision.ops import nms
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
-from fiber.evaluation.regions import EvalImage, predict, questions
+from fiber.evaluation.regions import Classes, EvalImage, Phrases, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil
@@ -74,8 +74,10 @@ def draw_predictions(
         ((_, found),) = predict(model, [sample], asked, pairs=8)
         if field == "boxes":
             names = {category["id"]: category["name"] for category in shards.categories}
+            assert isinstance(asked, Classes)
             text, shown = _classes(stored.record, names, asked.ids, found, threshold)
         else:
+            assert isinstance(asked, Phrases)
             text, shown = _phrases(stored.record, field, asked.targets(stored.record), found)
         drawn.append(draw_regions(decode_pil(stored.images[0][1]), text, shown))
     model.train(training)
@@ -99,7 +101,10 @@ def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
 
 def _phrases(record: Record, field: str, targets: list, found: Detections) -> tuple[str, list[Shown]]:
     """The first text that is asked about, with its phrases."""
-    first, shown = targets[0] if targets else None, []
+    shown: list[Shown] = []
+    if not targets:
+        return "", shown
+    first = targets[0]
     for place, (identity, text, spans) in enumerate(targets):
         if text != first[1] or identity.get("caption") != first[0].get("caption"):
             break
@@ -112,7 +117,7 @@ def _phrases(record: Record, field: str, targets: list, found: Detections) -> tu
         if own.any():
             one.found, one.labels = found.boxes[own][:1].tolist(), [f"{found.scores[own][0]:.2f}"]
         shown.append(one)
-    return ("" if first is None else first[1]), shown
+    return first[1], shown
 
 
 def _classes(

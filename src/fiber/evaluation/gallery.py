@@ -8,6 +8,7 @@ Shape letters: N images, M texts, n images of this rank, K pairs, H feature widt
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from fiber.backbone.states import ImageState, State, TextState
 from fiber.coarse.model import CoarseModel
 from fiber.evaluation.progress import Progress
 
+S = TypeVar("S", bound=State)
+
 
 @dataclass(frozen=True)
 class PrefixCache:
@@ -25,7 +28,7 @@ class PrefixCache:
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
 
-    def put(self, state: State) -> State:
+    def put(self, state: S) -> S:
         """The state as it is kept."""
         return state.to(self.device or state.tokens.device, self.dtype or state.tokens.dtype)
 
@@ -77,7 +80,8 @@ def encode_texts(
 ) -> tuple[Texts, dict[str, Tensor]]:
     """This rank's batches {"ids", "mask" (B,L), "image_id", "position" (B,)} -> all texts, and every further
     integer tensor of the batches, (M,...). `image_id` (N,): the gallery. ValueError where a text's image lacks."""
-    positions, features, prefixes, columns = [], [], [], []
+    positions, features, prefixes = [], [], []
+    parts: list[dict[str, Tensor]] = []
     device = device_of(model)
     for batch in progress(batches, "texts"):
         batch = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor) and not v.is_floating_point()}
@@ -85,9 +89,9 @@ def encode_texts(
         features.append(model.text_embedding(state))
         prefixes.append(cache.put(state))
         positions.append(batch.pop("position"))
-        columns.append(batch)
+        parts.append(batch)
     check_share(len(positions), "texts", device)
-    columns = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+    columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     state = TextState.cat(prefixes)
     _, gathered = gather(torch.cat(positions), *columns.values(), torch.cat(features), *state.tensors())
     columns = dict(zip(columns, gathered, strict=False))
@@ -174,7 +178,7 @@ def image_rows(image_id: Tensor, wanted: Tensor) -> Tensor:
     return order[place]
 
 
-def _take(state: State, rows: Tensor, model: CoarseModel) -> State:
+def _take(state: S, rows: Tensor, model: CoarseModel) -> S:
     """Rows of a cached state on the model's device and in its dtype; a row asked for often travels once."""
     weight = model.heads.itm.weight
     unique, inverse = rows.unique(return_inverse=True)

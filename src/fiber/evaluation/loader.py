@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from fiber import distributed
 from fiber.data.collate import collate
 from fiber.data.loader import eval_loader
+from fiber.data.order import Per
 from fiber.data.shards import ShardSet
 
 
 @dataclass(frozen=True)
 class EvalLoader:
-    """This rank's batches of a shard set, afresh at each iteration; see `data.stream.eval_loader` for `per`."""
+    """This rank's batches of a shard set, read again at each iteration; see `data.loader.eval_loader` for `per`."""
 
     shards: ShardSet
     field: str
     make_sample: Callable
-    per: str
+    per: Per | Literal["every_image"]
     batch: int
     workers: int
 

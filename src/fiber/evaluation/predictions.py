@@ -115,7 +115,7 @@ def write_results(path: str | Path, rows: Iterable[Row]) -> Path:
     return path
 
 
-def by_key(rows: Iterable[Row], key: str, value: str) -> dict[Hashable, Any]:
+def by_key(rows: Iterable[Mapping[str, Any]], key: str, value: str) -> dict[Hashable, Any]:
     """`{row[key]: row[value]}`; ValueError names the row that lacks a field or the key that comes twice."""
     found: dict[Hashable, Any] = {}
     for row in rows:

@@ -108,7 +108,7 @@ class Phrases:
         """Classes are places in `targets`. A phrase that the text limit cuts off is in no prompt: it is a miss."""
         found, place = [], 0
         for (text, _), group in groupby(self.targets(record), key=lambda t: (t[1], t[0].get("caption"))):
-            spans = [spans for _, _, spans in group]
+            spans = [[(start, end) for start, end in spans] for _, _, spans in group]
             prompt = self.builder.sentence(text, spans)
             seen = prompt.token_map.any(1).nonzero().flatten().tolist()
             if seen:
@@ -269,7 +269,7 @@ def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:
         }
         return prefixed("referring", grounding.referring_precision(targets, read_predictions(path)))
     phrases = [phrase for record in records for phrase in grounding.phrases_of(record)]
-    figures = {}
+    figures: dict[str, float] = {}
     for name, merged in (("grounding", False), ("merged", True)):
         recall = grounding.phrase_recall(phrases, read_predictions(path), merged)
         figures |= prefixed(name, {k: x for k, x in recall.items() if k != "by_type"})
@@ -278,7 +278,8 @@ def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:
 
 def score_boxes(records: Iterator[Record], categories: list[dict[str, Any]], path: Path) -> dict[str, float]:
     """By the rules of COCO, of LVIS, or both, as the records and categories have it."""
-    truth, figures = detection.coco_ground_truth(records, categories), {}
+    truth = detection.coco_ground_truth(records, categories)
+    figures: dict[str, float] = {}
     if not any(image["not_exhaustive_category_ids"] for image in truth["images"]):
         found = detection.coco_ap(truth, read_predictions(path), per_image=DETECTION.keep)
         figures |= {name.lower(): x for name, x in found.items()}

@@ -73,22 +73,22 @@ def evaluate_retrieval(
     gallery = encode_images(model, images, cache, progress)
     captions, columns = encode_texts(model, texts, gallery.image_id, cache, progress)
     contrastive = gallery.features @ captions.features.T
-    figures = {"images": len(gallery.image_id), "texts": len(captions.image_row)}
-    figures |= {"chance_t2i_r1": 1 / len(gallery.image_id)}
+    figures: dict[str, float] = {"images": len(gallery.image_id), "texts": len(captions.image_row)}
+    figures["chance_t2i_r1"] = 1 / len(gallery.image_id)
     figures |= _itm_loss(model, gallery, captions, contrastive, batch, progress)
     if "swapped_ids" in columns:
         figures |= _swap_accuracy(model, gallery, captions, columns, batch, progress)
-    scores = contrastive, contrastive
+    by_image, by_text = contrastive, contrastive
     if rerank_k:
-        *scores, pairs = rerank(model, gallery, captions, contrastive, rerank_k, batch, progress)
+        by_image, by_text, pairs = rerank(model, gallery, captions, contrastive, rerank_k, batch, progress)
         figures["pairs"] = pairs
     model.train(training)
-    contrastive, image_to_text, text_to_image = (x.cpu().numpy() for x in (contrastive, *scores))
+    dual, image_to_text, text_to_image = (x.cpu().numpy() for x in (contrastive, by_image, by_text))
     ids, rows = gallery.image_id.cpu().numpy(), captions.image_row.cpu().numpy()
-    figures |= _recall(contrastive, contrastive, rows)
+    figures |= _recall(dual, dual, rows)
     if rerank_k:
         figures |= {f"reranked_{k}": v for k, v in _recall(image_to_text, text_to_image, rows).items()}
-    return Retrieval(figures, ids, rows, contrastive, image_to_text, text_to_image)
+    return Retrieval(figures, ids, rows, dual, image_to_text, text_to_image)
 
 
 def rerank(

@@ -21,11 +21,11 @@ def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: T
     that operator; on CPU its backward is a scalar loop, and sampling written out is 3 to 9 times faster (2 to 4 times
     with the forward pass). The two differ only in which one-sided derivative they take at whole-pixel offsets.
     """
-    operands = tuple(t.float() for t in (x, offset, mask, weight, bias))
+    x, offset, mask, weight, bias = (t.float() for t in (x, offset, mask, weight, bias))
     # Tensors without contents, on which costs are counted, know no autocast.
     with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
         form = operator_deform_conv if x.is_cuda else sampled_deform_conv
-        return form(*operands, stride)
+        return form(x, offset, mask, weight, bias, stride)
 
 
 def operator_deform_conv(

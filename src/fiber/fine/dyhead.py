@@ -18,6 +18,12 @@ LOGIT_LIMIT = 50000.0
 PRIOR = 0.01  # probability that a token matches, before any training
 
 
+def zero_bias(conv: nn.Conv2d) -> None:
+    """Set the bias of a convolution to 0, where it has one."""
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+
+
 class HeadOutput(NamedTuple):
     """Predictions of every level, finest first: deltas (B,H*W,4), centerness logits (B,H*W) and token logits
     (B,H*W,L), cells row by row. A tuple, because ZeRO-3 brings the head's own parameters back for the backward pass
@@ -61,7 +67,7 @@ class DynamicHead(nn.Module):
         self.bias = nn.Parameter(torch.full((1,), -math.log((1 - PRIOR) / PRIOR)))
         for conv in (self.box, self.centerness):
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            zero_bias(conv)
 
     def forward(self, levels: Sequence[Tensor], embedded: Tensor) -> HeadOutput:
         """Pyramid levels (B,C,H,W), finest first, and text tokens (B,L,T) that are 0 on padding."""
@@ -102,9 +108,9 @@ class DynamicBlock(nn.Module):
         self.attention = nn.Conv2d(channels, 1, 1)
         self.relu = DynamicReLU(channels)
         nn.init.zeros_(self.offset.weight)  # an untrained block samples the regular grid
-        nn.init.zeros_(self.offset.bias)
+        zero_bias(self.offset)
         nn.init.normal_(self.attention.weight, std=0.01)
-        nn.init.zeros_(self.attention.bias)
+        zero_bias(self.attention)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Levels (B,C,H,W), finest first -> the same grids with `channels` channels."""
@@ -123,7 +129,7 @@ class DynamicBlock(nn.Module):
             # than the offsets' level, and the release's CUDA kernel reads the larger map as a flat array, so the
             # coarse cells take the *first* 18*h*w numbers of each image's offsets (9*h*w of its masks), whatever
             # channel and place those were predicted for.
-            grid = coarse.shape[-2:]
+            grid = (coarse.shape[-2], coarse.shape[-1])
             branch = self.coarser(coarse, flat_prefix(offset, grid), flat_prefix(mask, grid))
             branches.append(F.interpolate(branch, size=x.shape[-2:], mode="bilinear", align_corners=True))
         gathered = sum(b * hard_sigmoid(F.relu(self.attention(b.mean((2, 3), keepdim=True)))) for b in branches)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fiber.backbone.stack import Stack
+
 
 class FeaturePyramid(nn.Module):
     """1x1 laterals, nearest top-down sums, 3x3 outputs, then `extra` levels by stride-2 3x3 convolutions (the first
@@ -17,9 +19,11 @@ class FeaturePyramid(nn.Module):
 
     def __init__(self, widths: Sequence[int], channels: int = 256, extra: int = 2, drop_block: float = 0.3) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in widths)
-        self.outputs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
-        self.extra = nn.ModuleList(nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra))
+        self.laterals: Stack[nn.Conv2d] = Stack(nn.Conv2d(width, channels, 1) for width in widths)
+        self.outputs: Stack[nn.Conv2d] = Stack(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
+        self.extra: Stack[nn.Conv2d] = Stack(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra)
+        )
         self.drop_block = DropBlock(drop_block)
         for conv in (*self.laterals, *self.outputs, *self.extra):
             nn.init.kaiming_uniform_(conv.weight, a=1)

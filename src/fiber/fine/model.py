@@ -5,6 +5,7 @@ Shape letters: B images, (H,W) padded image size, L text length, T text width, N
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Literal, get_args
 
 import torch
@@ -119,7 +120,7 @@ class FiberDetector(nn.Module):
 
     def predict(self, features: FineFeatures) -> tuple[HeadOutput, list[Tensor]]:
         """Head outputs and anchors (A_l,4) of every level."""
-        grids = [tuple(level.shape[-2:]) for level in features.levels]
+        grids = [(level.shape[-2], level.shape[-1]) for level in features.levels]
         anchors = make_anchors(grids, self.anchor_sizes, self.strides, features.hidden.device)
         return self.head(features.levels, features.embedded), anchors
 
@@ -191,13 +192,14 @@ class FiberDetector(nn.Module):
         if mode == "frozen_towers":
             backbone.image.requires_grad_(False)
             backbone.text.requires_grad_(False)
-            backbone.image.stage_norms.requires_grad_(True)
+            for norm in backbone.image.stage_norms or ():
+                norm.requires_grad_(True)
         if mode == "linear":
             for part in (head.box, head.centerness, head.project_text, head.log_scale, head.token_bias, head.bias):
                 part.requires_grad_(True)
-        if mode == "prompt":
+        if mode == "prompt" and self.prompt is not None:
             self.prompt.requires_grad_(True)
         if frozen_stages:
             backbone.image.patch_embed.requires_grad_(False)
-            for stage in backbone.image.stages[:frozen_stages]:
+            for stage in islice(backbone.image.stages, frozen_stages):
                 stage.requires_grad_(False)

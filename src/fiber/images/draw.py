@@ -103,7 +103,9 @@ def _fit(image: Image.Image) -> Image.Image:
 
 
 def _font(image: Image.Image) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=max(13, round(max(image.size) / 50)))
+    font = ImageFont.load_default(size=max(13, round(max(image.size) / 50)))
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow ships one
+    return font
 
 
 def _ink(colour: str) -> str:

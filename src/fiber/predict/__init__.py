@@ -22,6 +22,7 @@ def load(
     """
     import torch  # only here: the command line shows its help without it
 
+    from fiber.coarse.model import CoarseModel
     from fiber.weights.export import read_export
     from fiber.weights.from_export import build
 
@@ -32,7 +33,7 @@ def load(
     export = read_export(path_or_hub_id)
     model, _ = build(export)
     model = model.to(device, dtypes[dtype]).eval().requires_grad_(False)
-    if export.config.stage == "coarse":
+    if isinstance(model, CoarseModel):
         from fiber.predict.image import CoarsePredictor
 
         return CoarsePredictor(model, export, device)

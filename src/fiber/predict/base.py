@@ -63,5 +63,5 @@ class Predictor:
 
 
 def many(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
-    one = isinstance(images, str | Path | Image.Image | np.ndarray)
-    return [images] if one else images
+    """One image or several as several."""
+    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images

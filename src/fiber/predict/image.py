@@ -86,8 +86,16 @@ class CoarsePredictor(Predictor):
             elif method == "greedy":
                 found = [[caption] for caption in greedy(self.model, image, special_tokens, length)]
             elif method == "nucleus":
-                options = {"top_p": top_p, "temperature": temperature, "generator": generator}
-                found = [[caption] for caption in nucleus(self.model, image, special_tokens, length, **options)]
+                drawn = nucleus(
+                    self.model,
+                    image,
+                    special_tokens,
+                    length,
+                    top_p=top_p,
+                    temperature=temperature,
+                    generator=generator,
+                )
+                found = [[caption] for caption in drawn]
             else:
                 raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
             results += [[self._spell(caption) for caption in own] for own in found]
@@ -127,7 +135,7 @@ class CoarsePredictor(Predictor):
 
     def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
         """The `top` images of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
-        many are ordered anew by the probability of the matching head."""
+        many are ordered again by the probability of the matching head."""
         self.require("retrieve")
         similarity = index.features @ self.embed_texts([text])[0]
         order = similarity.argsort(descending=True, stable=True)[: max(top, rerank)].tolist()
@@ -135,7 +143,7 @@ class CoarsePredictor(Predictor):
         if rerank:
             self.require("match")
             matched = self.match([scored.text for scored in found[:rerank]], text)
-            again = [Scored(f.text, m.probability) for f, m in zip(found[:rerank], matched, strict=True)]
+            again = [Scored(f.text, m.probability or 0.0) for f, m in zip(found[:rerank], matched, strict=True)]
             found = sorted(again, key=lambda scored: -scored.score)
         return found[:top]
 
@@ -170,4 +178,4 @@ class CoarsePredictor(Predictor):
         return self.model.match_logits(image, text[[0] * len(image)])
 
     def _spell(self, caption: Caption) -> Scored:
-        return Scored(self.tokenizer.decode(caption.ids, skip_special_tokens=True).strip(), caption.score)
+        return Scored(str(self.tokenizer.decode(caption.ids, skip_special_tokens=True)).strip(), caption.score)

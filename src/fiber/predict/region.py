@@ -104,11 +104,12 @@ class FinePredictor(Predictor):
     ) -> list[Detections]:
         """Detections in pixels of the originals, best first; as many images as pairs are computed at a time."""
         results, sources, text = [], many(images), self.model.encode_prompts(prompts)
+        longest = self.config.max_image_size or 2 * self.config.image_size
         for start in range(0, len(sources), PAIRS):
             opened = [open_image(source) for source in sources[start : start + PAIRS]]
             searches = [
                 Query(
-                    fit(np.asarray(image.image), self.config.image_size, self.config.max_image_size),
+                    fit(np.asarray(image.image), self.config.image_size, longest),
                     (image.width, image.height),
                     prompts,
                 )

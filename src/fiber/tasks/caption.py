@@ -38,9 +38,9 @@ from fiber.data.shards import ShardSet
 from fiber.evaluation.captioning import caption_reward, evaluate_captions
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.tasks.classifier import freeze
-from fiber.tasks.coarse_model import build_model, coarse_task
+from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task
 from fiber.training.flops import FlopsPerSample
-from fiber.training.task import Figures, Losses, TaskModule
+from fiber.training.task import Figures, Losses
 
 Reward = Callable[[Sequence[Caption], Sequence[Sequence[str]]], np.ndarray]
 """Captions and the reference texts of each one's image -> CIDEr-D of each, (N,) on the scale 0..10."""
@@ -77,7 +77,7 @@ def per(config: Stage1Config) -> Per:
 # ---------------------------------------------------------------------------------------------- what it computes
 
 
-class CaptionTask(TaskModule):
+class CaptionTask(CoarseTask):
     """Captioning by one of three objectives, `recipe.objective`.
 
     "mle": cross-entropy of the next token. "gold": the same, weighted by what a frozen copy of the model thinks of
@@ -88,8 +88,6 @@ class CaptionTask(TaskModule):
 
     Each image is encoded once, whatever is read from it.
     """
-
-    model: CoarseModel
 
     def __init__(
         self,
@@ -152,6 +150,7 @@ class CaptionTask(TaskModule):
 
     def _reinforce(self, batch: CaptionBatch, images: DecoderCache) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of captions drawn now, and what they are like."""
+        assert self.reward is not None  # `prepare` was called
         draws = batch["draws"]
         size, samples = draws.shape[:2]
         image = torch.arange(size, device=draws.device).repeat_interleave(samples)
@@ -189,7 +188,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
     copies its own part, and nothing is gathered."""
     for ours, theirs in zip(source.parameters(), target.parameters(), strict=True):
         if hasattr(ours, "ds_tensor"):
-            theirs.ds_tensor.copy_(ours.ds_tensor)
+            getattr(theirs, "ds_tensor").copy_(getattr(ours, "ds_tensor"))  # noqa: B009 (DeepSpeed adds it)
         if theirs.numel():  # empty while partitioned
             theirs.copy_(ours)
 
@@ -216,7 +215,7 @@ def evaluate(task: CaptionTask, context: EvalContext) -> Figures:
     return evaluate_captions(task.model, context)
 
 
-def flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+def flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
     """Not counted: what is drawn and read differs from step to step."""
     return None
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -32,9 +32,9 @@ from fiber.evaluation.classes import evaluate_classes
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.evaluation.predictions import Row, read_predictions
 from fiber.tasks.classifier import freeze, majority, report
-from fiber.tasks.coarse_model import build_model, coarse_task, image_text_flops
+from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
 from fiber.training.flops import FlopsPerSample
-from fiber.training.task import Figures, Losses, TaskModule
+from fiber.training.task import Figures, Losses
 from fiber.weights.export import answers_of_export
 
 HEAD = "classification"
@@ -89,10 +89,8 @@ def class_names(config: Stage1Config) -> list[str]:
 # ---------------------------------------------------------------------------------------------- what it computes
 
 
-class ClassificationTask(TaskModule):
+class ClassificationTask(CoarseTask):
     """Softmax cross-entropy over the classes of a set. `answers`: their names."""
-
-    model: CoarseModel
 
     def __init__(self, model: CoarseModel, names: Sequence[str], label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -122,7 +120,7 @@ def build_module(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Cl
     return ClassificationTask(model, names, config.finetune.label_smoothing)
 
 
-def flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+def flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
     """The image tower to its end."""
     return image_text_flops(config, module, lambda cost: cost.image_prefix + cost.image_tail)
 
@@ -166,8 +164,8 @@ class ClassScorer:
     most frequent class."""
 
     names: Sequence[str]
-    name = HEAD
-    key = ("position",)
+    name: ClassVar[str] = HEAD
+    key: ClassVar[tuple[str, ...]] = ("position",)
 
     def row(self, best: Sequence[Sequence[int]], annotation: dict[str, Any]) -> Row:
         """What is written of an image: its class, and the best five of the head and of the prompts."""

@@ -18,7 +18,8 @@ from fiber.data.batches import TextBatch
 from fiber.data.records import Sample, annotation
 from fiber.data.samples.text import TextSample
 from fiber.errors import SampleFault
-from fiber.training.task import Losses, TaskModule
+from fiber.tasks.coarse_model import CoarseTask
+from fiber.training.task import Losses
 
 UNFUSED_HEADS = ("heads.contrastive.*", "heads.temperature.*")
 UNUSED_WHEN_FUSED = ("backbone.fusion.caption_maps.*", "heads.mlm.*", "heads.itm.*", *UNFUSED_HEADS)
@@ -73,11 +74,9 @@ class LabelledSample(TextSample):
         return super().__call__(sample, field, number, rng) | {"labels": self.classes.index(label)}
 
 
-class ClassifyTask(TaskModule):
+class ClassifyTask(CoarseTask):
     """One class per text and its image, or its pair of images: softmax cross-entropy. `head`: the classifier of the
     model."""
-
-    model: CoarseModel
 
     def __init__(self, model: CoarseModel, head: str, label_smoothing: float = 0.0) -> None:
         super().__init__()

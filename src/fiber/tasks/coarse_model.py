@@ -23,6 +23,12 @@ from fiber.weights.export import Export, coarse_config, read_export
 from fiber.weights.load import LoadReport, load_weights
 
 
+class CoarseTask(TaskModule):
+    """A task at image level."""
+
+    model: CoarseModel
+
+
 def build_model(
     config: Stage1Config,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,7 +59,7 @@ def tune(model: CoarseModel, tuning: TuningConfig, seed: int) -> None:
         add_lora(model, tuning.lora_rank, tuning.lora_alpha, seed)
 
 
-def start_from(task: TaskModule, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
+def start_from(task: CoarseTask, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
     """Put the weights of a run or export into the model of `task`, in place. Answer heads may stay new (and do where
     the file's stands for other answers), and so may parts that the task does not reach. Raises WeightsError."""
     export = read_export(path)
@@ -66,7 +72,7 @@ def start_from(task: TaskModule, path: str | Path, tokenizer: PreTrainedTokenize
 
 
 def export(
-    config: Stage1Config, tokenizer: PreTrainedTokenizerFast, task: TaskModule, weights: Mapping[str, Tensor]
+    config: Stage1Config, tokenizer: PreTrainedTokenizerFast, task: CoarseTask, weights: Mapping[str, Tensor]
 ) -> Export:
     """What the export of a run holds: a plain model, adapters merged, without the heads that its task has left
     behind. weights: of the task, by name."""
@@ -79,7 +85,7 @@ def export(
 
 
 def image_text_flops(
-    config: Stage1Config, module: TaskModule, forward: Callable[[PairCost], float]
+    config: Stage1Config, module: CoarseTask, forward: Callable[[PairCost], float]
 ) -> FlopsPerSample | None:
     """Useful forward FLOP of a training sample, the same in all batches; None where they are not counted (partly
     frozen models). `forward`: which parts of a pair's cost the task pays."""
@@ -90,7 +96,7 @@ def image_text_flops(
     return lambda batch: flops
 
 
-def match_flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+def match_flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
     """One image, one text, one fused pass."""
     return image_text_flops(config, module, lambda cost: cost.match)
 

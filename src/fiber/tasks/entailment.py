@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerFast
 
@@ -36,8 +36,8 @@ class EntailmentScorer:
     """Accuracy, of each label too, next to that of the most frequent label."""
 
     context: EvalContext
-    name = "entailment"
-    key = ("position",)
+    name: ClassVar[str] = "entailment"
+    key: ClassVar[tuple[str, ...]] = ("position",)
 
     def row(self, best: int, annotation: dict[str, Any]) -> Row:
         """What is written of a hypothesis."""

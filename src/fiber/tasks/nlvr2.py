@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerFast
 
@@ -16,9 +16,9 @@ from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.evaluation.metrics import nlvr2_accuracy
 from fiber.evaluation.predictions import Row, read_predictions
 from fiber.tasks.classifier import ClassifyTask, LabelledSample, majority
-from fiber.tasks.coarse_model import build_model, coarse_task, image_text_flops
+from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
 from fiber.training.flops import FlopsPerSample
-from fiber.training.task import Figures, TaskModule
+from fiber.training.task import Figures
 
 CLASSES = (False, True)
 
@@ -40,8 +40,8 @@ class Nlvr2Scorer:
     """Accuracy and consistency next to the accuracy of the more frequent truth value."""
 
     context: EvalContext
-    name = "nlvr2"
-    key = ("id",)
+    name: ClassVar[str] = "nlvr2"
+    key: ClassVar[tuple[str, ...]] = ("id",)
 
     def row(self, best: int, annotation: dict[str, Any]) -> Row:
         """What is written of a statement."""
@@ -67,7 +67,7 @@ def evaluate(task: ClassifyTask, context: EvalContext) -> Figures:
     return evaluate_classes(task, context, Nlvr2Scorer(context), images=2)
 
 
-def flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+def flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
     """Two images, one text, two fused passes."""
     return image_text_flops(config, module, lambda c: 2 * c.image_prefix + c.text_prefix + 2 * c.fusion)
 

@@ -23,10 +23,10 @@ from fiber.data.records import Sample, annotation_text
 from fiber.data.text import encode, mask_tokens
 from fiber.evaluation.context import evaluate_sets
 from fiber.images.resize import load_image
-from fiber.tasks.coarse_model import build_model, coarse_task, image_text_flops
+from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
 from fiber.tasks.retrieval import evaluate
 from fiber.training.flops import FlopsPerSample
-from fiber.training.task import Losses, TaskModule
+from fiber.training.task import Losses
 
 # ---------------------------------------------------------------------------------------------- what it reads
 
@@ -74,11 +74,9 @@ def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Pr
 # ---------------------------------------------------------------------------------------------- what it computes
 
 
-class PretrainTask(TaskModule):
+class PretrainTask(CoarseTask):
     """Stage-1 batch -> weighted losses. Warm-ups of `recipe` are for runs from nothing: contrastive loss alone
     first, uniformly drawn before hard negatives (0 steps of either = the published recipe)."""
-
-    model: CoarseModel
 
     def __init__(self, model: CoarseModel, recipe: PretrainConfig) -> None:
         super().__init__()
@@ -161,7 +159,7 @@ def build_module(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Pr
     return PretrainTask(build_model(config, tokenizer), config.pretrain)
 
 
-def flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+def flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
     """Shared prefixes, both tails, four fused passes, and the words at masked positions."""
     return image_text_flops(config, module, lambda cost: cost.shared)
 

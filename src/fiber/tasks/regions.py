@@ -158,7 +158,7 @@ def build_module(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Gr
     return GroundingTask(build_detector(config, tokenizer), weights)
 
 
-def flops(config: Stage2Config, task: TaskModule) -> FlopsPerSample | None:
+def flops(config: Stage2Config, task: GroundingTask) -> FlopsPerSample | None:
     """By the size of the batch; None where they are not counted (partly frozen models, but for the first image
     stages)."""
     if config.tuning.mode != "full":
@@ -188,7 +188,7 @@ def evaluate(task: GroundingTask, context: EvalContext) -> Figures:
 # ---------------------------------------------------------------------------------------------- its weights
 
 
-def start_from(task: TaskModule, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
+def start_from(task: GroundingTask, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
     """Put the weights of a run or export of either stage into the detector of `task`, in place. From an image-level
     model pyramid, head and stage norms stay new; rows of the vocabulary follow their tokens. Raises WeightsError."""
     export, model = read_export(path), task.model

@@ -26,9 +26,9 @@ from fiber.evaluation.context import EXAMPLES, EvalContext, Example, evaluate_se
 from fiber.evaluation.predictions import write_results
 from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
 from fiber.tasks.classifier import UNFUSED_HEADS, ends_of_towers, freeze, report
-from fiber.tasks.coarse_model import build_model, coarse_task, image_text_flops, match_flops
+from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops, match_flops
 from fiber.training.flops import FlopsPerSample
-from fiber.training.task import Figures, Losses, TaskModule
+from fiber.training.task import Figures, Losses
 
 HITS = 10  # best texts of each image, and images of each text, that are written
 
@@ -41,13 +41,11 @@ def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Te
 # ---------------------------------------------------------------------------------------------- what it computes
 
 
-class RetrievalItcTask(TaskModule):
+class RetrievalItcTask(CoarseTask):
     """Retrieval by the dual encoder: the contrastive objective of pre-training alone.
 
     `queue_size`, `gather_gradient`: see `coarse.itc`.
     """
-
-    model: CoarseModel
 
     def __init__(self, model: CoarseModel, queue_size: int, gather_gradient: bool) -> None:
         super().__init__()
@@ -68,7 +66,7 @@ class RetrievalItcTask(TaskModule):
         return {"itc": loss}, {name: value.detach() for name, value in figures.items()}
 
 
-class RetrievalItmTask(TaskModule):
+class RetrievalItmTask(CoarseTask):
     """Retrieval by matching: every other pair of the stream is true; of the others, every other one has another
     image of the global batch in place of its own, the rest another text.
 
@@ -76,8 +74,6 @@ class RetrievalItmTask(TaskModule):
     matching (0 in the release). Without it the heads of the dual encoder, which chooses what is re-ranked, stay as
     they are while the towers change below them.
     """
-
-    model: CoarseModel
 
     def __init__(
         self,
@@ -101,7 +97,9 @@ class RetrievalItmTask(TaskModule):
         """images (B,3,S,S), ids and mask (B,L), image_id and position (B,), uniform (B,4) -> losses, report."""
         image = self.model.image_prefix(batch["images"])
         text = self.model.text_prefix(batch["ids"], batch["mask"])
-        losses, figures, contrast = {}, {}, None
+        losses: dict[str, Tensor] = {}
+        figures: dict[str, Tensor] = {}
+        contrast = None
         if self.hard or self.itc_weight:
             with torch.set_grad_enabled(self.itc_weight > 0 and torch.is_grad_enabled()):
                 itc, contrast = self._contrast(image, text, batch["image_id"])
@@ -162,7 +160,7 @@ def build_itm(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Retri
 # ---------------------------------------------------------------------------------------------- how it is scored
 
 
-def evaluate(task: TaskModule, context: EvalContext) -> Figures:
+def evaluate(task: CoarseTask, context: EvalContext) -> Figures:
     """Recall both ways (`evaluate_retrieval`), and the best hits of every image and of every text as JSON."""
     config = context.config
     images, texts = retrieval_sets(
@@ -225,7 +223,7 @@ def _hits_in_words(texts: list[dict[str, Any]]) -> dict[str, str]:
     return {f"hit {i}": f"{'* ' if t['own'] else ''}{t['text']}" for i, t in enumerate(texts[:5], start=1)}
 
 
-def itc_flops(config: Stage1Config, module: TaskModule) -> FlopsPerSample | None:
+def itc_flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
     """Both towers to their ends, no fusion."""
     return image_text_flops(
         config, module, lambda cost: cost.image_prefix + cost.text_prefix + cost.image_tail + cost.text_tail

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.evaluation.metrics import vqa_accuracy
 from fiber.evaluation.predictions import Row, read_predictions
 from fiber.tasks.classifier import UNUSED_WHEN_FUSED, ends_of_towers, freeze, fused, report
-from fiber.tasks.coarse_model import build_model, coarse_task, match_flops
-from fiber.training.task import Figures, Losses, TaskModule
+from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, match_flops
+from fiber.training.task import Figures, Losses
 from fiber.weights.export import answers_of_export
 
 # ---------------------------------------------------------------------------------------------- what it reads
@@ -71,8 +71,8 @@ def answer_vocabulary(config: Stage1Config) -> list[str]:
     if answers := answers_of_export(Path(config.output)):
         return answers
     for source in config.data.train:
-        if answers := dataset_info(source.path).get("answers"):
-            return answers
+        if listed := dataset_info(source.path).get("answers"):
+            return list(listed)
     if not config.data.train and config.init_from is not None and (answers := answers_of_export(config.init_from)):
         return answers
     raise ConfigError(
@@ -84,11 +84,9 @@ def answer_vocabulary(config: Stage1Config) -> list[str]:
 # ---------------------------------------------------------------------------------------------- what it computes
 
 
-class VqaTask(TaskModule):
+class VqaTask(CoarseTask):
     """Questions over a vocabulary of answers: binary cross-entropy with the soft targets of ten annotators, summed
     over answers (the release's mean times the number of answers) and averaged over questions."""
-
-    model: CoarseModel
 
     def __init__(self, model: CoarseModel, answers: list[str], label_smoothing: float = 0.0) -> None:
         super().__init__()
@@ -126,8 +124,8 @@ class VqaScorer:
 
     task: VqaTask
     context: EvalContext
-    name = "vqa"
-    key = ("question_id",)
+    name: ClassVar[str] = "vqa"
+    key: ClassVar[tuple[str, ...]] = ("question_id",)
 
     def row(self, best: int, annotation: dict[str, Any]) -> Row:
         """What is written of a question: `best` is the class of the highest score."""

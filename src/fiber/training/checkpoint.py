@@ -280,7 +280,8 @@ def seed_all(seed: int) -> None:
 
 def rng_state() -> dict[str, Any]:
     """Python, NumPy, torch and CUDA generators of this process as plain data and tensors."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    assert isinstance(keys, np.ndarray)
     return {
         "python": random.getstate(),
         "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),

@@ -16,7 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fiber.coarse.model import CoarseModel
+
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 FlopsPerSample = Callable[[Mapping[str, Any]], float]
 """Useful forward FLOP of one sample of a batch."""
@@ -81,7 +84,7 @@ class PairCost:
         return self.image_tail + self.text_tail
 
 
-def pair_cost(model: nn.Module, image_size: int, text_length: int, masked_tokens: int) -> PairCost:
+def pair_cost(model: CoarseModel, image_size: int, text_length: int, masked_tokens: int) -> PairCost:
     """Cost of a `coarse.model.CoarseModel` at an image side in pixels and a text length in tokens (padding counts: it
     is computed), with `masked_tokens` predicted a text.
 
@@ -171,7 +174,7 @@ def _timed(function: Callable[[], Tensor], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _weightless(model: nn.Module) -> nn.Module:
+def _weightless(model: M) -> M:
     """A copy whose tensors have shapes and no contents."""
     empty: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
     empty |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}

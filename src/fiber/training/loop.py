@@ -177,6 +177,7 @@ def evaluate(run: Run, step: int) -> dict[str, float]:
     run.watchdog.beat(step, "evaluation")
     run.engine.eval()
     with averaged(run.ema), torch.no_grad():
+        assert run.evaluate is not None  # `due` says so
         results = distributed.broadcast_object(run.evaluate(run.engine, step))
     run.engine.train()
     run.record.add(step, results)
@@ -243,8 +244,9 @@ class Outcome:
 def update(run: Run, micro_batches: list[Batch], step: int) -> Outcome:
     """Forward and backward of every micro-batch, one optimizer step. All ranks agree before each backward whether
     the losses are finite and whether a signal came."""
-    run.optimizer.skip, stop, bad_keys = False, False, []
-    sums, norm = None, 0.0
+    run.optimizer.skip, stop, norm = False, False, 0.0
+    bad_keys: list[str] = []
+    sums: Tensor | None = None
     for batch in micro_batches:
         losses, report = run.engine(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
@@ -267,6 +269,7 @@ def update(run: Run, micro_batches: list[Batch], step: int) -> Outcome:
         else:
             run.engine.step()
     _account(run, step, norm, bad_keys, micro_batches)
+    assert sums is not None  # there is at least one micro-batch
     return Outcome(list(entries), sums, len(micro_batches), norm, stop)
 
 

@@ -73,7 +73,7 @@ def layer_multipliers(names: Iterable[str], decay: float) -> dict[str, float]:
     """Layer-wise decay of the learning rate: `decay` for the last layer of each tower, once more for each layer below
     it, for the embeddings last; 1 for what is in no layer."""
     layers = {name: tower_layer(name) for name in names}
-    known = set(layers.values()) - {None}
+    known = {layer for layer in layers.values() if layer is not None}
     above = {layer: sum(other >= layer for other in known if other[0] == layer[0]) for layer in known}
     return {name: 1.0 if layer is None else decay ** above[layer] for name, layer in layers.items()}
 
@@ -112,7 +112,7 @@ class AdamW(torch.optim.AdamW):
 
     skip = False
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         if not self.skip:
             super().step(closure)
 
@@ -120,7 +120,7 @@ class AdamW(torch.optim.AdamW):
 def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW:
     """AdamW over the groups of `model`; the learning rate is set every step by `set_learning_rate`."""
     groups = parameter_groups(model.named_parameters(), config)
-    return AdamW(groups, lr=0.0, betas=tuple(config.betas), eps=config.eps, fused=fused or None)
+    return AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=fused or None)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig, drops: int = 0) -> float:

@@ -213,7 +213,8 @@ class Job:
         engine, optimizer = zero.build_engine(module, config.train, config.optim)
         ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
         checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
-        start, state, latest = 0, {}, checkpoints.latest()
+        start, latest = 0, checkpoints.latest()
+        state: dict[str, Any] = {}
         if latest is not None:
             start, state = checkpoints.load(latest, engine, optimizer, ema)
             stream.resume(state["stream"])
@@ -260,7 +261,8 @@ def _resume_counts(run: loop.Run, state: Mapping[str, Any]) -> None:
 
 def _finish(run: loop.Run, figures: Figures, export: Callable[[Mapping[str, Tensor], Figures], None]) -> None:
     """Export and summary of a run that came to its end; evaluates if this process made no step."""
-    summary, best = {"steps": run.done}, run.record
+    best = run.record
+    summary: dict[str, Any] = {"steps": run.done}
     if not figures and best.step is None:
         figures = loop.evaluate(run, run.done)
     if best.step is None:
@@ -268,7 +270,8 @@ def _finish(run: loop.Run, figures: Figures, export: Callable[[Mapping[str, Tens
             weights = collect(zero.read_weights(run.engine))
     else:
         figures = best.figures
-        weights = run.checkpoints.weights(run.checkpoints.best()) if distributed.is_main() else {}
+        path = run.checkpoints.best() if distributed.is_main() else None
+        weights = {} if path is None else run.checkpoints.weights(path)
         summary["best"] = {"figure": best.figure, "step": best.step}
     if distributed.is_main():
         export(weights, figures)
@@ -306,7 +309,7 @@ def _describe(config: Any, folder: Path, latest: Path | None) -> None:
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return flat

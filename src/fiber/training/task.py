@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from fiber.backbone.fusion import FusionBackbone
 from fiber.data.loader import Collate, MakeSample
 from fiber.data.order import Per
 from fiber.data.shards import ShardSet
@@ -26,6 +27,12 @@ Sets = Sequence[tuple[ShardSet, str]]
 """Evaluation sets, each with the annotation field that is evaluated."""
 
 
+class OnBackbone(Protocol):
+    """A model on the fusion backbone: `CoarseModel` and `FiberDetector` are such."""
+
+    backbone: FusionBackbone
+
+
 class TaskModule(nn.Module):
     """What a training step computes around a `model`: `losses, report = module(batch)`.
 
@@ -35,7 +42,7 @@ class TaskModule(nn.Module):
     has `loss_normalisers(batch)`, see `training.loop.fetch`.
     """
 
-    model: nn.Module
+    model: OnBackbone
     unused_parameters: tuple[str, ...] = ()
     answers: Sequence[str] = ()
 
@@ -47,7 +54,7 @@ def always_per_annotation(config: Any) -> Per:
 
 @dataclass(frozen=True)
 class Task:
-    """One task. `config` below is the run's Stage1Config or Stage2Config.
+    """One task. `config` below is the run's Stage1Config or Stage2Config, `module` what `build_module` gave.
 
     name: the value of the key `task`. fields: annotation fields that it can read. build_sample(config, tokenizer):
     how a record becomes a training sample; collate: samples into a batch (`data.batches`). build_module(config,
@@ -66,11 +73,11 @@ class Task:
     build_sample: Callable[[Any, PreTrainedTokenizerFast], MakeSample]
     collate: Collate
     build_module: Callable[[Any, PreTrainedTokenizerFast], TaskModule]
-    start_from: Callable[[TaskModule, str | Path, PreTrainedTokenizerFast], LoadReport]
-    evaluate: Callable[[Any, PreTrainedTokenizerFast, TaskModule, Sets, int | None, Callable[[], None]], Figures]
-    export: Callable[[Any, PreTrainedTokenizerFast, TaskModule, Mapping[str, Tensor]], Export]
-    flops: Callable[[Any, TaskModule], FlopsPerSample | None]
+    start_from: Callable[[Any, str | Path, PreTrainedTokenizerFast], LoadReport]
+    evaluate: Callable[[Any, PreTrainedTokenizerFast, Any, Sets, int | None, Callable[[], None]], Figures]
+    export: Callable[[Any, PreTrainedTokenizerFast, Any, Mapping[str, Tensor]], Export]
+    flops: Callable[[Any, Any], FlopsPerSample | None]
     sections: tuple[str, ...] = ()
     verbs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    prepare: Callable[[TaskModule, Any, PreTrainedTokenizerFast, Sequence[ShardSet]], None] | None = None
+    prepare: Callable[[Any, Any, PreTrainedTokenizerFast, Sequence[ShardSet]], None] | None = None
     per: Callable[[Any], Per] = always_per_annotation

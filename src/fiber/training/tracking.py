@@ -48,8 +48,8 @@ class Tracker:
         """Metrics of update `step` (0-based). A value that is not finite is written as null."""
         if self._file is None:
             return
-        line = {"step": step} | {name: float(value) for name, value in metrics.items()}
-        line = {name: value if math.isfinite(value) else None for name, value in line.items()}
+        line: dict[str, float | None] = {"step": step}
+        line |= {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._wandb is not None:
@@ -101,7 +101,7 @@ def keep_before(path: Path, start: int) -> None:
     os.replace(aside, path)
 
 
-def _start_wandb(run: Path, config: Mapping[str, Any], mode: str, project: str) -> Any:
+def _start_wandb(run: Path, config: Mapping[str, Any], mode: Literal["online", "offline"], project: str) -> Any:
     """A W&B run, or None where the package is missing. Takes seconds at most when there is no network."""
     try:
         import wandb
@@ -117,7 +117,8 @@ def _start_wandb(run: Path, config: Mapping[str, Any], mode: str, project: str) 
     if mode == "online" and not _reachable(wandb, settings.base_url):
         print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)
         mode = "offline"
-    for attempt in (mode, "offline"):
+    attempts: tuple[Literal["online", "offline"], ...] = (mode, "offline")
+    for attempt in attempts:
         try:
             return wandb.init(
                 project=project,

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, redirect_stdout
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,8 @@ from fiber import distributed
 from fiber.config.base import OptimConfig, TrainConfig
 from fiber.errors import ConfigError
 from fiber.training.optim import AdamW, build_optimizer
+
+M = TypeVar("M", bound=nn.Module)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NO_CLIPPING = 1e30  # the gradient norm is measured only where DeepSpeed clips
@@ -157,7 +159,7 @@ def _write_slice(engine: Any, parameter: nn.Parameter, value: Tensor, moment: st
         set_slice = partial(_deepspeed_utils().safe_set_local_optimizer_state, optim_state_key=moment)
     if engine.zero_optimization_stage() == 3:
         # Cut by hand: DeepSpeed's own way fails on parameters that do not divide by the number of ranks.
-        size = parameter.ds_tensor.numel()
+        size = getattr(parameter, "ds_tensor").numel()  # noqa: B009 (DeepSpeed adds it)
         padded = F.pad(value.flatten(), (0, size * distributed.world_size() - value.numel()))
         set_slice(parameter, padded[distributed.rank() * size :][:size])
     elif engine.zero_optimization_stage() > 0:
@@ -169,7 +171,7 @@ def updates(engine: Any, optimizer: AdamW) -> int:
     return int(optimizer.state[masters(engine, optimizer)[0]]["step"].item())
 
 
-def plain_module(engine: Any, build: Callable[[], nn.Module]) -> nn.Module:
+def plain_module(engine: Any, build: Callable[[], M]) -> M:
     """The wrapped task where its parameters are whole; at stage 3 a copy that `build` makes, with the same weights
     and buffers, because there every forward is collective and evaluation batches differ by rank."""
     if engine.zero_optimization_stage() < 3:

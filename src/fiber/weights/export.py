@@ -21,7 +21,7 @@ import torch
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from fiber.config.base import STRICT, ModelConfig
 from fiber.config.loading import load_config, to_dict
@@ -87,7 +87,7 @@ class Export:
 
     config: ExportConfig
     tensors: dict[str, Tensor]
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     answers: list[str]
     categories: list[str]
     extras: dict[str, Tensor]
@@ -168,9 +168,9 @@ def read_export(path: str | Path) -> Export:
         tokenizer = load_tokenizer(folder)
     except ValueError as error:
         raise WeightsError(str(error)) from None
-    lists = [json.loads((folder / n).read_text()) if (folder / n).is_file() else [] for n in (ANSWERS, CATEGORIES)]
+    answers, categories = _list_of_export(folder, ANSWERS), _list_of_export(folder, CATEGORIES)
     extras = load_file(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
-    return Export(config, load_file(folder / WEIGHTS), tokenizer, *lists, extras)
+    return Export(config, load_file(folder / WEIGHTS), tokenizer, answers, categories, extras)
 
 
 def answers_of_export(path: str | Path) -> list[str]:

@@ -3,8 +3,6 @@
 from fnmatch import filter as matching
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from fiber.backbone.build import build_backbone
 from fiber.coarse.heads import FUSED_PAIR
 from fiber.coarse.model import CoarseModel
@@ -33,7 +31,7 @@ def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
     if fine:
         from fiber.fine.model import FiberDetector  # torchvision's operators take seconds to import
 
-        model: nn.Module = FiberDetector(backbone, **config.detector)
+        model: CoarseModel | FiberDetector = FiberDetector(backbone, **config.detector)
     else:
         model = CoarseModel(
             backbone,

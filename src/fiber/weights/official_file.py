@@ -26,6 +26,8 @@ from fiber.weights.export import Export, ExportConfig
 from fiber.weights.official import coarse_names, is_queue, to_official, to_ours
 from fiber.weights.official_fine import fine_names, from_official_fine, to_official_fine
 
+_NUMPY_SCALAR = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function that rebuilds a NumPy scalar
+
 HEAD_WIDTH = 64  # of RoBERTa's attention heads
 PUBLISHED = {"text": 40, "fine_text": 256, "short_side": 800, "long_side": 1333}
 
@@ -46,8 +48,8 @@ SAFE_GLOBALS: list[Any] = [
     (_Inert, f"{_LIGHTNING}early_stopping.EarlyStopping"),
     (pathlib.PurePosixPath, "pathlib.PosixPath"),
     np.dtype,
-    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
-    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
     *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
 ]
 """Everything but tensors and plain containers that a checkpoint may name. Classes of libraries we do not have are
@@ -263,8 +265,9 @@ def _detector(state: Mapping[str, Tensor], max_text: int, origins: list[str]) ->
     head = "rpn.head."
     levels, block = _count(state, f"{head}scales."), state[f"{head}dyhead_tower.0.DyConv.0.conv.weight"]
     sizes = [64 * 2**i for i in range(levels)]
-    cells = [state.get(f"rpn.anchor_generator.cell_anchors.{i}") for i in range(levels)]
-    if all(cell is not None for cell in cells):
+    names = [f"rpn.anchor_generator.cell_anchors.{i}" for i in range(levels)]
+    cells = [state[name] for name in names if name in state]
+    if len(cells) == levels:
         sizes = [round(float(cell[0, 2] - cell[0, 0])) + 1 for cell in cells]
     else:
         origins.append(f"anchor sizes {sizes}: the published recipe")

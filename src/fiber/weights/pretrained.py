@@ -89,7 +89,10 @@ def _swin_state(source: str) -> dict[str, Tensor]:
             raise WeightsError(f"{source} has no model.safetensors")
     if path.is_file():
         content = load_file(path) if path.suffix == ".safetensors" else load_safely(path)
-        return content.get("model", content)
+        inner = content.get("model", content)
+        if not isinstance(inner, dict):
+            raise WeightsError(f"{path} holds no state dict")
+        return inner
     import timm
 
     try:

@@ -59,7 +59,8 @@ def write_program(
     """
     config = export.config
     model, _ = build(export)
-    module = (DualEncoder if config.stage == "coarse" else DetectorOutputs)(model.float().eval())
+    model = model.float().eval()
+    module: nn.Module = DualEncoder(model) if isinstance(model, CoarseModel) else DetectorOutputs(model)
     height, width = size or (config.image_size, config.image_size)
     length = length or config.max_text
     coarse = config.stage == "coarse"

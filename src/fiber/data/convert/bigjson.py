@@ -14,13 +14,15 @@ from __future__ import annotations
 import json
 import os
 from array import array
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from fiber.data.convert.items import ConversionError
+
+K = TypeVar("K", bound=Hashable)
 
 _CHUNK = 1 << 20
 _LARGEST = 64 << 20  # an element that does not end within this is broken, not long
@@ -78,16 +80,16 @@ def has_array(path: Path, name: str) -> bool:
     return next(_Scanner(path).elements(name, missing_ok=True), None) is not None
 
 
-class Grouped:
+class Grouped(Generic[K]):
     """The elements of one array, by group: ``grouped[key] -> list`` in file order ([] where there are none)."""
 
-    def __init__(self, path: Path, name: str | None, key: Callable[[Any], Hashable], lines: bool = False) -> None:
+    def __init__(self, path: Path, name: str | None, key: Callable[[Any], K], lines: bool = False) -> None:
         """One pass over the file. ``key``: group of an element, from the element. Raises ConversionError.
 
         lines: the file is JSON lines (``name`` is not looked at), else ``name`` is the array as in iter_array.
         """
         self._path = path
-        self._groups: dict[Hashable, int] = {}  # in order of first occurrence
+        self._groups: dict[K, int] = {}  # in order of first occurrence
         groups, offsets, lengths = array("i"), array("q"), array("i")
         for value, offset, length in _scan_lines(path) if lines else _Scanner(path).elements(name):
             try:
@@ -110,7 +112,7 @@ class Grouped:
         if hasattr(self, "_file"):
             os.close(self._file)
 
-    def __iter__(self) -> Iterator[Hashable]:
+    def __iter__(self) -> Iterator[K]:
         """Groups in order of first occurrence."""
         return iter(self._groups)
 
@@ -121,7 +123,7 @@ class Grouped:
         """Number of groups."""
         return len(self._groups)
 
-    def __getitem__(self, key: Hashable) -> list[Any]:
+    def __getitem__(self, key: K) -> list[Any]:
         group = self._groups.get(key)
         if group is None:
             return []
@@ -159,7 +161,7 @@ class _Scanner:
             if not found and not missing_ok:
                 raise ConversionError(f"{self.path}: has no array {name!r}; is it the right file?")
 
-    def members(self, name: str | None) -> Iterator[tuple[Any, int, int]]:
+    def members(self, name: str | None) -> Generator[tuple[Any, int, int], None, bool]:
         self.at += 1
         while True:
             if self.peek() == "}":

@@ -331,7 +331,10 @@ def _repeated(items: list[RawItem | Made | Drop]) -> set[int]:
 
 def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, folders: list[Path]) -> dict[str, Any]:
     """Moves the shards to their places and writes the index, drops.jsonl and, last, dataset.json."""
-    indexes, reasons, noted, items = [], Counter(), Counter(), 0
+    indexes: list[Index] = []
+    reasons: Counter[str] = Counter()
+    noted: Counter[str] = Counter()
+    items = 0
     examples: dict[str, list[str]] = {}
     aside = partial / "drops.jsonl"
     with open(aside, "w", encoding="utf-8") as lines:
@@ -346,6 +349,8 @@ def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, f
                 line = {"reason": reason, "subject": subject, "detail": detail, "kept": kept}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             index = Index.load(folder)
+            if index is None:
+                raise ConversionError(f"{folder}: its index is damaged; remove {partial} and run the command again")
             for shard in index.shards:
                 tar = folder / shard["name"]
                 shard["name"] = f"{source.name}-{len(indexes):06d}.tar"

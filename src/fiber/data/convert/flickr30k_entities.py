@@ -56,13 +56,13 @@ def parse_boxes(path: Path) -> tuple[tuple[int, int], list[tuple[list[str], list
     """((width, height), [(chains, [xmin, ymin, xmax, ymax])]) of an Annotations/*.xml; boxless objects left out."""
     try:
         root = ElementTree.parse(path).getroot()
-        size = (int(root.findtext("size/width")), int(root.findtext("size/height")))
+        size = (int(root.findtext("size/width", "")), int(root.findtext("size/height", "")))
         boxes = []
         for entry in root.iter("object"):
             corners = entry.find("bndbox")
             if corners is not None:
-                box = [float(corners.findtext(side)) for side in ("xmin", "ymin", "xmax", "ymax")]
-                boxes.append(([name.text for name in entry.findall("name")], box))
+                box = [float(corners.findtext(side, "")) for side in ("xmin", "ymin", "xmax", "ymax")]
+                boxes.append(([name.text or "" for name in entry.findall("name")], box))
     except FileNotFoundError:
         raise
     except (ElementTree.ParseError, TypeError, ValueError) as error:

@@ -37,7 +37,7 @@ def read(request: Request) -> RawDataset:
     return RawDataset(path.stem.replace(".", "_"), request.split, LICENCE, provenance, items, len(entries))
 
 
-def _items(entries: Grouped, boxes: Grouped, about: dict, request: Request) -> Iterator[RawItem]:
+def _items(entries: Grouped[str], boxes: Grouped[Any], about: dict, request: Request) -> Iterator[RawItem]:
     for file_name in entries:
         texts = entries[file_name]
         first = texts[0]

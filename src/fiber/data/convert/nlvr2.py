@@ -33,7 +33,7 @@ def read(request: Request) -> RawDataset:
     return RawDataset("nlvr2", request.split, LICENCE, provenance, _items(statements, request), len(statements))
 
 
-def _items(statements: Grouped, request: Request) -> Iterator[RawItem]:
+def _items(statements: Grouped[str], request: Request) -> Iterator[RawItem]:
     for pair in statements:
         entries = statements[pair]
         record = {

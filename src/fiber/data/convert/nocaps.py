@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fiber.data.convert.bigjson import Grouped, count_array, has_array, iter_array
 from fiber.data.convert.items import RawDataset, RawItem, Request, existing, image_in
@@ -34,7 +35,7 @@ def _items(path: Path, request: Request) -> Iterator[RawItem]:
     roots = [request.images] if request.images else [request.raw / "images", request.raw]
     folders = [place for root in roots for place in (root, root / request.split)]
     for image in iter_array(path, "images"):
-        record = {"image_id": f"nocaps_{image['id']}", "source": "nocaps"}
+        record: dict[str, Any] = {"image_id": f"nocaps_{image['id']}", "source": "nocaps"}
         if "domain" in image:
             record["domain"] = image["domain"]
         if captions is not None:

@@ -137,7 +137,7 @@ def _renumber(record: Record, kept: list[dict[str, Any] | None], image_id: str, 
     """Box indices of phrases and expressions after boxes went; what referred to a lost box goes too."""
     if all(box is not None for box in kept):
         return
-    new = {}
+    new: dict[int, int] = {}
     for old, box in enumerate(kept):
         if box is not None:
             new[old] = len(new)

@@ -33,7 +33,7 @@ def load_refs(path: Path) -> list[dict[str, Any]]:
 
 def read(request: Request) -> RawDataset:
     """One record per image: boxes of its referred objects and their expressions."""
-    data, _, split_by = request.variant.partition("-")
+    data, _, split_by = (request.variant or VARIANTS[0]).partition("-")
     places = [request.raw / data, request.raw / "data" / data, request.raw]
     if request.annotations is not None:
         path = existing([request.annotations], "the references")
@@ -58,7 +58,8 @@ def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: 
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in iter_array(instances, "images")
              if entry["id"] in by_image}  # fmt: skip
     for image, refs in by_image.items():
-        image_id, boxes, expressions, drops = f"coco_{image}", {}, [], []
+        image_id, expressions, drops = f"coco_{image}", [], []
+        boxes: dict[int, tuple[int, dict[str, Any]]] = {}
         for ref in refs:
             found = annotations[ref["ann_id"]]
             if not found:
@@ -69,7 +70,7 @@ def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: 
             boxes.setdefault(ref["ann_id"], (len(boxes), box))
             number = boxes[ref["ann_id"]][0]
             expressions += [{"text": s["sent"], "box": number, "id": s["sent_id"]} for s in ref["sentences"]]
-        record = {"image_id": image_id, "source": request.variant.partition("-")[0],
+        record = {"image_id": image_id, "source": (request.variant or VARIANTS[0]).partition("-")[0],
                   "boxes": [box for _, box in boxes.values()], "expressions": expressions}  # fmt: skip
         raw_image = coco_folder.coco_image(request, image, "train2014")
         yield RawItem(record, (raw_image,), sizes.get(image), tuple(drops))

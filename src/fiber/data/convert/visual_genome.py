@@ -25,7 +25,7 @@ FILES = {"regions": "region_descriptions.json", "questions": "question_answers.j
 
 def read(request: Request) -> RawDataset:
     """One record per image: captions with phrases and boxes, or questions."""
-    raw, name = request.raw, FILES[request.variant]
+    raw, name = request.raw, FILES[request.variant or VARIANTS[0]]
     places = [raw / "annotations" / name, raw / name]
     path = existing([request.annotations] if request.annotations else places, name)
     about, notes = image_data(raw)

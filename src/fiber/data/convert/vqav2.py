@@ -76,13 +76,13 @@ def _answer_files(request: Request) -> list[Path]:
 
 
 def _items(
-    by_image: Grouped, annotations: Path | None, request: Request, vocabulary: set[str]
+    by_image: Grouped[int], annotations: Path | None, request: Request, vocabulary: set[str]
 ) -> Iterator[RawItem | Drop]:
     answers = Grouped(annotations, "annotations", lambda entry: entry["question_id"]) if annotations else None
     subset = SUBSETS[request.split].replace("test-dev2015", "test2015")
     for image in by_image:
-        record = {"image_id": f"coco_{image}", "source": "vqav2", "questions": []}
-        drops = []
+        record: dict[str, Any] = {"image_id": f"coco_{image}", "source": "vqav2", "questions": []}
+        drops: list[Drop] = []
         for entry in by_image[image]:
             question: dict[str, Any] = {"id": entry["question_id"], "question": entry["question"]}
             if answers is not None:
@@ -109,6 +109,6 @@ def _answered(annotation: dict[str, Any], vocabulary: set[str]) -> dict[str, Any
     """The fields of a question that come from its annotation."""
     raw = [answer["answer"] for answer in annotation["answers"]]
     targets = [{"answer": a, "score": score} for a, score in soft_scores(raw).items() if a in vocabulary]
-    fields = {"answers": targets} if targets else {}
-    kinds = {key: annotation[key] for key in ("answer_type", "question_type") if key in annotation}
+    fields: dict[str, Any] = {"answers": targets} if targets else {}
+    kinds: dict[str, Any] = {key: annotation[key] for key in ("answer_type", "question_type") if key in annotation}
     return {"raw_answers": raw, **fields, **kinds}

@@ -71,7 +71,7 @@ def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
             elif f"{stem}.txt" in names:
                 about = {"caption": (shard / f"{stem}.txt").read_text(encoding="utf-8", errors="replace")}
             found = next((f"{stem}{ext}" for ext in _IMAGES if f"{stem}{ext}" in names), None)
-            yield _fetched(source, f"{shard.name}_{stem}", about, found and RawImage((str(shard / found),)))
+            yield _fetched(source, f"{shard.name}_{stem}", about, RawImage((str(shard / found),)) if found else None)
 
 
 def _tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:
@@ -83,7 +83,8 @@ def _tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:
                     for member in members:
                         extension = os.path.splitext(member.name)[1].lower()
                         if extension == ".json":
-                            about = _sidecar(tar.extractfile(member).read(), f"{path.name}/{member.name}")
+                            content = tar.extractfile(member)
+                            about = _sidecar(content.read() if content else b"", f"{path.name}/{member.name}")
                         elif extension in _IMAGES:
                             image = RawImage((str(path),), member.offset_data, member.size)
                     yield _fetched(source, f"{path.stem}_{stem}", about, image)

@@ -177,7 +177,8 @@ class RegionSample:
             else:
                 reasons.append("unknown_category")
         if self.classes == "all":
-            prompt, left_out = self._all_classes(facts), []
+            prompt = self._all_classes(facts)
+            left_out: list[int] = []
         else:
             listed = record.get("negative_categories")
             negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]

@@ -104,7 +104,8 @@ ShapesQuestion = tuple[str, str, list[str]]  # question, answer, other answers a
 
 def ask_count(scene: Scene, rng: np.random.Generator) -> ShapesQuestion:
     """How many of a colour, of a shape, or of all; every number that some question has is as likely."""
-    world, questions = scene.world, {}
+    world = scene.world
+    questions: dict[Any, Any] = {}
     for attribute, words in (("colour", world.colours), ("shape", world.shapes)):
         for word in words:
             description = Description(**{attribute: word})
@@ -168,11 +169,11 @@ def ask_comparison(scene: Scene, rng: np.random.Generator) -> ShapesQuestion | N
                 )
     for attribute in ("colour", "shape"):
         kinds = [Description(**{attribute: word}) for word in sorted({getattr(o, attribute) for o in scene.objects})]
-        for one in kinds:
-            for two in kinds:
-                more = len(fitting(scene, one)) - len(fitting(scene, two))
+        for kind in kinds:
+            for other in kinds:
+                more = len(fitting(scene, kind)) - len(fitting(scene, other))
                 if more:
-                    questions.append((f"are there more {plural(one)} than {plural(two)}?", more > 0))
+                    questions.append((f"are there more {plural(kind)} than {plural(other)}?", more > 0))
     if not questions:
         return None
     question, truth = pick(rng, questions)
@@ -197,7 +198,7 @@ def make_questions(scene: Scene, rng: np.random.Generator, first_id: int) -> lis
 
     Ten annotators answer. One time in seven one to three of them err, as people do; the others are right.
     """
-    questions = []
+    questions: list[dict[str, Any]] = []
     for kind, (answer_type, ask) in KINDS.items():
         asked = ask(scene, rng)
         if asked is None:
@@ -331,9 +332,9 @@ def make_pairs(world: World, split: str, seed: int, number: int, pool: int = 10)
         claims = [draw_claim(scenes, rng) for _ in range(2)]
         found: dict[tuple[bool, bool], tuple[int, int]] = {}
         for left, right in order:
-            truth = tuple(claim.holds(scenes[left], scenes[right]) for claim in claims)
-            if None not in truth:
-                found.setdefault(truth, (left, right))
+            first, second = (claim.holds(scenes[left], scenes[right]) for claim in claims)
+            if first is not None and second is not None:
+                found.setdefault((first, second), (left, right))
         if len(found) == 4:
             break
     pairs = []

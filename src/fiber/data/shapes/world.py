@@ -56,7 +56,7 @@ def generate_pairs(world: World, split: str, count: int, seed: int) -> Iterator[
         pairs = make_pairs(world, split, seed, number)
         for p, pair in enumerate(pairs[: count - number * PAIRS_PER_SET]):
             scenes = (pair.left, pair.right)
-            record = {
+            record: dict[str, Any] = {
                 "image_id": f"shapes_{world.name}_{split}_{seed}_pair_{number}_{p}",
                 "width": world.image_size,
                 "height": world.image_size,
@@ -83,7 +83,7 @@ def scene_record(scene: Scene, captions: str = "mixed") -> dict[str, Any]:
         }
         for i, obj in enumerate(scene.objects)
     ]
-    record = {
+    record: dict[str, Any] = {
         "image_id": image_id,
         "width": world.image_size,
         "height": world.image_size,

@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -241,7 +241,9 @@ def write_submission(path: str | Path, image_ids: Iterable[int | str], predictio
     """The COCO and NoCaps servers' file: `[{"image_id", "caption"}]`, sorted, exactly one row for every image id."""
     captions = by_key(predictions, "image_id", "caption")
     check_complete(captions, set(image_ids), "caption submission")
-    return write_results(path, ({"image_id": image, "caption": captions[image]} for image in sorted(captions)))
+    ids: list[Any] = list(captions)
+    ids.sort()  # all numbers, or all texts
+    return write_results(path, ({"image_id": image, "caption": captions[image]} for image in ids))
 
 
 def coco_tools_missing() -> str | None:

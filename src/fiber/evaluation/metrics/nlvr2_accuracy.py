@@ -29,7 +29,7 @@ def evaluate(statements: Iterable[Mapping[str, Any]], predictions: Iterable[Row]
     for identifier, label in labels.items():
         if not isinstance(predicted[identifier], bool):
             raise ValueError(f"NLVR2 prediction for {identifier} is {predicted[identifier]!r}, not true or false")
-        sentences[sentence_of(identifier)].append(predicted[identifier] == label)
+        sentences[sentence_of(str(identifier))].append(predicted[identifier] == label)
     return {
         "accuracy": sum(map(sum, sentences.values())) / len(labels),
         "consistency": sum(map(all, sentences.values())) / len(sentences),

@@ -14,8 +14,8 @@ ROWS_AT_ONCE = 256  # bounds the temporary comparisons to ROWS_AT_ONCE x candida
 
 def retrieval_recall(
     scores: np.ndarray,
-    image_ids: Sequence[Hashable],
-    text_image_ids: Sequence[Hashable],
+    image_ids: Sequence[Hashable] | np.ndarray,
+    text_image_ids: Sequence[Hashable] | np.ndarray,
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
     """Recall of a full score matrix.

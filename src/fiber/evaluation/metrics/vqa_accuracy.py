@@ -70,16 +70,16 @@ def majority_accuracy(questions: Callable[[], Iterable[Mapping[str, Any]]], by: 
     """
     counts: dict[Any, Counter[str]] = defaultdict(Counter)
     for question in questions():
-        counts[question.get(by)].update(question["raw_answers"])
+        counts[question.get(by) if by else None].update(question["raw_answers"])
     best = {kind: min(given, key=lambda answer: (-given[answer], answer)) for kind, given in counts.items()}
-    return _mean([question_accuracy(best[q.get(by)], q["raw_answers"]) for q in questions()])
+    return _mean([question_accuracy(best[q.get(by) if by else None], q["raw_answers"]) for q in questions()])
 
 
 def write_submission(path: str | Path, question_ids: Iterable[int], predictions: Iterable[Row]) -> Path:
     """The server's file: `[{"question_id": int, "answer": str}]`, sorted, exactly one row for every question id."""
-    answers = by_key(predictions, "question_id", "answer")
-    check_complete(answers, set(question_ids), "VQA submission")
-    return write_results(path, ({"question_id": key, "answer": answers[key]} for key in sorted(answers)))
+    answers, ids = by_key(predictions, "question_id", "answer"), sorted(set(question_ids))
+    check_complete(answers, ids, "VQA submission")
+    return write_results(path, ({"question_id": key, "answer": answers[key]} for key in ids))
 
 
 def _one_line(text: str) -> str:
