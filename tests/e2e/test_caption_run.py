@@ -32,6 +32,7 @@ def caption_config(config: Path, shapes: Path) -> Path:
     tree = yaml.safe_load(config.read_text())
     tree["init_from"] = str(shapes / "caption_start")
     tree["task"] = "caption"
+    del tree["pretrain"]
     tree["caption"] = {"gold_refresh": 4, "samples": 2, "beam": 2, "max_new_tokens": 10}
     tree["train"] |= {"steps": STEPS, "save_every": 8, "keep": 3}
     path = shapes / "caption.yaml"

@@ -10,6 +10,7 @@ from launcher import REPO, Job, losses, metrics
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
+from fiber.config.base import ModelConfig
 from fiber.config.loading import load_config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.records import Sample
@@ -91,7 +92,7 @@ def fine_config(shapes: Path) -> Path:
     config, tokenizer = load_config(Stage2Config, path), load_tokenizer(shapes / "tokenizer")
     model = CoarseModel(build_backbone(config.model, len(tokenizer), 1, 24), head_width=32, vocab_size=len(tokenizer))
     initialise(model, "fan_in", seed=5)
-    about = ExportConfig("coarse", config.model, len(tokenizer), 1, image_size=64, max_text=24)
+    about = ExportConfig("coarse", ModelConfig(**vars(config.model)), len(tokenizer), 1, image_size=64, max_text=24)
     write_export(shapes / "coarse_export", model.state_dict(), about, tokenizer)
     return path
 

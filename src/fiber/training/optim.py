@@ -31,19 +31,25 @@ def role(name: str) -> str:
     return "head" if {"heads", "head", "fpn"} & set(parts[:2]) else "base"  # of either level, in its task or alone
 
 
+def role_in(name: str, config: OptimConfig) -> str:
+    """The role by which a run groups a parameter. Heads that learn at the base rate are in its group: the order of
+    summation, and so the last digit of the gradient's norm, is then as it was before heads of detectors had a
+    rate."""
+    kind = role(name)
+    return "base" if kind == "head" and config.head_multiplier == 1 else kind
+
+
 def label(name: str, config: OptimConfig) -> tuple[str, float]:
     """What the log calls a parameter's learning rate, and its multiplier of `lr`: that of its role, times those of
     the text side and of biases, which the published recipe of stage 2 sets apart."""
-    kind = role(name)
+    kind = role_in(name, config)
     multiplier = {
         "base": 1.0,
         "cross_modal": config.cross_modal_multiplier,
         "head": config.head_multiplier,
         "gate": config.gate_multiplier,
     }[kind]
-    # Heads that learn at the base rate are in its group: the order of summation, and so the last digit of the
-    # gradient's norm, stays what it was before heads of detectors had a multiplier.
-    words = ["base" if kind == "head" and multiplier == 1 else kind]
+    words = [kind]
     if config.text_multiplier != 1 and ("backbone.text." in name or "text_to_image" in name):
         words, multiplier = ["text", *words], multiplier * config.text_multiplier
     if config.bias_multiplier != 1 and name.endswith("bias"):
@@ -87,7 +93,7 @@ def decays(name: str, parameter: nn.Parameter) -> bool:
 def parameter_groups(named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig) -> list[dict[str, Any]]:
     """Trainable parameters -> groups {"params", "names", "role", "multiplier", "weight_decay", "full_decay"} in a
     fixed order (roles, then the order of the parameters). A frozen parameter is in none, but counts as a layer."""
-    named = sorted(named, key=lambda item: ROLES.index(role(item[0])))
+    named = sorted(named, key=lambda item: ROLES.index(role_in(item[0], config)))
     by_layer = layer_multipliers([name for name, _ in named], config.layer_decay)
     groups: dict[tuple[str, float, bool], dict[str, Any]] = {}
     for name, parameter in named:
