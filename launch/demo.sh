@@ -3,7 +3,7 @@
 # small FIBER from nothing on image-text pairs (2 ranks, DeepSpeed ZeRO-1), stage 2 goes on from it with boxes, both
 # are evaluated on held-out scenes beside their baselines, and images are drawn.
 #
-#   make demo                     everything under runs/demo, starting afresh
+#   make demo                     everything under runs/demo, from the beginning
 #   OUT=DIR SMALL=1 launch/demo.sh    a few steps of each part, as the test suite runs it
 set -euo pipefail
 cd "$(dirname "$0")/.."

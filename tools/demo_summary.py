@@ -13,7 +13,7 @@ from typing import Any
 
 
 def training(run: Path) -> dict[str, Any]:
-    """Steps, seconds of training and samples a second of a run, from its metrics."""
+    """Steps, seconds of training and samples per second of a run, from its metrics."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "seconds/step" in row]
     spans = [

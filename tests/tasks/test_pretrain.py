@@ -69,7 +69,7 @@ def part(batch: dict, start: int, stop: int) -> dict:
 
 
 def plain_losses(task: PretrainTask, batch: dict) -> dict[str, Tensor]:
-    """Contrastive, masked-language and matching losses, each from the pixels and ids, negatives encoded anew."""
+    """Contrastive, masked-language and matching losses, each from the pixels and ids, negatives encoded again."""
     model, images, size = task.model, batch["images"], len(batch["images"])
     ids, mask = batch["ids"], batch["mask"]
 

@@ -142,7 +142,7 @@ def test_a_run_exports_and_restores_its_best_weights(stage: int, tmp_path: Path)
     seen, (again, figures) = trained(tmp_path, Adapted(), {}, stage)
     assert (seen, figures) == ([], {"accuracy": 0.8})
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
-    # without the best checkpoint the run chooses anew, here by an evaluation of what it has
+    # without the best checkpoint the run chooses again, here by an evaluation of what it has
     shutil.rmtree(tmp_path / "checkpoints" / "step_000004")
     _, (_, figures) = trained(tmp_path, Adapted(), {6: 0.3}, stage)
     assert figures == {"accuracy": 0.3}

@@ -86,7 +86,7 @@ def test_wrong_names_and_shapes_are_named():
     wrong = model.state_dict() | {"heads.itm.weight": torch.zeros(3, 32)}
     with pytest.raises(WeightsError, match=r"heads\.itm\.weight: file \(3, 32\), model \(2, 32\)"):
         load_weights(model, wrong)
-    answers = coarse(classifiers={"vqa": 5}).state_dict()  # another answer list: the last layer starts anew
+    answers = coarse(classifiers={"vqa": 5}).state_dict()  # another answer list: the last layer starts new
     report = load_weights(model, answers, allow_new=("heads.classifiers.vqa.3.*",))
     assert report.new == ["heads.classifiers.vqa.3.weight", "heads.classifiers.vqa.3.bias"]
 

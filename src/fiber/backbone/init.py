@@ -7,7 +7,7 @@ from fiber.backbone.image import WindowAttention
 
 
 def initialise(module: nn.Module, scheme: str, seed: int) -> None:
-    """Draw every weight of `module` anew: biases 0, norms 1, gates as constructed.
+    """Draw every weight of `module` again: biases 0, norms 1, gates as constructed.
 
     `scheme` "normal": N(0, 0.02), the published recipe, right at width 768 and on pre-trained towers.
     "fan_in": linear maps N(0, 1/fan_in): a narrow tower that starts from nothing passes almost no signal at 0.02.

@@ -33,7 +33,7 @@ ATTEMPTS = 64  # substitutes tried for one position
 GRACE = 1000  # samples the fault share is at least taken of, so that one early fault does not stop a run
 
 
-PREFETCH = 2  # batches a worker is ahead of the training process
+PREFETCH = 2  # batches that a worker is ahead of the training process
 
 
 UNIFORMS = 4  # per position, for draws outside the loader (hard negatives)

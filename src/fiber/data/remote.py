@@ -48,18 +48,18 @@ class RemoteFolder:
         """Whether a data set's location is a pipe or a URL rather than a folder."""
         return location.startswith("pipe:") or "://" in location
 
-    def fetch(self, name: str, afresh: bool = False) -> Path:
-        """The local copy of a file, fetched if it is not there or `afresh`. Raises OSError where it cannot be had;
+    def fetch(self, name: str, again: bool = False) -> Path:
+        """The local copy of a file, fetched if it is not there or `again`. Raises OSError where it cannot be had;
         this process does not try such a file again."""
         path = self.folder / name
         if name in self._failed:
             raise OSError(self._failed[name])
-        if not afresh:
+        if not again:
             with suppress(FileNotFoundError):  # never created here: an empty file would pass for the shard
                 os.utime(path)
                 return path
         with self._lock(name):
-            if afresh or not path.exists():
+            if again or not path.exists():
                 self._download(name, path)
         return path
 

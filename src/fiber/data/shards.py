@@ -127,7 +127,7 @@ class ShardSet:
             if remote.shards:
                 return _stored_index(self.folder) or _index_of(map(remote.fetch, remote.shards), self.folder)
             for name in ("index.json", "index.npz", "dataset.json"):
-                remote.fetch(name, afresh=True)
+                remote.fetch(name, again=True)
         except OSError as error:
             raise ShardError(f"{self.path}: {error}") from None
         index = _stored_index(self.folder)

@@ -99,7 +99,7 @@ class OwnCopies:
     nothing refers to the tensor any more.
 
     malloc would place it on the heap, between small things that live longer: at 384 pixels the heap grew by 400 MB,
-    most of it holes. Memory mapped anew for every batch would cost a page fault every 4 KB.
+    most of it holes. Memory mapped again for every batch would cost a page fault every 4 KB.
     """
 
     def __init__(self) -> None:

@@ -56,7 +56,7 @@ def evaluate_retrieval(
     """Recall@1/5/10 both ways, by contrastive similarity and re-ranked by matching.
 
     `images`, `texts`: this rank's batches, see `gallery.encode_images` and `encode_texts`; texts may bring
-    "swapped_ids" and "swapped_mask" (B,L), the caption with its relation turned round (mask all 0: no relation).
+    "swapped_ids" and "swapped_mask" (B,L), the caption with its relation reversed (mask all 0: no relation).
     `rerank_k`: candidates of each query that matching scores (0: none; at least the size of the gallery: all pairs);
     the other candidates keep their contrastive order behind these. `batch`: pairs a fused pass.
 

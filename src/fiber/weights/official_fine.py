@@ -1,5 +1,5 @@
 """Names of the released stage-2 weights against those of a FiberDetector, and the one change of content between
-them: the release reads BGR images, ours RGB, so the patch embedding's input channels are turned round."""
+them: the release reads BGR images, ours RGB, so the patch embedding's input channels are reversed."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Detection annotations in COCO's JSON format, whosever they are."""
+"""Detection annotations in COCO's JSON format, of any data set."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _partial_folder(job: Job, plan: dict[str, Any]) -> Path:
             changed = [key for key in plan if before.get(key) != plan[key]]
             raise ConversionError(
                 f"{partial} belongs to an interrupted conversion with other {', '.join(changed)}; "
-                "repeat that command to finish it, or pass --overwrite to start afresh"
+                "repeat that command to finish it, or pass --overwrite to start again"
             )
     else:
         _write_json(stored, plan)
