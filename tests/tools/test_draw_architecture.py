@@ -1,4 +1,4 @@
-"""The figure of docs/architecture.md: it is what the script draws today, and it leaves out only what it shows anyway."""
+"""The figure of docs/architecture.md: what the script draws today, and nothing left out but what it shows anyway."""
 
 from pathlib import Path
 from xml.etree import ElementTree
