@@ -15,8 +15,8 @@ SOURCES = REPO / "src" / "fiber"
 # From the top. A room may import itself and rooms of lower rows, nothing beside it and nothing above it.
 FLOORS: tuple[dict[str, str], ...] = (
     {
-        "cli": "the fiber command",
         "stage1_coarse": "entrypoint, image level",
+        "cli": "the fiber command",
         "stage2_fine": "entrypoint, region level",
     },
     {"fiber": "fiber.load, the door of the library"},
@@ -90,6 +90,17 @@ def shortest(graph: dict[str, set[str]]) -> list[tuple[str, str]]:
     )
 
 
+def way(upper: tuple[int, int], lower: tuple[int, int]) -> str:
+    """The line between two boxes (their corners): a curve to the next row, else round the boxes between them."""
+    (x0, y0), (x1, y1) = upper, lower
+    start, end = x0 + WIDTH // 2, x1 + WIDTH // 2
+    if y1 - y0 == STEP:
+        return f"M{start} {y0 + HEIGHT} C{start} {y1} {end} {y0 + HEIGHT} {end} {y1}"
+    if x0 == x1:
+        return f"M{x0} {y0 + HEIGHT // 2} H{x0 - GAP // 2} V{y1 + HEIGHT // 2} H{x1}"
+    return f"M{start} {y0 + HEIGHT} V{y1 + HEIGHT // 2} H{x1 if x0 < x1 else x1 + WIDTH}"
+
+
 def draw() -> str:
     """The figure as SVG: one row per floor, the highest on top."""
     width = 2 * MARGIN + max(len(row) for row in FLOORS) * (WIDTH + GAP) - GAP
@@ -103,11 +114,8 @@ def draw() -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for upper, lower in shortest(room_imports()):
-        (x0, y0), (x1, y1) = corner[upper], corner[lower]
-        x0, y0, x1 = x0 + WIDTH // 2, y0 + HEIGHT, x1 + WIDTH // 2
-        bend = (y1 - y0) // 2
         lines.append(
-            f'<path d="M{x0} {y0} C{x0} {y0 + bend} {x1} {y1 - bend} {x1} {y1}" fill="none" stroke="#8a94a6">'
+            f'<path d="{way(corner[upper], corner[lower])}" fill="none" stroke="#8a94a6">'
             f"<title>{upper} imports {lower}</title></path>"
         )
     for row in FLOORS:

@@ -1,4 +1,4 @@
-"""Samples into batches: a collate for fields of fixed shapes, and the sample of stage-1 pre-training."""
+"""Samples into batches, where every field has one shape."""
 
 from __future__ import annotations
 
