@@ -35,7 +35,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",  # test files side by side, in groups that keep their order
             "jsonschema>=4.20",
             "scikit-image>=0.24",
             "scipy>=1.11",

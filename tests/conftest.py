@@ -15,6 +15,20 @@ REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Groups of tests for `pytest -n 2 --dist loadgroup`: a file stays on one process, for its fixtures' sake, and
+    all that launch several ranks share one process and begin first, since they fill the cores by themselves."""
+    ranks = {REPO / "tests" / name for name in ("e2e", "golden", "test_distributed.py")}
+
+    def launches(item: pytest.Item) -> bool:
+        return bool(ranks & {item.path, *item.path.parents})
+
+    for item in items:
+        group = "ranks" if launches(item) else str(item.path.relative_to(REPO))
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: not launches(item))
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with the recorded reference tensors (`parity/`) and real annotation slices (`real/`)."""
