@@ -20,6 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from convert_release import convert_back, convert_official, names_of, report, write
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
@@ -27,12 +28,7 @@ from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
 from fiber.tasks.table import task_of
 from fiber.training.checkpoint import Checkpoints
-from fiber.weights.export import CONFIG, Card, Export, read_export, write_export
-from fiber.weights.from_export import build
-from fiber.weights.official_file import convert, derive, read_official, write_official
-from fiber.weights.program import write_program
-
-OFFICIAL, PROGRAM = (".ckpt", ".pth", ".pt"), ".pt2"
+from fiber.weights.export import Card
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,33 +64,6 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def convert_official(arguments: argparse.Namespace) -> None:
-    """An official checkpoint to an export folder."""
-    file = read_official(arguments.src, arguments.weights)
-    tokenizer = load_tokenizer(arguments.tokenizer)
-    facts = derive(
-        file,
-        tokenizer.pad_token_id,
-        text_heads=arguments.text_heads,
-        max_text=arguments.max_text,
-        image_size=arguments.image_size,
-    )
-    tensors, rest = convert(file, facts.config)
-    print(f"stage: {facts.config.stage}\nnot told by shapes:")
-    print("\n".join(f"  {origin}" for origin in facts.origins))
-    answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
-    questions = facts.config.classifiers.get("vqa")
-    if answers and len(answers) != questions:
-        raise WeightsError(f"{len(answers)} answers for a question head of {questions} classes")
-    export = Export(facts.config, tensors, tokenizer, answers, categories, rest)
-    _report(export, file.dropped)
-    card = Card(notes=[f"converted from the released form ({arguments.src.name})", *facts.origins])
-    _write(arguments.dst, export, card)
-    if "vqa" in facts.config.classifiers and not answers:
-        print("note: the file has a question head but no answer vocabulary; give --answers FILE to use it")
-    print(f"wrote {arguments.dst}")
-
-
 def convert_run(arguments: argparse.Namespace) -> None:
     """The best checkpoint of a run directory of either stage, or else the newest, to an export folder: what training
     exports at its end, by the same function."""
@@ -108,67 +77,13 @@ def convert_run(arguments: argparse.Namespace) -> None:
     row, tokenizer, weights = task_of(config), load_tokenizer(config.tokenizer), checkpoints.weights(checkpoint)
     module = row.build_module(config, tokenizer)
     export = row.export(config, tokenizer, module, weights)
-    answers, categories = _json_list(arguments.answers), _json_list(arguments.categories)
+    answers, categories = names_of(arguments.answers), names_of(arguments.categories)
     export = replace(export, answers=answers or export.answers, categories=categories or export.categories)
-    _report(export, sorted(name for name in weights if not name.startswith("model.")))
+    report(export, sorted(name for name in weights if not name.startswith("model.")))
     steps = json.loads((checkpoint / "state.json").read_text())["step"]
     card = Card([Path(source.path).name for source in config.data.train], steps)
-    _write(arguments.dst, export, card)
+    write(arguments.dst, export, card)
     print(f"wrote {arguments.dst} from {checkpoint}")
-
-
-def _write(folder: Path, export: Export, card: Card) -> None:
-    write_export(
-        folder,
-        export.tensors,
-        export.config,
-        export.tokenizer,
-        card=card,
-        answers=export.answers,
-        categories=export.categories,
-        extras=export.extras,
-    )
-
-
-def convert_back(arguments: argparse.Namespace) -> None:
-    """An export folder to a file of the release's form or to a program."""
-    export, target = read_export(arguments.src), arguments.dst
-    if target.suffix == PROGRAM:
-        size = tuple(arguments.size) if arguments.size else None
-        difference = write_program(export, target, size, arguments.text_length)
-        print(f"wrote {target}: largest difference from the model {difference:.1e}")
-        return
-    if target.suffix not in OFFICIAL:
-        raise WeightsError(
-            f"{arguments.src} is an export already ({CONFIG}); give a target ending in {', '.join(OFFICIAL)} for an "
-            f"official file or in {PROGRAM} for a program"
-        )
-    names = write_official(target, export)
-    print(f"wrote {target}: {len(names)} tensors under official names")
-    if not export.extras:
-        print("note: this export does not come from the release, so tensors that only the release has are not there")
-
-
-def _report(export: Export, dropped: list[str]) -> None:
-    """What becomes of every tensor, and a check that the model can be built of them."""
-    _, report = build(export)
-    report.unused = sorted({*report.unused, *export.extras})
-    print(report.table(every=True))
-    print(f"{'dropped':8} {len(dropped):5} tensors (training state)" + "".join(f"\n{'':15}{n}" for n in dropped))
-
-
-def _json_list(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise WeightsError(f"{path}: {error}") from None
-    if isinstance(value, dict):  # dataset.json of shards holds both lists
-        value = value.get("answers") or [category["name"] for category in value.get("categories", [])]
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise WeightsError(f"{path} is not a JSON list of strings")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a model pre-trained on the shapes world has learned: figures beside their baselines, and images.
+"""What a model pre-trained on the shapes world has learned: figures next to their baselines, and images.
 
     python tools/shapes_report.py RUN --shards DIR --out DIR [--world easy] [--rerank-k 20] [--queries 6]
 
@@ -14,7 +14,6 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from PIL import Image
 
 import fiber
 from fiber.coarse.model import CoarseModel
@@ -38,14 +37,14 @@ def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 
     images, texts = retrieval_sets(
         shards, predictor.tokenizer, config.image_size, config.max_text, batch=batch, swap=shapes.swap_relation
     )
-    found = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, progress=progress)
+    result = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, progress=progress)
     groups = shapes.visual_words(shapes.WORLDS[world])
     words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, progress=progress)
-    return {"retrieval": found.figures, "mlm_visual": words}, found
+    return {"retrieval": result.figures, "mlm_visual": words}, result
 
 
 def table(figures: dict) -> str:
-    """The figures as text, baselines beside them."""
+    """The figures as text, baselines next to them."""
     r, words = figures["retrieval"], figures["mlm_visual"]
     lines = [
         f"{'measure':44}{'score':>8}{'baseline':>10}",
@@ -81,12 +80,9 @@ def table(figures: dict) -> str:
 def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top: int = 5) -> None:
     """For a few captions, the best images by the dual encoder and after re-ranking; the true one is framed."""
     shards = ShardSet(folder)
-    images = [np.asarray(Image.fromarray(decode(shards.read(i).images[0][1]))) for i in range(len(shards))]
-    texts = [
-        annotation_text(shards.read(i).record, "captions", a)
-        for i in range(len(shards))
-        for a in range(int(shards.counts("captions")[i]))
-    ]
+    images = [decode(shards.read(i).images[0][1]) for i in range(len(shards))]
+    counts = shards.counts("captions").tolist()
+    texts = [annotation_text(shards.record(i), "captions", a) for i, count in enumerate(counts) for a in range(count)]
     chosen = np.linspace(0, len(texts) - 1, queries).astype(int)
     figure, axes = plt.subplots(queries, 2 * top, figsize=(2 * top * 1.05, queries * 1.45), squeeze=False)
     for row, query in enumerate(chosen):
@@ -95,8 +91,7 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
             for column, image in enumerate(best):
                 axis = axes[row, half * top + column]
                 axis.imshow(images[image])
-                axis.set_xticks([])
-                axis.set_yticks([])
+                axis.set(xticks=[], yticks=[])
                 right = image == found.image_row[query]
                 for spine in axis.spines.values():
                     spine.set(color="#1a9850" if right else "#cccccc", linewidth=4 if right else 1)
@@ -131,11 +126,7 @@ def draw_curves(run: Path, out: Path) -> None:
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[0],
-        epilog="\n".join(__doc__.split("\n")[2:]),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="stage-1 run directory or export folder")
     parser.add_argument("--shards", type=Path, required=True, help="evaluation shards of the shapes world")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
