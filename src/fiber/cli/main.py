@@ -69,7 +69,9 @@ def parser() -> argparse.ArgumentParser:
     for task, top_default in (("answer", 5), ("retrieve", 5), ("ground", 1), ("refer", 1)):
         subs[task].add_argument("--top", type=int, default=top_default, help="how many (default: %(default)s)")
     subs["retrieve"].add_argument("--index", type=Path, help="index file (default: in the folder)")
-    subs["retrieve"].add_argument("--rerank", type=int, default=0, help="how many of the best the matching head orders again")
+    subs["retrieve"].add_argument(
+        "--rerank", type=int, default=0, help="how many of the best the matching head orders again"
+    )
     subs["ground"].add_argument("--threshold", type=float, default=0.0, help="least score, 0..1")
     subs["detect"].add_argument("--threshold", type=float, default=0.3, help="least score, 0..1")
     return top

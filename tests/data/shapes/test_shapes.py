@@ -16,8 +16,10 @@ from skimage.draw import polygon2mask
 
 from fiber.data.records import TEXT_OF, validate_record
 from fiber.data.shapes import world as shapes
+from fiber.data.shapes.outlines import OUTLINES
+from fiber.data.shapes.paint import RGB, paint
 from fiber.data.shapes.questions import INVISIBLE, ask_count, make_pairs
-from fiber.data.shapes.scene import OUTLINES, RGB, Scene, World, make_scene, paint, visible_masks
+from fiber.data.shapes.scene import Scene, World, make_scene, visible_masks
 
 SCENES = 60
 WORLDS = list(shapes.WORLDS.values())
@@ -520,7 +522,7 @@ def test_bad_requests_say_what_is_wrong() -> None:
         next(shapes.generate(world, "dev", 1, 0))
     with pytest.raises(ValueError, match="captions must be"):
         next(shapes.generate(world, "train", 1, 0, captions="long"))
-    with pytest.raises(ValueError, match="one frequency a colour"):
+    with pytest.raises(ValueError, match="one frequency per colour"):
         replace(world, tail=(1, 1))
     with pytest.raises(ValueError, match=r"objects \(1, 9\) must lie within"):
         replace(world, objects=(1, 9))

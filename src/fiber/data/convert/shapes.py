@@ -11,8 +11,9 @@ from functools import lru_cache, partial
 from fiber.data.convert.items import ConversionError, Made, RawDataset, Request
 from fiber.data.records import Sample
 from fiber.data.shapes import world as shapes
+from fiber.data.shapes.paint import encode, paint
 from fiber.data.shapes.questions import PAIRS_PER_SET, Pair, make_pairs
-from fiber.data.shapes.scene import World, encode, make_scene, paint
+from fiber.data.shapes.scene import World, make_scene
 
 SPLITS = shapes.SPLITS
 VARIANTS = ("scenes", "pairs")

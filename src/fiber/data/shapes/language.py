@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fiber.data.shapes.scene import Object, Scene, World
+from fiber.data.shapes.outlines import Object
+from fiber.data.shapes.scene import Scene, World
 
 KINDS = ("mixed", "full", "ordered")  # of captions, see make_captions
 STEP = 0.06  # objects are told in order along an axis when each lies this far from the last, in image sides

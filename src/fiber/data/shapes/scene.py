@@ -1,17 +1,16 @@
-"""Scenes of the shapes world: what is in an image, where it is, and how it is painted.
+"""Scenes of the shapes world: what is in an image and where it is; `outlines.py` and `paint.py` draw it.
 
 A scene is a pure function of (world, split, seed, index). Positions and radii are fractions of the image side, so
 the same scene can be drawn at any size. Every (colour, shape) combination has a fixed frequency; combinations of
 frequency zero are held out: they appear in the split `compositional` and nowhere else, in no image and no text.
 """
 
-import io
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFilter
+
+from fiber.data.shapes.outlines import Object, draw_mask
 
 SPLITS = ("train", "val", "test", "compositional")
 CLEARANCE = (
@@ -45,7 +44,7 @@ class World:
 
     def __post_init__(self) -> None:
         if len(self.tail) != len(self.colours):
-            raise ValueError(f"world {self.name!r}: tail needs one frequency a colour ({len(self.colours)})")
+            raise ValueError(f"world {self.name!r}: tail needs one frequency per colour ({len(self.colours)})")
         if not 2 <= self.objects[0] <= self.objects[1] <= 6:
             raise ValueError(
                 f"world {self.name!r}: objects {self.objects} must lie within 2..6, what captions can name"
@@ -138,37 +137,6 @@ WORLDS = {
         family=500,
     ),
 }
-
-RGB = {
-    "red": (214, 40, 40),
-    "orange": (247, 140, 22),
-    "yellow": (247, 214, 40),
-    "green": (46, 160, 67),
-    "cyan": (60, 200, 214),
-    "blue": (35, 92, 214),
-    "purple": (140, 62, 176),
-    "black": (34, 34, 38),
-    "pink": (246, 140, 186),
-    "white": (240, 240, 240),
-    "teal": (24, 150, 150),
-}
-
-
-@dataclass(frozen=True)
-class Object:
-    """One object. x, y (centre) and radius in image sides; angle in degrees; box in pixels [x0, y0, x1, y1],
-    tight around the pixels it covers by more than half and nothing hides; area: the number of those pixels."""
-
-    shape: str
-    colour: str
-    size: str
-    texture: str
-    x: float
-    y: float
-    radius: float
-    angle: float
-    box: tuple[int, int, int, int] = (0, 0, 0, 0)
-    area: int = 0
 
 
 @dataclass(frozen=True)
@@ -299,140 +267,3 @@ def visible_masks(masks: np.ndarray) -> np.ndarray:
         visible[i] = masks[i] * uncovered
         uncovered = uncovered * (1 - masks[i])
     return visible
-
-
-# ---------------------------------------------------------------------------------------------------- outlines
-
-
-def _around(count: int, radius: float = 1.0, start: float = -90.0) -> np.ndarray:
-    turn = np.deg2rad(start + 360 * np.arange(count) / count)
-    return radius * np.stack([np.cos(turn), np.sin(turn)], 1)
-
-
-def _star() -> np.ndarray:
-    points = _around(10)
-    points[1::2] *= 0.46
-    return points
-
-
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * np.pi, 48, endpoint=False)
-    x = 16 * np.sin(t) ** 3
-    y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) - 2
-    return np.stack([x, y], 1) / 17.5
-
-
-def _cross(arm: float = 0.34) -> np.ndarray:
-    quarter = np.array([(-arm, -1), (arm, -1), (arm, -arm)])
-    turns = [np.array([[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]]) for a in np.pi / 2 * np.arange(4)]
-    return np.concatenate([quarter @ turn for turn in turns]) * 0.93
-
-
-# name -> (outline, hole or None), inside the unit circle, y downwards; radii chosen so that areas look alike
-OUTLINES: dict[str, tuple[np.ndarray, np.ndarray | None]] = {
-    "circle": (_around(48, 0.86), None),
-    "square": (_around(4, 1.0, -45), None),
-    "triangle": (_around(3) * np.array([1.06, 1.0]) + np.array([0, 0.12]), None),
-    "star": (_star(), None),
-    "cross": (_cross(), None),
-    "heart": (_heart(), None),
-    "ring": (_around(48, 0.9), _around(48, 0.48)),
-    "crescent": (_around(48, 0.95), _around(48, 0.76) + np.array([0.42, -0.1])),
-    "diamond": (np.array([(0, -1), (0.6, 0), (0, 1), (-0.6, 0)]), None),
-}
-
-
-def _outline(name: str, angle: float, scale: float, centre: tuple[float, float]) -> list[list[tuple[float, float]]]:
-    turn = np.deg2rad(angle)
-    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
-    rings = [ring for ring in OUTLINES[name] if ring is not None]
-    return [list(map(tuple, (ring @ rotation * scale + centre).tolist())) for ring in rings]
-
-
-def draw_mask(obj: Object, side: int) -> np.ndarray:
-    """The covered share of every pixel, float32 (side, side) in 0..1, drawn at four times the size and averaged."""
-    times = 4
-    reach = obj.radius * side * 1.15 + 1
-    x0, y0 = (max(0, int(c * side - reach)) for c in (obj.x, obj.y))
-    x1, y1 = (min(side, int(c * side + reach) + 1) for c in (obj.x, obj.y))
-    patch = Image.new("L", ((x1 - x0) * times, (y1 - y0) * times))
-    pen = ImageDraw.Draw(patch)
-    centre = ((obj.x * side - x0) * times, (obj.y * side - y0) * times)
-    scale = obj.radius * side * times - 0.4  # PIL fills a little beyond the outline
-    for ring, fill in zip(_outline(obj.shape, obj.angle, scale, centre), (255, 0), strict=False):
-        pen.polygon(ring, fill=fill)
-    mask = np.zeros((side, side), np.float32)
-    mask[y0:y1, x0:x1] = np.asarray(patch.reduce(times), np.float32) / 255
-    return mask
-
-
-# ------------------------------------------------------------------------------------------------------- paint
-
-
-def paint(scene: Scene) -> np.ndarray:
-    """The image, uint8 RGB (S, S, 3): background, soft shadows, objects, mild noise."""
-    side = scene.world.image_size
-    rng = generator(scene.key, "paint")
-    canvas = _background(scene.world, rng)
-    drop = max(1, round(0.02 * side))
-    for obj, mask in zip(scene.objects, scene.masks, strict=True):
-        shadow = Image.fromarray((mask * 255).astype(np.uint8)).filter(ImageFilter.BoxBlur(drop))
-        shade = np.zeros((side, side), np.float32)
-        shade[drop:, drop:] = np.asarray(shadow, np.float32)[:-drop, :-drop] * (0.3 / 255)
-        canvas *= 1 - shade[..., None]
-        canvas += mask[..., None] * (_surface(obj, side, rng) - canvas)
-    canvas += 2.5 * rng.standard_normal((side, side, 1), dtype=np.float32)
-    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
-
-
-def _background(world: World, rng: np.random.Generator) -> np.ndarray:
-    """A tinted ground with slow changes of light, float32 (S, S, 3)."""
-    side = world.image_size
-    tint = np.array(world.backgrounds[rng.integers(len(world.backgrounds))], np.float32) + rng.uniform(-6, 6, 3)
-    coarse = Image.fromarray(rng.uniform(-9, 9, (4, 4)).astype(np.float32))
-    light = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
-    return (tint + light[..., None]).astype(np.float32)
-
-
-def _surface(obj: Object, side: int, rng: np.random.Generator) -> np.ndarray:
-    """Colour of the object at every pixel, float32 (S, S, 3): lighter at the top, striped or dotted by texture."""
-    colour = np.array(RGB[obj.colour], np.float32) + rng.uniform(-8, 8, 3).astype(np.float32)
-    axis = (np.arange(side, dtype=np.float32) + 0.5) / side
-    v = ((axis - obj.y) / obj.radius)[:, None]
-    u = ((axis - obj.x) / obj.radius)[None]
-    shade = (1.03 - 0.1 * v)[..., None] * colour
-    if obj.texture == "plain":
-        return np.broadcast_to(shade, (side, side, 3))
-    light = colour @ np.array([0.299, 0.587, 0.114], np.float32) < 130
-    ink = colour + 0.62 * (255 - colour) if light else 0.5 * colour
-    turn = np.deg2rad(obj.angle + 45, dtype=np.float32)
-    p, q = u * np.cos(turn) + v * np.sin(turn), v * np.cos(turn) - u * np.sin(turn)
-    if obj.texture == "striped":
-        cover = _edge(np.sin(p * 2 * np.pi / 0.62), obj.radius * side)
-    elif obj.texture == "dotted":
-        cover = _edge(np.cos(p * 2 * np.pi / 0.62) + np.cos(q * 2 * np.pi / 0.62) - 0.75, obj.radius * side)
-    else:
-        raise ValueError(f"no painter for texture {obj.texture!r}")
-    return shade + cover[..., None] * (ink - shade)
-
-
-def _edge(wave: np.ndarray, radius: float) -> np.ndarray:
-    """A soft step of about one pixel at the zeros of a wave drawn on an object of this radius in pixels."""
-    return np.clip(wave * radius / 10 + 0.5, 0, 1)
-
-
-def encode(pixels: np.ndarray) -> tuple[str, bytes]:
-    """PNG up to 64 pixels (every pixel counts there), JPEG of quality 95 without chroma subsampling above."""
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    if max(pixels.shape[:2]) <= 64:
-        image.save(buffer, "PNG", compress_level=1)
-        return "png", buffer.getvalue()
-    image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return "jpg", buffer.getvalue()
-
-
-def scenes(world: World, split: str, count: int, seed: int) -> Iterator[Scene]:
-    """The first `count` scenes of a split."""
-    for index in range(count):
-        yield make_scene(world, split, seed, index)

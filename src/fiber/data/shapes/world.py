@@ -8,7 +8,7 @@
 
 Splits: train, val, test (no held-out combination of colour and shape, neither in the images nor in the words) and
 compositional (at least one in every image). Everything is a pure function of (world, split, seed, index);
-`shapes_scene` draws, `shapes_language` and `shapes_tasks` speak.
+`scene.py` and `paint.py` draw, `language.py` and `questions.py` speak.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ import numpy as np
 
 from fiber.data.records import TEXT_OF, Sample
 from fiber.data.shapes.language import KINDS, RELATIONS, make_captions, make_expressions, swap_relation, texture_words
+from fiber.data.shapes.paint import encode, paint
 from fiber.data.shapes.questions import INVISIBLE, PAIRS_PER_SET, make_hypotheses, make_pairs, make_questions
-from fiber.data.shapes.scene import SPLITS, WORLDS, Scene, World, encode, generator, make_scene, paint
+from fiber.data.shapes.scene import SPLITS, WORLDS, Scene, World, generator, make_scene
 
 __all__ = [
     "SPLITS",
