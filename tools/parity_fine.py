@@ -14,7 +14,7 @@ from fiber.fine.boxes import decode, encode, make_anchors
 from fiber.fine.dyhead import HeadOutput
 from fiber.fine.losses import LossWeights, Targets, assign_batch, centerness, detection_losses, token_targets, totals
 from fiber.fine.model import FiberDetector, FineFeatures
-from fiber.fine.postprocess import Detections, Selection, detections
+from fiber.fine.postprocess import BoxSelection, Detections, detections
 from fiber.weights.official import is_derived, official_name
 from fiber.weights.official_fine import IMAGE_PREFIX, TEXT_PREFIX, fine_names, from_official_fine
 from parity_common import Fixture, Report, join_windows, walk_backbone
@@ -305,7 +305,7 @@ def _check_detections(report: Report, fixture: Fixture, output: HeadOutput, anch
     names = torch.tensor(list(labels))
     sizes = io["input.image_sizes"]
     for setting, value in fixture.facts["detections"].items():
-        selection = Selection(
+        selection = BoxSelection(
             threshold=value["PRE_NMS_THRESH"],
             top=value["PRE_NMS_TOP_N"],
             nms=value["NMS_TH"],

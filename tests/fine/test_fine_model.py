@@ -16,7 +16,7 @@ from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import GROUNDING, Selection, detections
+from fiber.fine.postprocess import GROUNDING, BoxSelection, detections
 from fiber.tasks.regions import GroundingTask
 
 SIZES = torch.tensor([[50, 64], [64, 41]])
@@ -97,7 +97,7 @@ def test_detect_shares_prefixes_and_equals_one_pass_per_prompt(tokenizer: Robert
     assert len(chunks) == 3
     sentence = builder.sentence("two dogs on a square", [[(0, 8)], [(14, 20)]])
     prompts = [chunks, [sentence, chunks[1]]]
-    selection = Selection(threshold=0.0, keep=7)
+    selection = BoxSelection(threshold=0.0, keep=7)
     together = model.detect(pixels(), SIZES, prompts, selection, pairs=2)
     for row, own in enumerate(prompts):
         found = []
@@ -127,7 +127,7 @@ def test_one_class_and_1300_classes(tokenizer: RobertaTokenizerFast, count: int)
     model, builder = tiny_detector().eval(), PromptBuilder(tokenizer, LIMIT)
     prompts = builder.chunks([f"dogs {i}" for i in range(count)])
     (found,) = model.detect(
-        pixels()[:1], SIZES[:1], [prompts], Selection(threshold=0.0, keep=300), keep=2000, pairs=64
+        pixels()[:1], SIZES[:1], [prompts], BoxSelection(threshold=0.0, keep=300), keep=2000, pairs=64
     )
     labels = set(found.labels.tolist())
     assert labels <= set(range(count))

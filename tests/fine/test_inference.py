@@ -14,11 +14,11 @@ from transformers import RobertaTokenizerFast
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.inference import Query, run_queries
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import DETECTION, Detections, Selection
+from fiber.fine.postprocess import DETECTION, BoxSelection, Detections
 
 NAMES = [f"{colour} {shape}" for colour in ("red", "blue", "green") for shape in ("cat", "dogs", "light", "circle")]
 SIZES = [(64, 64), (40, 90), (64, 64), (50, 60), (33, 31)]
-ALL = Selection(threshold=DETECTION.threshold, top=10**6, keep=10**6)  # cuts would fall differently on chunks
+ALL = BoxSelection(threshold=DETECTION.threshold, top=10**6, keep=10**6)  # cuts would fall differently on chunks
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_boxes_lie_in_the_wanted_size_and_limits_hold(model, builder, images, ex
     """A prompt gives at most `selection.keep`, their union at most `keep`; a search without prompts finds nothing."""
     prompts = builder.chunks(NAMES, 4)
     asked = [Query(images[1], (900, 400), prompts), Query(images[0], (64, 64), [])]
-    few = Selection(threshold=DETECTION.threshold, top=10**6, keep=20)
+    few = BoxSelection(threshold=DETECTION.threshold, top=10**6, keep=20)
     found, nothing = run_queries(model, asked, few)
     assert len(found.scores) == 20 * len(prompts)
     assert len(nothing.scores) == 0

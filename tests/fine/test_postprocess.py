@@ -3,7 +3,7 @@ import torch
 
 from fiber.fine.boxes import encode
 from fiber.fine.dyhead import HeadOutput
-from fiber.fine.postprocess import Detections, Selection, class_scores, detections
+from fiber.fine.postprocess import BoxSelection, Detections, class_scores, detections
 
 TOKENS = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
 
@@ -36,7 +36,7 @@ def head_output(boxes: torch.Tensor, class_probability: torch.Tensor, central: t
 
 def run(boxes: list, scores: list, central: list, size: tuple = (100, 100), **selection: object) -> Detections:
     output, anchors = head_output(torch.tensor(boxes), torch.tensor(scores), torch.tensor(central))
-    return detections(output, anchors, [TOKENS], torch.tensor([size]), Selection(**selection))[0]
+    return detections(output, anchors, [TOKENS], torch.tensor([size]), BoxSelection(**selection))[0]
 
 
 def test_threshold_comes_before_centerness_and_scores_are_rooted() -> None:
@@ -72,7 +72,7 @@ def test_equals_a_plain_loop() -> None:
     scores, central = torch.rand(200, 2, generator=draw) * 0.9 + 0.02, torch.rand(200, generator=draw) * 0.9 + 0.02
     output, anchors = head_output(boxes, scores, central)
     for keep, top in ((1000, 1000), (25, 1000), (1000, 60)):
-        (ours,) = detections(output, anchors, [TOKENS], torch.tensor([[90, 80]]), Selection(top=top, keep=keep))
+        (ours,) = detections(output, anchors, [TOKENS], torch.tensor([[90, 80]]), BoxSelection(top=top, keep=keep))
         rows = [
             ((s * c.item()) ** 0.5, label, [min(x, m) for x, m in zip(b.tolist(), (79, 89, 79, 89), strict=True)])
             for b, pair, c in zip(boxes, scores.tolist(), central, strict=True)

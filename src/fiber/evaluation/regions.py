@@ -36,7 +36,7 @@ from fiber.evaluation.predictions import PredictionWriter, Row, merge_prediction
 from fiber.evaluation.progress import Progress
 from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
+from fiber.fine.postprocess import DETECTION, GROUNDING, BoxSelection, Detections
 
 SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
 
@@ -101,7 +101,7 @@ class Phrases:
     targets: Callable[[Record], list[Target]]
     builder: PromptBuilder
     key: tuple[str, ...]
-    selection: Selection = GROUNDING
+    selection: BoxSelection = GROUNDING
     keep: None = None
 
     def prompts(self, record: Record) -> list[Prompt]:
@@ -130,7 +130,7 @@ class Classes:
 
     prompts_of_set: list[Prompt]
     ids: list[int]
-    selection: Selection = DETECTION
+    selection: BoxSelection = DETECTION
     keep: int | None = DETECTION.keep
     key: tuple[str, ...] = detection.ROW_KEY
 

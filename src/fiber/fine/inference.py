@@ -16,7 +16,7 @@ from fiber.backbone.states import TextState
 from fiber.data.prompts import Prompt
 from fiber.data.samples.regions import MULTIPLE, fitted, pad_images, resize
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import Detections, Selection
+from fiber.fine.postprocess import BoxSelection, Detections
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def fit(image: np.ndarray, short: int, longest: int) -> Tensor:
 def run_queries(
     model: FiberDetector,
     queries: Sequence[Query],
-    selection: Selection,
+    selection: BoxSelection,
     *,
     keep: int | None = None,
     pairs: int = 8,

@@ -18,7 +18,7 @@ from fiber.data.prompts import Prompt
 from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
 from fiber.fine.fpn import FeaturePyramid
-from fiber.fine.postprocess import DETECTION, Detections, Selection, detections
+from fiber.fine.postprocess import DETECTION, BoxSelection, Detections, detections
 
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
 
@@ -138,7 +138,7 @@ class FiberDetector(nn.Module):
         images: Tensor,
         sizes: Tensor,
         prompts: Sequence[Sequence[Prompt]],
-        selection: Selection = DETECTION,
+        selection: BoxSelection = DETECTION,
         *,
         keep: int | None = None,
         pairs: int = 8,

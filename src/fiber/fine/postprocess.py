@@ -18,7 +18,7 @@ Aggregation = Literal["mean", "max", "power"]
 
 
 @dataclass(frozen=True)
-class Selection:
+class BoxSelection:
     """How detections are chosen. `threshold` applies to the class score before centerness, strictly;
     `top` limits the (anchor, class) pairs per level; `nms` suppresses IoU above it, inclusive pixels (+1)."""
 
@@ -29,8 +29,8 @@ class Selection:
     aggregation: Aggregation = "mean"
 
 
-DETECTION = Selection()  # the release's settings for detection ...
-GROUNDING = Selection(threshold=0.0, top=3000)  # ... and for phrases and referring expressions
+DETECTION = BoxSelection()  # the release's settings for detection ...
+GROUNDING = BoxSelection(threshold=0.0, top=3000)  # ... and for phrases and referring expressions
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def detections(
     anchors: Sequence[Tensor],
     class_tokens: Sequence[Tensor],
     sizes: Tensor,
-    selection: Selection,
+    selection: BoxSelection,
 ) -> list[Detections]:
     """Detections of every image of a batch.
 
@@ -101,7 +101,7 @@ def detections(
 
 
 def _select_level(
-    deltas: Tensor, centerness: Tensor, scores: Tensor, anchors: Tensor, selection: Selection
+    deltas: Tensor, centerness: Tensor, scores: Tensor, anchors: Tensor, selection: BoxSelection
 ) -> Detections:
     """Best (anchor, class) pairs of one level of one image, score = class score * centerness (not yet rooted)."""
     kept = scores > selection.threshold
@@ -112,7 +112,7 @@ def _select_level(
     return Detections(decode(deltas[anchor], anchors[anchor]), best, label)
 
 
-def _suppress(every: Detections, selection: Selection) -> Detections:
+def _suppress(every: Detections, selection: BoxSelection) -> Detections:
     """Non-maximum suppression within each class, then the best `keep`.
 
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class

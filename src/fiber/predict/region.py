@@ -10,7 +10,7 @@ from torch import Tensor
 from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import DETECTION, GROUNDING, Detections, Selection
+from fiber.fine.postprocess import DETECTION, GROUNDING, BoxSelection, Detections
 from fiber.predict.base import Predictor, many
 from fiber.predict.phrases import Span, find_phrases
 from fiber.predict.sources import ImageSource, open_image
@@ -99,7 +99,7 @@ class FinePredictor(Predictor):
         self,
         images: ImageSource | Sequence[ImageSource],
         prompts: list[Prompt],
-        selection: Selection,
+        selection: BoxSelection,
         keep: int | None = None,
     ) -> list[Detections]:
         """Detections in pixels of the originals, best first; as many images as pairs are computed at a time."""
