@@ -17,7 +17,7 @@ from pathlib import Path
 from fiber.config.command import Command, parse_command
 from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.stage2_fine import stage2
-from fiber.training import run
+from fiber.training import process
 from fiber.training.watchdog import Watchdog
 from fiber.weights.export import inherited_sizes
 
@@ -48,7 +48,7 @@ def main() -> None:
                 stage2(command, watchdog)
 
     if commands:
-        run.guarded(max(command.config.train.hang_timeout_s for command in commands), train)
+        process.guarded(max(command.config.train.hang_timeout_s for command in commands), train)
 
 
 def finished(command: Command) -> bool:

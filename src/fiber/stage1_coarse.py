@@ -9,7 +9,7 @@ Running the same command again goes on where the run stopped. What a task reads,
 from fiber.config.command import Command
 from fiber.config.stage1 import Stage1Config, validate
 from fiber.tasks.table import task_of
-from fiber.training import run
+from fiber.training import process, run
 from fiber.training.watchdog import Watchdog
 
 
@@ -26,4 +26,4 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
 
 
 if __name__ == "__main__":
-    run.main(Stage1Config, validate, stage1)
+    process.main(Stage1Config, validate, stage1)

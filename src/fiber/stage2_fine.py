@@ -9,7 +9,7 @@ Running the same command again goes on where the run stopped. What is read, comp
 from fiber.config.command import Command
 from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.tasks.table import task_of
-from fiber.training import run
+from fiber.training import process, run
 from fiber.training.watchdog import Watchdog
 
 
@@ -26,4 +26,4 @@ def stage2(command: Command, watchdog: Watchdog) -> None:
 
 
 if __name__ == "__main__":
-    run.main(Stage2Config, validate_stage2, stage2)
+    process.main(Stage2Config, validate_stage2, stage2)

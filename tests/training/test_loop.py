@@ -13,7 +13,7 @@ import torch
 from toy_task import Regression, batch_of
 
 from fiber.config.base import OptimConfig, TrainConfig
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, NonFiniteError
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, seed_all
 from fiber.training.ema import Ema
@@ -147,7 +147,7 @@ def poisoned(start: int, bad: int) -> Iterator[dict]:
 
 def test_non_finite_loss_stops_with_the_samples(tmp_path: Path) -> None:
     run, start = start_run(tmp_path)
-    with pytest.raises(loop.NonFiniteError, match=r"step 3: the loss is not finite; samples s3p0r0, .*s3p0r3"):
+    with pytest.raises(NonFiniteError, match=r"step 3: the loss is not finite; samples s3p0r0, .*s3p0r3"):
         loop.train(run, poisoned(start, 3), start)
     run.watchdog.close()
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000002"

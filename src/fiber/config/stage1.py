@@ -21,10 +21,8 @@ from fiber.config.base import (
     Text,
     Weight,
     Whole,
-    check_model,
-    require,
-    validate_training,
 )
+from fiber.config.checks import check_model, require, validate_training
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -20,10 +20,8 @@ from fiber.config.base import (
     TowersConfig,
     Weight,
     Whole,
-    check_model,
-    require,
-    validate_training,
 )
+from fiber.config.checks import check_model, require, validate_training
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -185,8 +185,7 @@ def _data_start(path: Path, header: int) -> int:
     """Where the data of a zip member begins: after its local header (30 bytes), its name and an extra field."""
     with open(path, "rb") as file:
         file.seek(header + 26)
-        name, extra = struct.unpack("<HH", file.read(4))
-    return header + 30 + name + extra
+        return header + 30 + sum(struct.unpack("<HH", file.read(4)))
 
 
 @dataclass

@@ -5,101 +5,21 @@ Weights are saved before they are evaluated: an evaluation that fails costs noth
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from fiber import distributed
-from fiber.config.base import OptimConfig, TrainConfig
-from fiber.errors import NonFiniteError
-from fiber.training import zero
-from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
-from fiber.training.flops import FlopsPerSample
-from fiber.training.optim import AdamW, learning_rate, set_learning_rate, weight_decay_factor
-from fiber.training.selection import Selection
+from fiber.training.optim import learning_rate, set_learning_rate, weight_decay_factor
 from fiber.training.speed import SpeedMeter
-from fiber.training.tracking import Tracker
-from fiber.training.watchdog import Watchdog
-
-Batch = dict[str, Any]
-Evaluate = Callable[[Any, int], dict[str, float]]
-
-
-@dataclass
-class Run:
-    """What the loop works with. `engine`, `optimizer` from zero.build_engine. Checkpoints carry besides "stream", the
-    position of the data, "counters", faults and skipped steps, and "record", what the evaluations have said."""
-
-    engine: Any
-    optimizer: AdamW
-    train: TrainConfig
-    optim: OptimConfig
-    folder: Path
-    checkpoints: Checkpoints
-    tracker: Tracker
-    watchdog: Watchdog
-    stream_state: Callable[[int], dict[str, Any]]
-    ema: Ema | None = None
-    evaluate: Evaluate | None = None
-    evaluate_every: int = 0
-    rehearse: Callable[[Any], None] | None = None  # tries a batch of every evaluation set
-    flops_per_sample: FlopsPerSample | None = None
-    counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
-    new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
-    stop: bool = False
-    done: int = 0  # updates made
-    record: Selection = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.record = Selection(self.train.best, self.optim.patience)
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether `train.stop_after` evaluations have brought no gain."""
-        return 0 < self.train.stop_after <= self.record.without_gain
-
-    def due(self, step: int) -> bool:
-        """Whether the weights before update `step` are to be evaluated."""
-        regular = self.evaluate_every > 0 and step > 0 and step % self.evaluate_every == 0
-        return self.evaluate is not None and (regular or step == self.train.steps)
-
-    def request_stop(self, *_: Any) -> None:
-        """Signal handler: finish the step, save and leave. A launcher also sends SIGTERM when a rank has died."""
-        self.stop = True
-        self.watchdog.suspect()
-
-    def collect_faults(self) -> None:
-        """Bring the ranks' unreadable samples together: into `counters`, and listed in `faults.jsonl`. Collective."""
-        faults = list(chain.from_iterable(distributed.gather_objects(self.new_faults)))
-        self.new_faults = []
-        self.counters.update(f"faults/{fault['reason']}" for fault in faults)
-        if faults and distributed.is_main():
-            with (self.folder / "faults.jsonl").open("a") as file:
-                file.writelines(json.dumps(fault) + "\n" for fault in faults)
-
-    def counts(self) -> dict[str, int]:
-        """Faults by reason and skipped steps over all ranks so far. Collective."""
-        self.collect_faults()
-        return dict(self.counters)
-
-    def save(self, step: int) -> None:
-        self.watchdog.beat(step, "saving")
-        self.collect_faults()
-        state = {"stream": self.stream_state(step), "counters": dict(self.counters), "record": self.record.state()}
-        self.checkpoints.save(step, self.engine, self.optimizer, self.ema, state, self.record.step)
+from fiber.training.state import Batch, Run
+from fiber.training.step import update
 
 
 def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
@@ -154,15 +74,14 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         # ---- evaluate
         if due:
             results = evaluate(run, done)
-        if stopping:
-            run.stop = True  # on the ranks that the signal did not reach, too
-            break
-        if run.exhausted:
+        run.stop |= stopping  # on the ranks that the signal did not reach, too
+        if stopping or run.exhausted:
             break
     progress.close()
     if run.exhausted and distributed.is_main():
-        message = f"no gain in {settings.best} since step {run.record.step}: training ends at step {run.done}"
-        print(message, file=sys.stderr)
+        print(
+            f"no gain in {settings.best} since step {run.record.step}: {run.done} steps are enough", file=sys.stderr
+        )
     return results
 
 
@@ -223,78 +142,6 @@ def fetch(run: Run, source: Iterator[Batch], step: int) -> list[Batch]:
         for batch in micro_batches:
             batch["loss_normalisers"] = means
     return micro_batches
-
-
-@dataclass
-class Outcome:
-    """What a step computed: summed over its micro-batches on this rank, `names` and `sums` in the same order."""
-
-    names: list[str]
-    sums: Tensor
-    micro_batches: int
-    grad_norm: float
-    stop: bool
-
-    def average(self) -> dict[str, float]:
-        """Mean over micro-batches and ranks. Collective."""
-        means = distributed.all_reduce_mean(self.sums / self.micro_batches).tolist()
-        return dict(zip(self.names, means, strict=True))
-
-
-def update(run: Run, micro_batches: list[Batch], step: int) -> Outcome:
-    """Forward and backward of every micro-batch, one optimizer step. All ranks agree before each backward whether
-    the losses are finite and whether a signal came."""
-    run.optimizer.skip, stop, norm = False, False, 0.0
-    bad_keys: list[str] = []
-    sums: Tensor | None = None
-    for batch in micro_batches:
-        losses, report = run.engine(batch)
-        total = torch.stack([loss.float() for loss in losses.values()]).sum()
-        entries = {"loss/total": total} | {f"weighted/{name}": loss for name, loss in losses.items()} | report
-        values = torch.stack([value.detach().float() for value in entries.values()])
-        sums = values if sums is None else sums + values
-
-        finite = bool(torch.isfinite(total))
-        flags = torch.tensor([float(not finite), float(run.stop)], device=total.device)
-        any_bad, any_stop = (flag > 0 for flag in distributed.all_reduce_max(flags).tolist())
-        stop |= any_stop
-        if any_bad:
-            bad_keys += batch.get("keys", []) if not finite else []
-            run.optimizer.skip = True
-            if run.counters["skipped/nonfinite"] >= run.train.max_nonfinite:
-                _raise_nonfinite("loss", step, bad_keys)
-        run.engine.backward(total)
-        if batch is micro_batches[-1]:
-            norm = zero.optimizer_step(run.engine)
-        else:
-            run.engine.step()
-    _account(run, step, norm, bad_keys, micro_batches)
-    assert sums is not None  # there is at least one micro-batch
-    return Outcome(list(entries), sums, len(micro_batches), norm, stop)
-
-
-def _account(run: Run, step: int, norm: float, bad_keys: list[str], micro_batches: list[Batch]) -> None:
-    """Count a skipped step, or end the run on a gradient that is not finite although the loss was."""
-    if run.optimizer.skip:
-        run.counters["skipped/nonfinite"] += 1
-        keys = chain.from_iterable(distributed.gather_objects(bad_keys))
-        if distributed.is_main():
-            tqdm.write(f"step {step}: loss not finite, update skipped; samples {', '.join(keys)}", file=sys.stderr)
-    elif not math.isfinite(norm):
-        run.counters["skipped/overflow"] += 1
-        # fp16 finds its loss scale by overflowing; elsewhere it is a fault like a non-finite loss, and in fp32 the
-        # weights are lost with it.
-        tolerated = {"fp16": math.inf, "bf16": run.train.max_nonfinite, "fp32": 0}[run.train.precision]
-        if run.counters["skipped/overflow"] > tolerated:
-            _raise_nonfinite("gradient", step, [key for batch in micro_batches for key in batch.get("keys", [])])
-
-
-def _raise_nonfinite(what: str, step: int, keys: list[str]) -> None:
-    everywhere = list(chain.from_iterable(distributed.gather_objects(keys)))
-    raise NonFiniteError(
-        f"step {step}: the {what} is not finite; samples {', '.join(everywhere) or 'unknown'} "
-        "(train.max_nonfinite skips such steps; the last checkpoint is from before it)"
-    )
 
 
 def _progress(start: int, steps: int) -> tqdm:

@@ -16,42 +16,20 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config.command import Command, exit_with, parse_command
 from fiber.config.loading import load_config, save_config, to_dict, to_yaml
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.errors import ConfigError, KnownError, WeightsError
+from fiber.errors import ConfigError, WeightsError
 from fiber.training import loop, zero
 from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
 from fiber.training.ema import Ema
 from fiber.training.task import Figures, Task, TaskModule
 from fiber.training.tracking import Tracker, keep_before
 from fiber.training.watchdog import Watchdog
-from fiber.weights.export import export_folder, inherited_sizes, read_config, write_run_export
+from fiber.weights.export import export_folder, read_config, write_run_export
 from fiber.weights.pretrained import load_pretrained_towers
-
-
-def main(kind: type, check: Callable[[Any, int | None], None], stage: Callable[[Command, Watchdog], None]) -> None:
-    """Run `stage` as a process of a distributed job, after parsing and checking its configuration, see `guarded`."""
-    command = parse_command(kind, check, inherit=inherited_sizes)
-    guarded(command.config.train.hang_timeout_s, partial(stage, command))
-
-
-def guarded(hang_timeout_s: float, work: Callable[[Watchdog], None]) -> None:
-    """Join the other ranks and do `work`, guarded against dead and hung ones. Exit status: 0 done or stopped by a
-    signal, 2 a known error, 1 anything else."""
-    distributed.initialize(hang_timeout_s)
-    watchdog = Watchdog(hang_timeout_s)
-    try:
-        with watchdog.guard():
-            work(watchdog)
-    except KnownError as error:
-        watchdog.beat(0, "ending")
-        exit_with(error)
-    watchdog.close()
-    distributed.shutdown()
 
 
 def open_shards(path: str) -> ShardSet:
