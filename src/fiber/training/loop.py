@@ -154,10 +154,8 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         # ---- evaluate
         if due:
             results = evaluate(run, done)
-        if stopping:
-            run.stop = True  # on the ranks that the signal did not reach, too
-            break
-        if run.exhausted:
+        run.stop |= stopping  # on the ranks that the signal did not reach, too
+        if stopping or run.exhausted:
             break
     progress.close()
     if run.exhausted and distributed.is_main():
