@@ -1,4 +1,5 @@
-"""The sections of a configuration that both stages have, and what is checked across keys.
+"""The sections of a configuration that both stages have, and what is checked across keys: a table, with more lines
+than other files for that.
 
 Every key is a field of a dataclass, with its range next to it (pydantic checks types and ranges when an object is
 made; `loading.py` turns what it says into one line). `stage1.py` and `stage2.py` hold the sections of one stage.

@@ -1,6 +1,7 @@
 """The training loop of both stages: fetch, forward, backward, update, log, save, evaluate.
 
-Weights are saved before they are evaluated: an evaluation that fails costs nothing but itself.
+Weights are saved before they are evaluated: an evaluation that fails costs nothing but itself. A few lines more than
+other files have: the loop and the steps that it is made of are read together.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
-"""How a run goes, the same for every task of both stages: open the data, build the module, train, export,
-evaluate."""
+"""How a run goes, the same for every task of both stages: open the data, build the module, train, export, evaluate.
+
+A few lines more than other files have: everything that connects data, model and loop is here and nowhere else.
+"""
 
 from __future__ import annotations
 
