@@ -1,5 +1,4 @@
-"""The sections of a configuration that both stages have, and what is checked across keys: a table, with more lines
-than other files for that.
+"""The sections of a configuration that both stages have, and what is checked across keys.
 
 Every key is a field of a dataclass, with its range next to it (pydantic checks types and ranges when an object is
 made; `loading.py` turns what it says into one line). `stage1.py` and `stage2.py` hold the sections of one stage.

@@ -1,4 +1,4 @@
-"""The index next to a folder of shards: where every member of every sample lies, so that seeking is arithmetic.
+"""The index beside a folder of shards: where every member of every sample lies, so that seeking is arithmetic.
 
 `index.json` lists the shards (name, samples, bytes, sha256, damage), whose bytes the fingerprint stands for, and the
 annotation fields that are counted; `index.npz` holds one row per sample. Written by the shard writer; built by one
@@ -105,10 +105,11 @@ class Index:
     @classmethod
     def join(cls, pieces: list[Index]) -> Index:
         """One index of several, in order."""
+        arrays = {}
         if len({piece.fields for piece in pieces}) != 1:
             raise ValueError("indexes of different fields do not join")
-        names = ("record", "images", "extension", "counts", "keys")
-        arrays = {name: np.concatenate([getattr(piece, name) for piece in pieces]) for name in names}
+        for name in ("record", "images", "extension", "counts", "keys"):
+            arrays[name] = np.concatenate([getattr(piece, name) for piece in pieces])
         images = np.cumsum([0] + [len(piece.images) for piece in pieces])
         letters = np.cumsum([0] + [len(piece.keys) for piece in pieces])
         firsts = [piece.first_image[:-1] + start for piece, start in zip(pieces, images, strict=False)]
@@ -123,8 +124,9 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
-        """From index.json and index.npz; None where they are damaged, of another version, or do not fit each other.
-        Raises ShardError where a shard's name is no plain file name: names go into paths."""
+        """From index.json and index.npz; None where they are damaged, of another version, or do not
+        fit each other. Raises
+        ShardError where a shard's name is no plain file name: names go into paths."""
         try:
             described = json.loads((folder / "index.json").read_text())
             if described["version"] != INDEX_VERSION:

@@ -1,7 +1,6 @@
 """The training loop of both stages: fetch, forward, backward, update, log, save, evaluate.
 
-Weights are saved before they are evaluated: an evaluation that fails costs nothing but itself. A few lines more than
-other files have: the loop and the steps that it is made of are read together.
+Weights are saved before they are evaluated: an evaluation that fails costs nothing but itself.
 """
 
 from __future__ import annotations
@@ -155,8 +154,10 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         # ---- evaluate
         if due:
             results = evaluate(run, done)
-        run.stop |= stopping  # on the ranks that the signal did not reach, too
-        if stopping or run.exhausted:
+        if stopping:
+            run.stop = True  # on the ranks that the signal did not reach, too
+            break
+        if run.exhausted:
             break
     progress.close()
     if run.exhausted and distributed.is_main():

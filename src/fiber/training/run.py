@@ -1,7 +1,5 @@
-"""How a run goes, the same for every task of both stages: open the data, build the module, train, export, evaluate.
-
-A few lines more than other files have: everything that connects data, model and loop is here and nowhere else.
-"""
+"""How a run goes, the same for every task of both stages: open the data, build the module, train, export,
+evaluate."""
 
 from __future__ import annotations
 
