@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 
 import fiber.data.convert
-from fiber.data.convert.engine import Job, convert
+from fiber.data.convert.engine import ConversionOptions, convert
 from fiber.data.convert.items import ConversionError, Request
 from fiber.data.convert.packing import Packing
 from fiber.data.records import RecordError
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = vars(options)
     request = Request(**{key: given[key] for key in Request.__dataclass_fields__ if key in given})
     packing = Packing(options.decode_check, options.max_side, options.reencode, options.quality)
-    job = Job(
+    job = ConversionOptions(
         options.out, packing, options.shard_samples, options.shard_mb, options.limit, tuple(options.against),
         options.drop_leaks, workers=options.workers, overwrite=options.overwrite,
     )  # fmt: skip

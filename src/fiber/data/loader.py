@@ -22,20 +22,10 @@ from fiber.data.workers import OwnCopies, next_batch, start_worker
 from fiber.errors import DataFaultError, SampleFault, ShardError
 
 MakeSample = Callable[[Sample, str, int, np.random.Generator], dict[str, Any]]
-
-
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
-
-
 ATTEMPTS = 64  # substitutes tried for one position
-
-
 GRACE = 1000  # samples the fault share is at least taken of, so that one early fault does not stop a run
-
-
 PREFETCH = 2  # batches that a worker is ahead of the training process
-
-
 UNIFORMS = 4  # per position, for draws outside the loader (hard negatives)
 
 

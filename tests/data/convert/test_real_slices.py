@@ -15,8 +15,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fiber.data.answers import normalize_answer
 from fiber.data.convert import flickr30k_entities, odinw, vqav2
+from fiber.data.convert.answers import normalize_answer
 from fiber.data.records import clean_text
 from fiber.data.shards import ShardSet
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import RobertaTokenizerFast
 
-from fiber.data.plain_pickle import load_plain
+from fiber.data.convert.plain_pickle import load_plain
 from fiber.data.records import Sample
 from fiber.data.samples.captions import CaptionEvalSample, RewardSample, all_texts
 from fiber.data.samples.text import ImageTransform

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fiber.data.answers import normalize_answer, soft_scores
+from fiber.data.convert.answers import normalize_answer, soft_scores
 from fiber.evaluation.metrics import vqa_accuracy as vqa
 
 

@@ -9,42 +9,31 @@ has one is complete. Everything left out is in ``drops.jsonl``, one line each.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
-import multiprocessing
 import os
-import re
 import shutil
-import sys
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem, UnusableItem
-from fiber.data.convert.packing import Packing, pack
+from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
+from fiber.data.convert.packing import Packing
+from fiber.data.convert.pieces import PARTIAL, Piece, cut, make_item, run_pieces, write_json
 from fiber.data.index import Index
 from fiber.data.shards import ShardSet
-from fiber.data.writer import ShardWriter
 
-PARTIAL = ".partial"
-LEAK = "in an evaluation set"
 _PROBE = 32  # items whose packed size sets the length of a piece
 _EXAMPLES = 5  # of each reason in the summary; all are in drops.jsonl
-_SAME_BYTES = 3  # an image seen this often in one shard of web images is a host's "not available"
 
 
 @dataclass(frozen=True)
-class Job:
+class ConversionOptions:
     """What the user can choose. The first group decides the bytes; a resumed run must have the same.
 
     shard_samples, shard_mb: a shard holds as many items as both allow. against: shard folders (or text files with
@@ -63,21 +52,7 @@ class Job:
     overwrite: bool = False
 
 
-@dataclass
-class _Piece:
-    """What a worker needs beside the items; made once, sent to every worker."""
-
-    out: Path
-    name: str
-    packing: Packing
-    categories: set[int] | None
-    leaks: dict[str, str]
-    drop_leaks: bool
-    placeholders: bool
-    length: int = 0
-
-
-def convert(source: RawDataset, job: Job) -> dict[str, Any]:
+def convert(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
     """Writes the data set and returns the summary (JSON-able).
 
     Raises ConversionError: nothing could be made, the folder holds something else, a worker died.
@@ -91,13 +66,13 @@ def convert(source: RawDataset, job: Job) -> dict[str, Any]:
     head = list(itertools.islice(items, _PROBE))
     known = {category["id"] for category in source.categories} if source.categories else None
     leaks = evaluation_ids(job.against)
-    piece = _Piece(
+    piece = Piece(
         job.out, source.name, job.packing, known, leaks, job.drop_leaks, source.placeholders, _piece_length(head, job)
     )
     partial = _partial_folder(job, {**plan, "piece_length": piece.length})
     total = source.total if job.limit is None else min(source.total or job.limit, job.limit)
-    pieces = _cut(itertools.chain(head, items), piece.length)
-    reports = _run(pieces, piece, partial, total, job)
+    pieces = cut(itertools.chain(head, items), piece.length)
+    reports = run_pieces(pieces, piece, partial, total, job.workers)
     summary = _finish(source, job, plan, partial, reports)
     seconds = time.monotonic() - began
     return {**summary, "seconds": round(seconds, 2), "items_per_second": round(summary["items"] / seconds, 1)}
@@ -132,12 +107,7 @@ def evaluation_ids(places: tuple[Path, ...]) -> dict[str, str]:
     return found
 
 
-def make_key(number: int, image_id: str) -> str:
-    """A sample's key: unique by its number in the conversion, readable by its image id, without dots."""
-    return f"{number:08d}-{re.sub('[^A-Za-z0-9_-]', '_', image_id)[:60]}"
-
-
-def _plan(source: RawDataset, job: Job) -> dict[str, Any]:
+def _plan(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
     """Everything that decides the bytes."""
     options = {
         **asdict(job.packing),
@@ -151,7 +121,7 @@ def _plan(source: RawDataset, job: Job) -> dict[str, Any]:
     return json.loads(json.dumps(plan))  # as it will be read back
 
 
-def _finished(job: Job, plan: dict[str, Any]) -> dict[str, Any] | None:
+def _finished(job: ConversionOptions, plan: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of the same conversion if it is complete already. Raises ConversionError if it is another one."""
     described, partial = job.out / "dataset.json", job.out / PARTIAL
     if job.overwrite:
@@ -173,7 +143,7 @@ def _finished(job: Job, plan: dict[str, Any]) -> dict[str, Any] | None:
     return {**_summary(info, job), "already_complete": True}
 
 
-def _partial_folder(job: Job, plan: dict[str, Any]) -> Path:
+def _partial_folder(job: ConversionOptions, plan: dict[str, Any]) -> Path:
     partial = job.out / PARTIAL
     partial.mkdir(exist_ok=True)
     stored = partial / "plan.json"
@@ -186,150 +156,27 @@ def _partial_folder(job: Job, plan: dict[str, Any]) -> Path:
                 "repeat that command to finish it, or pass --overwrite to start again"
             )
     else:
-        _write_json(stored, plan)
+        write_json(stored, plan)
     for stale in partial.glob(".*"):
         shutil.rmtree(stale, ignore_errors=True)
     return partial
 
 
-def _piece_length(head: list[RawItem | Made | Drop], job: Job) -> int:
+def _piece_length(head: list[RawItem | Made | Drop], job: ConversionOptions) -> int:
     """Items per shard, from the packed size of the first ones: a function of the input alone."""
     sizes = []
     for item in head:
         if not isinstance(item, Drop):
-            sample, _ = _make(item, "probe", replace(job.packing, decode_check=False), None)
+            sample, _ = make_item(item, "probe", replace(job.packing, decode_check=False), None)
             sizes.extend([sum(len(data) for _, data in sample.images) + 2048] if sample else [])
     if not sizes:
         return job.shard_samples
     return max(1, min(job.shard_samples, int(job.shard_mb * 1e6 * len(sizes) / sum(sizes))))
 
 
-def _make(item: RawItem | Made, key: str, packing: Packing, categories: set[int] | None) -> tuple[Any, list[Drop]]:
-    if isinstance(item, Made):
-        return replace(item.make(), key=key), []
-    return pack(item, key, packing, categories)
-
-
-def _cut(items: Iterator[Any], length: int) -> Iterator[tuple[int, list[Any]]]:
-    for number in itertools.count():
-        piece = list(itertools.islice(items, length))
-        if not piece:
-            return
-        yield number, piece
-
-
-# --------------------------------------------------------------------------------------- workers
-
-
-def _run(
-    pieces: Iterator[tuple[int, list[Any]]], piece: _Piece, partial: Path, total: int | None, job: Job
-) -> list[Path]:
-    """Makes every piece that is not there yet; the folders of all pieces in order."""
-    folders: list[Path] = []
-    bar = tqdm(total=total, unit="img", desc=piece.name, file=sys.stderr, smoothing=0.05)
-
-    def missing() -> Iterator[tuple[int, list[Any]]]:
-        for number, items in pieces:
-            folders.append(partial / f"{number:06d}")
-            if folders[-1].exists():
-                bar.update(len(items))
-            else:
-                yield number, items
-
-    with bar:
-        if job.workers == 1:
-            _start_worker(piece, None)
-            for number, items in missing():
-                bar.update(_make_piece(number, items))
-            return folders
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(job.workers, context, _start_worker, (piece, os.getpid()))
-        waiting: deque = deque()
-        try:
-            for number, items in missing():
-                waiting.append(pool.submit(_make_piece, number, items))
-                if len(waiting) > 2 * job.workers:
-                    bar.update(waiting.popleft().result())
-            while waiting:
-                bar.update(waiting.popleft().result())
-        except BrokenProcessPool:
-            raise ConversionError(
-                "a worker process died (out of memory?); run the same command again to go on, with fewer --workers"
-            ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    return folders
-
-
-_piece: _Piece  # set once in each worker
-
-
-def _start_worker(piece: _Piece, parent: int | None) -> None:
-    global _piece
-    _piece = piece
-    if parent is not None:
-        threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    """A killed parent cannot tell its workers; they notice and go, so that nothing keeps writing behind a rerun."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
-
-
-def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
-    """Writes one piece aside and renames it into place. Returns its number of items."""
-    piece = _piece
-    final = piece.out / PARTIAL / f"{number:06d}"
-    aside = final.with_name(f".{final.name}.{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    unavailable = _repeated(items) if piece.placeholders else set()
-    drops: list[Drop] = []
-    # One tar a piece: the length was chosen for that, so neither limit of the writer may cut it.
-    with ShardWriter(aside, piece.name, max_samples=len(items) + 1, max_bytes=1 << 62) as writer:
-        for offset, item in enumerate(items):
-            if isinstance(item, Drop):
-                drops.append(item)
-                continue
-            image_id = item.image_id
-            if (evaluation := piece.leaks.get(image_id)) is not None:
-                drops.append(Drop(LEAK, image_id, evaluation, kept=not piece.drop_leaks))
-                if piece.drop_leaks:
-                    continue
-            if offset in unavailable:
-                drops.append(Drop("placeholder image", image_id, f"the same bytes {_SAME_BYTES} times or more"))
-                continue
-            sample, dropped = _make(item, make_key(number * piece.length + offset, image_id), piece.packing,
-                                    piece.categories)  # fmt: skip
-            drops += dropped
-            if sample is not None:
-                writer.add(sample)
-    _write_json(aside / "drops.json", {"items": len(items), "drops": [list(vars(drop).values()) for drop in drops]})
-    if final.exists():  # an earlier worker whose parent was killed finished it after all: same bytes
-        shutil.rmtree(aside)
-    else:
-        os.replace(aside, final)
-    return len(items)
-
-
-def _repeated(items: list[RawItem | Made | Drop]) -> set[int]:
-    """Places of the items whose image has the same bytes as several others'."""
-    places: dict[bytes, list[int]] = {}
-    for offset, item in enumerate(items):
-        if isinstance(item, RawItem):
-            try:
-                digest = hashlib.blake2b(item.images[0].read(), digest_size=16).digest()
-            except UnusableItem:
-                continue
-            places.setdefault(digest, []).append(offset)
-    return {offset for same in places.values() if len(same) >= _SAME_BYTES for offset in same}
-
-
-# --------------------------------------------------------------------------------------- finishing
-
-
-def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, folders: list[Path]) -> dict[str, Any]:
+def _finish(
+    source: RawDataset, job: ConversionOptions, plan: dict[str, Any], partial: Path, folders: list[Path]
+) -> dict[str, Any]:
     """Moves the shards to their places and writes the index, drops.jsonl and, last, dataset.json."""
     indexes: list[Index] = []
     reasons: Counter[str] = Counter()
@@ -379,7 +226,7 @@ def _finish(source: RawDataset, job: Job, plan: dict[str, Any], partial: Path, f
         "noted": {reason: {"count": n, "examples": examples[reason]} for reason, n in noted.most_common()},
         "conversion": plan,
     }
-    _write_json(job.out / "dataset.json", info)
+    write_json(job.out / "dataset.json", info)
     shutil.rmtree(partial)
     return _summary(info, job)
 
@@ -392,15 +239,8 @@ def _nothing_made(items: int, reasons: Counter, examples: dict[str, list[str]]) 
     return f"none of {items} items could be used: {reason} ({count} times), first {examples[reason][0]}{hint}"
 
 
-def _summary(info: dict[str, Any], job: Job) -> dict[str, Any]:
+def _summary(info: dict[str, Any], job: ConversionOptions) -> dict[str, Any]:
     keys = ("name", "split", "items", "samples", "annotations", "dropped", "noted")
     shards = sorted(job.out.glob("*.tar"))
     size = sum(path.stat().st_size for path in shards)
     return {"out": str(job.out), **{key: info[key] for key in keys}, "shards": len(shards), "bytes": size}
-
-
-def _write_json(path: Path, value: Any) -> None:
-    """Written aside and renamed, so that it is whole or absent."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)

@@ -12,7 +12,7 @@ from typing import Any
 from fiber.data.convert import coco_folder
 from fiber.data.convert.bigjson import Grouped, iter_array
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
-from fiber.data.plain_pickle import load_plain
+from fiber.data.convert.plain_pickle import load_plain
 
 SPLITS = ("train", "val", "testA", "testB", "test")
 VARIANTS = ("refcoco-unc", "refcoco-google", "refcoco+-unc", "refcocog-umd", "refcocog-google")

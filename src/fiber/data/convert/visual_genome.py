@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.answers import normalize_answer
+from fiber.data.convert.answers import normalize_answer
 from fiber.data.convert.bigjson import iter_array
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing, image_in
 from fiber.data.convert.vqav2 import load_vocabulary

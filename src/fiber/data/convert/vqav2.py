@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.answers import normalize_answer, soft_scores
 from fiber.data.convert import coco_folder
+from fiber.data.convert.answers import normalize_answer, soft_scores
 from fiber.data.convert.bigjson import Grouped, iter_array, load
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
 

@@ -1,6 +1,8 @@
 """Questions, hypotheses and statements on pairs of images, for the shapes world.
 
-Answers are balanced where a reader could guess: yes and no by a coin, hypothesis labels one of each a scene, a
+Many lines, since every kind of question and of statement has its own way to be true and to be false.
+
+Answers are balanced where a reader could guess: yes and no by a coin, hypothesis labels one of each per scene, a
 statement true for two of the four pairs it is said of. What is asked for in vain is drawn as objects are, so that
 the words betray little. The one exception is named: a "neutral" hypothesis speaks of what no image shows (a heavy
 circle), so a reader of the words alone reaches 2/3 on hypotheses, not 1/3.

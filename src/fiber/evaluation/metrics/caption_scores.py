@@ -25,7 +25,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fiber.data.plain_pickle import load_plain
+from fiber.data.convert.plain_pickle import load_plain
 from fiber.evaluation.metrics.overlap import MAX_NGRAM, bleu, rouge_l
 from fiber.evaluation.predictions import Row, by_key, check_complete, write_results
 

@@ -2,8 +2,8 @@
 
 The rules, quirks included, are those of the official evaluation script; published numbers depend on them:
 
-* Answers are normalised (`fiber.data.answers`) only where the ten annotators do not all agree to the letter. For a
-  unanimous question "The orange." is wrong where "orange" is asked for.
+* Answers are normalised (`fiber.data.convert.answers`) only where the ten annotators do not all agree to the letter.
+  For a unanimous question "The orange." is wrong where "orange" is asked for.
 * A prediction scores min(1, matches / 3) against the other nine annotators, averaged over leaving each one out:
   0, 0.3, 0.6, 0.9, 1 for 0, 1, 2, 3, 4 or more matches among ten.
 """
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fiber.data.answers import normalize_answer
+from fiber.data.convert.answers import normalize_answer
 from fiber.evaluation.predictions import Row, by_key, check_complete, write_results
 
 
