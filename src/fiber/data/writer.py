@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
-from fiber.data.shards import _scan
 from fiber.errors import ShardError
 from fiber.images.codec import sniff
 
@@ -49,9 +48,8 @@ class _HashingFile(io.RawIOBase):
 class ShardWriter:
     """Writes samples into NAME-000000.tar, NAME-000001.tar, ... and, on a clean exit, the index.
 
-    Equal samples give equal bytes. Every shard is written aside and renamed when whole. With `resume`, shards that
-    an interrupted run over the same samples finished are kept and `add` skips what they hold; without it, a folder
-    that already has shards of this name raises ShardError. Use as a context manager.
+    Equal samples give equal bytes. Every shard is written aside and renamed when whole. A folder that already has
+    shards of this name raises ShardError. Use as a context manager.
 
     max_samples, max_bytes: a shard is closed when it reaches either.
     """
@@ -63,7 +61,6 @@ class ShardWriter:
         *,
         max_samples: int = 1000,
         max_bytes: int = 500_000_000,
-        resume: bool = False,
     ):
         self.folder, self.name = Path(out_dir), name
         self.max_samples, self.max_bytes = max_samples, max_bytes
@@ -71,14 +68,9 @@ class ShardWriter:
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(f".{name}-*.tar"):
             stale.unlink()
-        whole = sorted(self.folder.glob(f"{name}-[0-9]*.tar"))
-        if whole and not resume:
-            raise ShardError(f"{self.folder} already holds shards of {name!r}: choose another folder, or resume")
-        for path in whole:
-            self.builder.add_shard(path.name, *_scan(path))
-        pieces = self.builder.pieces
-        self._resumed = frozenset(piece.key(i) for piece in pieces for i in range(len(piece)))
-        self.keys = set(self._resumed)
+        if any(self.folder.glob(f"{name}-[0-9]*.tar")):
+            raise ShardError(f"{self.folder} already holds shards of {name!r}: choose another folder")
+        self.keys: set[str] = set()
         self._tar: tarfile.TarFile | None = None
 
     def __enter__(self) -> ShardWriter:
@@ -92,18 +84,12 @@ class ShardWriter:
             self._file.close()
             self._aside.unlink()
 
-    def __contains__(self, key: str) -> bool:
-        """Whether a resumed run already holds `key`: its image need not be read again."""
-        return key in self._resumed
-
     def add(self, sample: Sample) -> None:
         """Appends one sample. The extension follows the image's magic bytes where they are known.
 
         Raises ShardError on a key with a dot, slash or blank, a key seen before, or an unknown extension.
         """
         key = sample.key
-        if key in self._resumed:
-            return
         if not key or any(c in key for c in "./ ") or not key.isprintable():
             raise ShardError(f"key {key!r}: use a non-empty key without dots, slashes and blanks")
         if key in self.keys:
@@ -163,7 +149,6 @@ def write_dataset(
     answers: list[str] | None = None,
     max_samples: int = 1000,
     max_bytes: int = 500_000_000,
-    resume: bool = False,
 ) -> dict[str, Any]:
     """Writes a whole data set: shards, index and dataset.json, whose contents are returned.
 
@@ -171,10 +156,8 @@ def write_dataset(
     Every record is validated: RecordError names the sample's key, field and index.
     """
     known = {c["id"] for c in categories} if categories else None
-    with ShardWriter(out_dir, name, max_samples=max_samples, max_bytes=max_bytes, resume=resume) as writer:
+    with ShardWriter(out_dir, name, max_samples=max_samples, max_bytes=max_bytes) as writer:
         for sample in samples:
-            if sample.key in writer:
-                continue
             try:
                 validate_record(sample.record, known)
             except RecordError as error:
