@@ -12,7 +12,7 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.data.text import train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.fine.model import FiberDetector
 from fiber.weights.export import Card, ExportConfig, write_export
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fiber.data import records
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
-from fiber.data.text import train_bpe
 from fiber.errors import ShardError
 
 TEXT_FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements")

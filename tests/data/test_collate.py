@@ -8,7 +8,8 @@ import torch
 from shard_sets import make_sample
 
 from fiber.data.collate import collate
-from fiber.data.text import IGNORE, train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.text import IGNORE
 from fiber.data.workers import LARGE, OwnCopies, SharedBuffers
 from fiber.errors import SampleFault
 from fiber.images.resize import load_image

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fiber.data.text import IGNORE, encode, load_tokenizer, mask_tokens, train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.text import IGNORE, encode, load_tokenizer, mask_tokens
 
 TEXTS = ["a red cube left of a blue ball", "two green stars above a très small circle"] * 20
 SPECIAL = np.array([0, 1, 2, 3, 99])

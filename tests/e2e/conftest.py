@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, generate
-from fiber.data.text import train_bpe
 from fiber.data.writer import ShardWriter
 
 

@@ -7,7 +7,8 @@ import yaml
 
 from fiber.config.loading import load_config
 from fiber.config.stage2 import Stage2Config
-from fiber.data.text import load_tokenizer, train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.text import load_tokenizer
 from fiber.tasks.regions import build_module, export
 from fiber.weights.export import write_run_export
 

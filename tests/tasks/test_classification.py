@@ -18,8 +18,9 @@ from fiber import stage1_coarse
 from fiber.config.command import Command
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
-from fiber.data.text import load_tokenizer, train_bpe
+from fiber.data.text import load_tokenizer
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.tasks import classification, vqa
 from fiber.tasks.coarse_model import coarse_task

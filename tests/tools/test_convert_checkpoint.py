@@ -14,7 +14,7 @@ from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.config.loading import save_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config
-from fiber.data.text import train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.tasks.coarse_model import build_model
 from fiber.tasks.regions import build_detector
 from fiber.weights.export import read_export

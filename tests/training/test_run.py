@@ -15,7 +15,8 @@ from transformers import RobertaConfig, RobertaModel
 from fiber.backbone.lora import LoraLinear, merge_lora
 from fiber.config.base import ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TrainConfig
 from fiber.config.stage1 import RetrievalEvalConfig, Stage1Config
-from fiber.data.text import load_tokenizer, train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError
 from fiber.tasks import pretrain
 from fiber.training import run

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerFast
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.config.stage1 import Stage1Config
-from fiber.data.text import train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.tasks.coarse_model import build_model
 
 

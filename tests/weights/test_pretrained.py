@@ -10,7 +10,7 @@ from transformers import RobertaConfig, RobertaModel
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
-from fiber.data.text import train_bpe
+from fiber.data.shapes.tokenizer import train_bpe
 from fiber.errors import WeightsError
 from fiber.weights.pretrained import load_pretrained_towers
 

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 IGNORE = -100
 """Label of positions that a cross-entropy leaves out."""
-
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0..3, as RoBERTa has them; <mask> is the last id
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokeniser was used
 
@@ -29,32 +24,6 @@ def load_tokenizer(path_or_hub: str | Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer at {path_or_hub!s} is not a fast one with a <mask> token")
     return tokenizer
-
-
-def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> PreTrainedTokenizerFast:
-    """Trains a byte-level BPE of RoBERTa's form on `texts` and stores it in `out_dir`, where load_tokenizer finds it.
-
-    vocab_size: at least 261 (256 bytes and five special tokens); the result has at most so many ids.
-    """
-    if vocab_size < 261:
-        raise ValueError(f"vocab_size {vocab_size}: a byte-level vocabulary needs at least 261 ids")
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 1,  # <mask> comes on top
-        special_tokens=list(SPECIAL),
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", SPECIAL.index("</s>")), ("<s>", SPECIAL.index("<s>")), add_prefix_space=False, trim_offsets=True
-    )
-    mask: Any = AddedToken("<mask>", lstrip=True, special=True)
-    wrapped = RobertaTokenizerFast(tokenizer_object=tokenizer, mask_token=mask, model_max_length=512)
-    wrapped.save_pretrained(str(out_dir))
-    return wrapped
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, max_length: int) -> tuple[np.ndarray, np.ndarray]:
