@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -127,3 +128,12 @@ def metrics(run: Path) -> list[dict]:
 def losses(run: Path, name: str = "loss/total") -> dict[int, float]:
     """step -> loss as logged."""
     return {line["step"]: line[name] for line in metrics(run) if name in line}
+
+
+def seeded(low: int, high: int) -> int:
+    """A number in [low, high] that differs from day to day, so that many are tried; a failure names it, and
+    FIBER_TEST_SEED=SEED repeats it."""
+    seed = int(os.environ.get("FIBER_TEST_SEED", time.strftime("%Y%m%d")))
+    number = random.Random(seed).randint(low, high)
+    print(f"FIBER_TEST_SEED={seed}: {number}")
+    return number

@@ -2,13 +2,12 @@
 stage; GOLD killed and restarted, its frozen copy included."""
 
 import json
-import random
 import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from launcher import REPO, STAGE1, Job, environment, free_port, losses, metrics
+from launcher import REPO, STAGE1, Job, environment, free_port, losses, metrics, seeded
 from safetensors.torch import load_file
 
 from fiber.backbone.build import build_backbone
@@ -103,7 +102,7 @@ def test_bf16_follows_fp32(runs: Path) -> None:
 
 def test_gold_killed_and_restarted_equals_a_whole_run(runs: Path, caption_config: Path, tmp_path: Path) -> None:
     """Loss for loss to the last bit; the final checkpoint's copy is from before the kill."""
-    run, victim = tmp_path / "run", random.Random().randint(17, 20)
+    run, victim = tmp_path / "run", seeded(17, 20)
     command = (STAGE1, "--config", caption_config, f"output={run}", *KILLED)
     with Job(*command, folder=tmp_path) as job:
         job.until(lambda: victim in losses(run))

@@ -2,14 +2,13 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
-from launcher import STAGE1, Job, free_port, losses, metrics
+from launcher import STAGE1, Job, free_port, losses, metrics, seeded
 
 from fiber.weights.export import read_export
 
@@ -68,7 +67,7 @@ def falls(values: list[float]) -> int:
 
 def test_killed_at_a_random_step_and_restarted(whole: Path, config: Path, tmp_path: Path) -> None:
     """Loss for loss to the last bit, with another number of loader workers; a half-written save is ignored."""
-    run, victim = tmp_path / "run", random.Random().randint(9, 18)
+    run, victim = tmp_path / "run", seeded(9, 18)
     command = (STAGE1, "--config", config, f"output={run}", *CHOOSING)
     with Job(*command, folder=tmp_path) as job:
         job.until(lambda: victim in losses(run))

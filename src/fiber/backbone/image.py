@@ -280,17 +280,26 @@ def _relative_index(window: Grid, side: int, device: torch.device) -> Tensor:
     return ((d_row + side - 1) * (2 * side - 1) + d_col + side - 1).flatten().to(device)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)
 def _region_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor | None:
     """Additive mask (n,w²,w²) that keeps tokens brought together by the cyclic shift apart; None if unshifted."""
-    if not any(shift):
-        return None
+    return _shifted_mask(size, window, shift, device) if any(shift) else None
+
+
+@lru_cache(maxsize=8)  # the stages of the current size; built again from `_regions` for another
+@torch.inference_mode(False)
+def _shifted_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
+    region = _regions(size, window, shift, device)
+    return (region[:, None] != region[:, :, None]) * REGION_MASK
+
+
+@lru_cache(maxsize=1024)  # a byte per token: images of many sizes come and go in stage 2
+@torch.inference_mode(False)
+def _regions(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
+    """Number of the region (n,w²) uint8 that each token of each window comes from."""
     region = torch.zeros(1, *size, 1)
     for axis, (w, s) in enumerate(zip(window, shift, strict=True), start=1):
         edges = torch.zeros(size[axis - 1])
         if s:
             edges[-w:-s], edges[-s:] = 1, 2
         region += edges.view(-1, *[1] * (3 - axis)) * 3 ** (2 - axis)
-    region = partition(region, window).squeeze(-1)
-    return ((region[:, None] != region[:, :, None]) * REGION_MASK).to(device)
+    return partition(region, window).squeeze(-1).to(device, torch.uint8)

@@ -1,14 +1,20 @@
 #!/usr/bin/env bash
-# Stage 1 on several machines that share the repository, the shards and the output folder.
+# Stage 1 or 2 on any number of machines that share the repository, the shards and the output folder.
 #
-#   HOSTFILE=launch/hostfile.example launch/two_nodes.sh CONFIG [key.path=value ...]      on the first machine, with ssh
-#   NODE_RANK=0 MASTER_ADDR=node-a HOSTFILE=... launch/two_nodes.sh CONFIG ...            on every machine, without ssh
+#   HOSTFILE=launch/hostfile.example launch/nodes.sh STAGE CONFIG [key.path=value ...]    on the first machine, with ssh
+#   NODE_RANK=0 MASTER_ADDR=node-a HOSTFILE=... launch/nodes.sh STAGE CONFIG ...          on every machine, without ssh
 #
-# NODE_RANK counts the lines of HOSTFILE from 0. train.global_batch must equal micro_batch x accumulation x all slots.
+# STAGE: stage1 or stage2. NODE_RANK counts the lines of HOSTFILE from 0. train.global_batch must equal micro_batch x accumulation x all slots.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ -d .venv ]] && source .venv/bin/activate
 
+case ${1:-} in
+  stage1) script=src/fiber/stage1_coarse.py ;;
+  stage2) script=src/fiber/stage2_fine.py ;;
+  *) echo "error: launch/nodes.sh STAGE CONFIG [key.path=value ...]; STAGE is stage1 or stage2, got '${1:-}'" >&2; exit 2 ;;
+esac
+shift
 hostfile=${HOSTFILE:?set HOSTFILE to a file like launch/hostfile.example}
 options=(--hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}")
 [[ -n ${MASTER_ADDR:-} ]] && options+=(--master_addr "$MASTER_ADDR")
@@ -23,4 +29,4 @@ else
   done
   export DS_ENV_FILE=$environment
 fi
-deepspeed "${options[@]}" src/fiber/stage1_coarse.py --config "$@"
+deepspeed "${options[@]}" "$script" --config "$@"
