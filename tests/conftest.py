@@ -10,6 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import RobertaTokenizerFast
 
 from fiber import distributed
+from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.shapes.world import WORLDS, answers, categories, generate, generate_pairs
+from fiber.data.writer import write_dataset
 
 REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
@@ -64,3 +67,22 @@ def alone() -> Iterator[None]:
     distributed.shutdown()
     os.environ.clear()
     os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def task_sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes with answers and categories, pairs, a set of two classes, and a tokenizer."""
+    folder, world = tmp_path_factory.mktemp("convert"), WORLDS["easy"]
+    about = {"split": "train", "provenance": "drawn", "licence": "none"}
+    scenes = list(generate(world, "train", 12, seed=0))
+    texts = [caption["text"] for scene in scenes for caption in scene.record["captions"]]
+    listed = {"answers": answers(world), "categories": categories(world)}
+    write_dataset(scenes, folder / "train", name="scenes", **listed, **about)
+    write_dataset(generate_pairs(world, "train", 12, seed=0), folder / "pairs", name="pairs", **about)
+    for number, scene in enumerate(scenes):
+        scene.record = {k: v for k, v in scene.record.items() if k in ("image_id", "width", "height", "source")}
+        scene.record["captions"] = [{"text": ("few", "many")[number % 2]}]
+    classes = [{"id": 0, "name": "few"}, {"id": 1, "name": "many"}]
+    write_dataset(scenes, folder / "classes", name="classes", categories=classes, **about)
+    train_bpe(texts, 400, folder / "tokenizer")
+    return folder

@@ -14,9 +14,6 @@ from fiber.config.command import Command
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
-from fiber.data.shapes.tokenizer import train_bpe
-from fiber.data.shapes.world import WORLDS, answers, categories, generate, generate_pairs
-from fiber.data.writer import write_dataset
 from fiber.tasks.table import TABLE
 from fiber.training.watchdog import Watchdog
 
@@ -36,35 +33,16 @@ CASES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scenes with answers and categories, pairs, a set of two classes, and a tokenizer."""
-    folder, world = tmp_path_factory.mktemp("convert"), WORLDS["easy"]
-    about = {"split": "train", "provenance": "drawn", "licence": "none"}
-    scenes = list(generate(world, "train", 12, seed=0))
-    texts = [caption["text"] for scene in scenes for caption in scene.record["captions"]]
-    listed = {"answers": answers(world), "categories": categories(world)}
-    write_dataset(scenes, folder / "train", name="scenes", **listed, **about)
-    write_dataset(generate_pairs(world, "train", 12, seed=0), folder / "pairs", name="pairs", **about)
-    for number, scene in enumerate(scenes):
-        scene.record = {k: v for k, v in scene.record.items() if k in ("image_id", "width", "height", "source")}
-        scene.record["captions"] = [{"text": ("few", "many")[number % 2]}]
-    classes = [{"id": 0, "name": "few"}, {"id": 1, "name": "many"}]
-    write_dataset(scenes, folder / "classes", name="classes", categories=classes, **about)
-    train_bpe(texts, 400, folder / "tokenizer")
-    return folder
-
-
 @pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("task", "overrides"), CASES, ids=lambda value: value if isinstance(value, str) else " ".join(value)
 )
-def test_converted_is_exported(task: str, overrides: list[str], sets: Path, tmp_path: Path) -> None:
+def test_converted_is_exported(task: str, overrides: list[str], task_sets: Path, tmp_path: Path) -> None:
     run, fine = tmp_path / "run", task == "regions"
     tree = json.loads(json.dumps(REGION_TASK if fine else IMAGE_TASK))
     field = next(row.fields[-1 if fine else 0] for row in TABLE if row.name == task)
-    path = sets / {"nlvr2": "pairs", "classification": "classes"}.get(task, "train")
-    tree |= {"output": str(run), "tokenizer": str(sets / "tokenizer")} | ({} if fine else {"task": task})
+    path = task_sets / {"nlvr2": "pairs", "classification": "classes"}.get(task, "train")
+    tree |= {"output": str(run), "tokenizer": str(task_sets / "tokenizer")} | ({} if fine else {"task": task})
     tree["data"] |= {"train": [{"path": str(path), "field": field}]}
     tree["train"] |= {"steps": 2, "micro_batch": 4, "accumulation": 1, "global_batch": 4}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
