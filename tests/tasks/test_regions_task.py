@@ -259,3 +259,18 @@ def test_wrong_configurations_are_named(tmp_path: Path, override: str, message: 
     overrides = [*paths, "init_from=null", override]
     with pytest.raises(ConfigError, match=message):
         validate_stage2(load_config(Stage2Config, REPO / "configs/stage2/shapes_tiny.yaml", overrides), world=2)
+
+
+def test_boxes_are_assigned_to_anchors_once_per_micro_batch(
+    config: Stage2Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = regions.assign_batch
+    monkeypatch.setattr(regions, "assign_batch", lambda *given: calls.append(1) or original(*given))
+    task, made = build_module(config, load_tokenizer(config.tokenizer)).eval(), batch(config)
+    normalisers = task.loss_normalisers(made)
+    losses, _ = task(made | {"loss_normalisers": normalisers})
+    assert len(calls) == 1
+    fresh, _ = task(batch(config) | {"loss_normalisers": normalisers})
+    assert len(calls) == 2
+    assert {name: float(loss) for name, loss in losses.items()} == {name: float(loss) for name, loss in fresh.items()}
