@@ -124,9 +124,8 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
-        """From index.json and index.npz; None where they are damaged, of another version, or do not
-        fit each other. Raises
-        ShardError where a shard's name is no plain file name: names go into paths."""
+        """From index.json and index.npz; None where they are absent, damaged, of another version, or do not fit each
+        other. Raises ShardError where a shard's name is no plain file name: names go into paths."""
         try:
             described = json.loads((folder / "index.json").read_text())
             if described["version"] != INDEX_VERSION:
@@ -138,24 +137,18 @@ class Index:
             fitting = sum(s["samples"] for s in shards) == len(index) and index.counts.shape[1] == len(fields)
         except ShardError:
             raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            zipfile.BadZipFile,
-            struct.error,
-        ):
-            return None  # cut short or not an index at all
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, struct.error):
+            return None  # absent, cut short or not an index at all
         return index if fitting else None
 
 
 def check_shard_name(name: Any, origin: Path | str) -> None:
     """Raises ShardError naming `origin` unless a name from outside is that of a tar in the same folder."""
     if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-        raise ShardError(f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end)")
+        raise ShardError(
+            f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end); "
+            "rename the file and delete index.json"
+        )
 
 
 def mapped(path: Path) -> dict[str, np.ndarray]:

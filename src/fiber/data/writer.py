@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
+from fiber.data.index import BLOCK, IndexBuilder, Members, check_shard_name, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
 from fiber.errors import ShardError
 from fiber.images.codec import sniff
@@ -49,7 +49,7 @@ class ShardWriter:
     """Writes samples into NAME-000000.tar, NAME-000001.tar, ... and, on a clean exit, the index.
 
     Equal samples give equal bytes. Every shard is written aside and renamed when whole. A folder that already has
-    shards of this name raises ShardError. Use as a context manager.
+    shards of this name raises ShardError, and so does a name that a shard cannot have. Use as a context manager.
 
     max_samples, max_bytes: a shard is closed when it reaches either.
     """
@@ -62,6 +62,7 @@ class ShardWriter:
         max_samples: int = 1000,
         max_bytes: int = 500_000_000,
     ):
+        check_shard_name(f"{name}-000000.tar", Path(out_dir))  # before the work, not when the set is opened
         self.folder, self.name = Path(out_dir), name
         self.max_samples, self.max_bytes = max_samples, max_bytes
         self.builder = IndexBuilder()
