@@ -26,8 +26,8 @@ PAD = 1
 @dataclass(frozen=True)
 class BenchOptions:
     """`repeats` timed runs after `warmup` others. `vocabulary`: ids of the model; no tokenizer is read. `images`
-    images and `samples` read of them in `loader`; `index_samples` samples of the set of `index`; pairs matched at once
-    and in all in `rerank`."""
+    images and `samples` read of them in `loader`; `index_samples` samples of the set of `index`; pairs matched at
+    once and in all in `rerank`."""
 
     repeats: int = 5
     warmup: int = 1

@@ -35,10 +35,7 @@ def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
 
 
 def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_index(folder: str | Path) -> Index:
@@ -68,8 +65,7 @@ def _index_of(paths: Iterable[Path], folder: Path) -> Index:
 
 
 def _info(folder: Path) -> dict[str, Any]:
-    """The contents of dataset.json, {} without one. Raises ShardError on what is used of it unchecked elsewhere: the
-    name and the split go into names of files."""
+    """The contents of dataset.json, {} without one. Raises ShardError; name and split go into names of files."""
     described = folder / "dataset.json"
     try:
         info = json.loads(described.read_text())
@@ -209,7 +205,7 @@ class ShardSet:
         """Re-reads every shard; one line for each that no longer has the indexed bytes."""
         wrong = []
         for shard in self.index.shards:
-            with open(self._local(shard["name"]), "rb") as file:
+            with open(self._open(shard["name"]), "rb") as file:
                 if _sha256(file) != shard["sha256"]:
                     wrong.append(f"{shard['name']}: bytes differ from the index")
         return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
@@ -238,8 +234,8 @@ class ShardSet:
         first, last = self.index.first_image[i : i + 2].tolist()
         if first == last:
             raise SampleFault("missing_image", "the sample has no image member")
-        places, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
-        images = [(EXTENSIONS[kind], self._pread(i, *place)) for kind, place in zip(kinds, places, strict=True)]
+        extents, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
+        images = [(EXTENSIONS[kind], self._pread(i, *extent)) for kind, extent in zip(kinds, extents, strict=True)]
         return Sample(self.index.key(i), images, record, self.facts)
 
     def _pread(self, i: int, offset: int, size: int) -> bytes:
@@ -255,13 +251,11 @@ class ShardSet:
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            name = self.index.shards[shard]["name"]
-            flags = os.O_RDONLY | os.O_CLOEXEC
-            self._files[shard] = self.remote.open(name) if self.remote else os.open(self.folder / name, flags)
+            self._files[shard] = self._open(self.index.shards[shard]["name"])
         return self._files[shard]
 
-    def _local(self, name: str) -> Path:
-        return self.remote.fetch(name) if self.remote else self.folder / name
+    def _open(self, name: str) -> int:
+        return self.remote.open(name) if self.remote else os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():

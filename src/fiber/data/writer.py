@@ -54,14 +54,7 @@ class ShardWriter:
     max_samples, max_bytes: a shard is closed when it reaches either.
     """
 
-    def __init__(
-        self,
-        out_dir: str | Path,
-        name: str,
-        *,
-        max_samples: int = 1000,
-        max_bytes: int = 500_000_000,
-    ):
+    def __init__(self, out_dir: str | Path, name: str, *, max_samples: int = 1000, max_bytes: int = 500_000_000):
         check_shard_name(f"{name}-000000.tar", Path(out_dir))  # before the work, not when the set is opened
         self.folder, self.name = Path(out_dir), name
         self.max_samples, self.max_bytes = max_samples, max_bytes
@@ -105,8 +98,8 @@ class ShardWriter:
             if extension not in EXTENSIONS:
                 raise ShardError(f"key {key!r}: extension {extension!r} is not one of {EXTENSIONS}")
             number = f".{i}" if len(sample.images) > 1 else ""
-            place = self._write(f"{key}{number}.{extension}", data)
-            members.images.append((*place, EXTENSIONS.index(extension)))
+            extent = self._write(f"{key}{number}.{extension}", data)
+            members.images.append((*extent, EXTENSIONS.index(extension)))
         text = json.dumps(sample.record, sort_keys=True, ensure_ascii=False, allow_nan=False)
         members.record = self._write(f"{key}.json", text.encode())
         self.keys.add(key)
