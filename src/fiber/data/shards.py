@@ -11,8 +11,9 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +35,7 @@ def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
         return members, file.tell(), digest, damage
 
 
-def _sha256(file: BinaryIO) -> str:
+def _sha256(file: BufferedReader) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
