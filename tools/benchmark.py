@@ -1,10 +1,11 @@
 """Measure the project on this machine.
 
-    python tools/benchmark.py {step,loader,rerank,caption,detect} --config FILE [--json OUT] [key=value ...]
+    python tools/benchmark.py {step,loader,index,rerank,caption,detect} --config FILE [--json OUT] [key=value ...]
 
     step     a pre-training step with shared prefixes and the same step in five full passes; of a stage-2
              configuration its one form
     loader   the stage-1 loader, beside decoding and resizing alone on the same cores
+    index    opening a set of `bench.index_samples` samples on two ranks: time and memory
     rerank   matching of pairs with cached prefixes and with full forwards
     caption  decoding with five beams, cached and with the whole prefix computed at every step
     detect   1,203 classes in prompts of 40, prefixes shared and the whole model run again for each
@@ -24,6 +25,7 @@ from pathlib import Path
 import benchmark_caption
 import benchmark_detect
 import benchmark_fine_step
+import benchmark_index
 import benchmark_loader
 import benchmark_rerank
 import benchmark_step
@@ -34,6 +36,7 @@ from fiber.errors import ConfigError
 COMMANDS = {
     "step": (BenchConfig, benchmark_step.run),
     "loader": (BenchConfig, benchmark_loader.run),
+    "index": (BenchConfig, benchmark_index.run),
     "rerank": (BenchConfig, benchmark_rerank.run),
     "caption": (BenchConfig, benchmark_caption.run),
     "detect": (benchmark_detect.DetectBenchConfig, benchmark_detect.run),

@@ -26,13 +26,15 @@ PAD = 1
 @dataclass(frozen=True)
 class BenchOptions:
     """`repeats` timed runs after `warmup` others. `vocabulary`: ids of the model; no tokenizer is read. `images`
-    images and `samples` read of them in `loader`; pairs matched at once and in all in `rerank`."""
+    images and `samples` read of them in `loader`; `index_samples` samples of the set of `index`; pairs matched at
+    once and in all in `rerank`."""
 
     repeats: int = 5
     warmup: int = 1
     vocabulary: int = 50265
     images: int = 2000
     samples: int = 20000
+    index_samples: int = 10_000_000
     pairs: int = 96
     pair_batch: int = 24
 

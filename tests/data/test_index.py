@@ -16,6 +16,7 @@ from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.remote import RemoteFolder
 from fiber.data.shards import ShardSet
+from fiber.data.writer import ShardWriter
 from fiber.errors import ShardError
 
 OLD = Path(__file__).resolve().parents[1] / "golden" / "old_index"
@@ -102,6 +103,40 @@ def test_names_in_an_index_are_checked_before_use(folder: Path, name: object) ->
         ShardSet(folder)
 
 
+@pytest.mark.parametrize("name", ["my set", "../up", "a/b", "a;rm"])
+def test_a_name_that_no_shard_can_have_is_refused_before_anything_is_written(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match="is no name of a shard"):
+        ShardWriter(tmp_path / "out", name)
+    assert not list(tmp_path.rglob("*"))
+
+
+def test_foreign_tars_of_such_names_are_refused_at_the_first_opening(folder: Path) -> None:
+    """Not at the second, when the index is read back."""
+    next(folder.glob("*.tar")).rename(folder / "my tar.tar")
+    with pytest.raises(ShardError, match=r"'my tar\.tar' is no name of a shard .*rename the file"):
+        ShardSet(folder)
+    assert not list(folder.glob("index.*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "does not parse"),
+        ("[]", "is not a JSON object"),
+        ('{"name": "../../up"}', "name '../../up' must be a text without slashes"),
+        ('{"name": 3}', "name 3 must be a text"),
+        ('{"split": "a/b"}', "split 'a/b' must be a text without slashes"),
+        ('{"categories": [{"id": 1}]}', "must have an id and a name"),
+    ],
+)
+def test_a_description_that_cannot_be_used_ends_in_one_line(folder: Path, content: str, message: str) -> None:
+    (folder / "dataset.json").write_text(content)
+    with pytest.raises(ShardError, match=message) as caught:
+        ShardSet(folder)
+    assert "dataset.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_views_share_everything_and_a_head_ends_early(folder: Path) -> None:
     shards = ShardSet(folder)
     head = shards.view("head", 6)
@@ -111,13 +146,114 @@ def test_views_share_everything_and_a_head_ends_early(folder: Path) -> None:
     assert len(shards.view("all")) == 12
 
 
-def test_a_remote_shard_that_vanishes_between_two_looks_is_fetched_again(folder: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of remote sets that belongs to the test, without pauses between attempts."""
+    monkeypatch.setenv("FIBER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("fiber.data.remote.WAIT_S", 0)
+    return tmp_path / "cache"
+
+
+def test_a_remote_shard_that_vanishes_between_two_looks_is_fetched_again(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cache never makes an empty file of a shard that another process has just removed."""
     ShardSet(folder)
     remote = RemoteFolder(f"pipe:cat {folder}/{{}}", keep=2)
     path = remote.fetch("index.json")
+    assert path.is_relative_to(cache)
+    exists = Path.exists
+
+    def exists_until_now(self: Path) -> bool:
+        answer = exists(self)
+        if self == path:  # another process evicts this one file as soon as it has been seen
+            path.unlink(missing_ok=True)
+        return answer
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "exists", exists_until_now)
+        again = remote.fetch("index.json")
+    assert again.read_bytes() == (folder / "index.json").read_bytes()
     path.unlink()
     assert remote.fetch("index.json").read_bytes() == (folder / "index.json").read_bytes()
+
+
+def test_the_processes_of_a_machine_map_one_file_of_a_remote_index(folder: Path, cache: Path, tmp_path: Path) -> None:
+    """The arrays are fetched once for all, again where the set has changed, and again where the copy is damaged."""
+    ShardSet(folder)
+    (folder / "dataset.json").write_text("{}")
+    log = tmp_path / "log"
+    location = f"pipe:echo {{}} >> {log}; cat {folder}/{{}}"
+    first, second = ShardSet(location), ShardSet(location)
+    arrays = first.folder / "index.npz"
+    inode = arrays.stat().st_ino
+    assert log.read_text().split().count("index.npz") == 1
+    assert second.counts("captions").tolist() == first.counts("captions").tolist()
+
+    arrays.write_bytes(b"cut short")
+    assert len(ShardSet(location)) == 12
+    assert log.read_text().split().count("index.npz") == 2
+
+    for path in folder.iterdir():
+        path.unlink()
+    write_shards(folder, (3, 4), lambda i: 1)
+    ShardSet(folder)
+    (folder / "dataset.json").write_text("{}")
+    assert len(ShardSet(location)) == 7
+    assert log.read_text().split().count("index.npz") == 3
+    assert arrays.stat().st_ino != inode
+
+
+def test_a_remote_index_is_never_newer_than_its_arrays(folder: Path, cache: Path) -> None:
+    """A fetch that ends between the two files is made good by the next."""
+    ShardSet(folder)
+    remote = RemoteFolder(f"pipe:cat {folder}/{{}}", keep=2)
+    remote.fetch_index()
+    described = json.loads((folder / "index.json").read_text())
+    described["shards"][0]["sha256"] = "0" * 64
+    (folder / "index.json").write_text(json.dumps(described))
+    (folder / "index.npz").rename(folder / "aside")
+    with pytest.raises(OSError, match="cannot be read"):
+        remote.fetch_index()
+    before = Index.load(remote.folder)
+    assert before is not None
+    assert before.shards[0]["sha256"] != "0" * 64
+    (folder / "aside").rename(folder / "index.npz")
+    RemoteFolder(f"pipe:cat {folder}/{{}}", keep=2).fetch_index()
+    after = Index.load(remote.folder)
+    assert after is not None
+    assert after.shards[0]["sha256"] == "0" * 64
+
+
+def test_a_shard_that_goes_before_it_is_opened_is_fetched_again_not_a_fault(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = ShardSet(folder).read(0).images
+    (folder / "dataset.json").write_text("{}")
+    remote = ShardSet(f"pipe:cat {folder}/{{}}")
+    fetch, gone = RemoteFolder.fetch, []
+
+    def evicted_once(self: RemoteFolder, name: str, again: bool = False) -> Path:
+        path = fetch(self, name, again)
+        if not gone:
+            gone.append(name)
+            path.unlink()
+        return path
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteFolder, "fetch", evicted_once)
+        images = remote.read(0).images
+    assert gone
+    assert images == expected
+
+
+def test_two_processes_may_evict_at_once(folder: Path, cache: Path) -> None:
+    """A file that the other has removed after both had listed it is no error."""
+    names = sorted(path.name for path in folder.glob("*.tar"))
+    remote = RemoteFolder(f"pipe:cat {folder}/{{}}", keep=1)
+    remote.fetch(names[0])
+    (remote.folder / "gone.tar").symlink_to("nowhere")  # listed, but its stat fails
+    assert remote.fetch(names[1]).exists()
 
 
 def test_a_builder_joins_what_it_is_given() -> None:

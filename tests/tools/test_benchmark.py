@@ -88,6 +88,16 @@ def test_loader_is_measured_against_decoding_alone(config, benchmark):
     assert results["resident_memory"]["at_the_end"] > 1e7
 
 
+def test_opening_a_large_set_does_not_read_its_arrays(config, benchmark):
+    results = benchmark("index", "--config", config, "bench.index_samples=300000")
+    assert results["samples"] == 300_000
+    assert results["index_bytes"] > 80 * 300_000
+    for state in ("cold", "warm"):
+        found = results[state]
+        assert 0 < found["open_seconds"] < found["first_item_seconds"]
+        assert found["own_bytes"] < results["index_bytes"]  # a rank that read the arrays would hold all of them
+
+
 def test_a_bad_key_is_one_line(config, benchmark, capsys):
     with pytest.raises(SystemExit) as exited:
         benchmark("step", "--config", config, "bench.repeat=3")

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
+from numpy.lib import format as npy
 
 from fiber.data.records import EXTENSIONS, FIELDS, Record, count
 from fiber.errors import ShardError
@@ -63,11 +64,10 @@ class Index:
 
     def head(self, samples: int) -> Index:
         """The first samples alone; the shards stay listed."""
-        first = self.first_image[: samples + 1]
         return replace(
             self,
             record=self.record[:samples],
-            first_image=first,
+            first_image=self.first_image[: samples + 1],
             counts=self.counts[:samples],
             key_end=self.key_end[:samples],
         )
@@ -83,7 +83,7 @@ class Index:
         return json.dumps({"version": INDEX_VERSION, "fields": self.fields, "shards": self.shards}, indent=1) + "\n"
 
     def fingerprint(self) -> str:
-        """Changes whenever any shard's bytes, name or place in the order change, and with nothing else."""
+        """Changes whenever any shard's bytes, name or position in the order change, and with nothing else."""
         return hashlib.sha256(json.dumps(self.shards).encode()).hexdigest()[:16]
 
     def first_fingerprint(self) -> str:
@@ -124,38 +124,30 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
-        """From index.json and index.npz; None where they are damaged, of another version, or do not
-        fit each other. Raises
-        ShardError where a shard's name is no plain file name: names go into paths."""
+        """From index.json and index.npz; None where they are absent, damaged, of another version, or do not fit each
+        other. Raises ShardError where a shard's name is no plain file name: names go into paths."""
         try:
             described = json.loads((folder / "index.json").read_text())
             if described["version"] != INDEX_VERSION:
                 return None
             shards, fields = described["shards"], tuple(described["fields"])
-            for shard in shards:
-                check_shard_name(shard["name"], folder / "index.json")
+            names = [shard["name"] for shard in shards]
             index = cls(shards=shards, fields=fields, **mapped(folder / "index.npz"))
             fitting = sum(s["samples"] for s in shards) == len(index) and index.counts.shape[1] == len(fields)
-        except ShardError:
-            raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            zipfile.BadZipFile,
-            struct.error,
-        ):
-            return None  # cut short or not an index at all
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, struct.error):
+            return None  # absent, cut short or not an index at all
+        for name in names:
+            check_shard_name(name, folder / "index.json")
         return index if fitting else None
 
 
 def check_shard_name(name: Any, origin: Path | str) -> None:
     """Raises ShardError naming `origin` unless a name from outside is that of a tar in the same folder."""
     if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-        raise ShardError(f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end)")
+        raise ShardError(
+            f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end); "
+            "rename the file and delete index.json"
+        )
 
 
 def mapped(path: Path) -> dict[str, np.ndarray]:
@@ -164,11 +156,9 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                read = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, by_column, dtype = read(stream)
+                first = npy.read_magic(stream) == (1, 0)
+                read_header = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+                shape, by_column, dtype = read_header(stream)
                 header = stream.tell()
             name = member.filename.removesuffix(".npy")
             if member.compress_type == zipfile.ZIP_STORED and member.file_size > header and not dtype.hasobject:
@@ -262,7 +252,7 @@ def scan_tar(file: BinaryIO) -> tuple[list[Members], str | None]:
     """
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
-    found: dict[str, Members] = {}
+    samples: dict[str, Members] = {}
     damage = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -271,30 +261,30 @@ def scan_tar(file: BinaryIO) -> tuple[list[Members], str | None]:
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("unexpected end of data")
-                _note_member(found, member, file)
+                _note_member(samples, member, file)
             end = tar.offset
         file.seek(end)
         if file.read(BLOCK) != bytes(BLOCK):
             damage = f"no end-of-archive mark at byte {end} of {size}"
     except (tarfile.TarError, OSError) as error:
         damage = f"{error} ({size} bytes)"
-    return list(found.values()), damage
+    return list(samples.values()), damage
 
 
-def _note_member(found: dict[str, Members], member: tarfile.TarInfo, file: BinaryIO) -> None:
+def _note_member(samples: dict[str, Members], member: tarfile.TarInfo, file: BinaryIO) -> None:
     key, suffix = split_member(member.name)
     extension = suffix.rpartition(".")[2].replace("jpeg", "jpg")
-    place = (member.offset_data, member.size)
+    extent = (member.offset_data, member.size)
     if suffix == "json":
-        sample = found.setdefault(key, Members(key))
-        sample.record = place
+        sample = samples.setdefault(key, Members(key))
+        sample.record = extent
         position = file.tell()
-        file.seek(place[0])
+        file.seek(extent[0])
         try:
-            record = json.loads(file.read(place[1]))
+            record = json.loads(file.read(extent[1]))
             sample.counts = record_counts(record)
         except (ValueError, TypeError, AttributeError):
             sample.counts = None  # unreadable: counted as a fault when it is drawn
         file.seek(position)
     elif extension in EXTENSIONS:
-        found.setdefault(key, Members(key)).images.append((*place, EXTENSIONS.index(extension)))
+        samples.setdefault(key, Members(key)).images.append((*extent, EXTENSIONS.index(extension)))

@@ -188,18 +188,18 @@ class MixedStream:
         if not self.weighted:
             return self.walks[0].item(*self.epoch(position), attempt)
         block, offset = divmod(position, MIX_BLOCK)
-        source, place = _remember(self._blocks, block, lambda: self._mix(block))
+        source, earlier = _remember(self._blocks, block, lambda: self._mix(block))
         number = int(source[offset])
         walk = self.walks[number]
-        return walk.item(*divmod(block * int(self._quotas[number]) + int(place[offset]), walk.length), attempt)
+        return walk.item(*divmod(block * int(self._quotas[number]) + int(earlier[offset]), walk.length), attempt)
 
     def _mix(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each position of a block: its source, and how many earlier positions of the block have that source."""
         source = _generator(self.seed, MIX, block).permutation(np.repeat(np.arange(len(self._quotas)), self._quotas))
-        place = np.empty(MIX_BLOCK, dtype=np.int64)
+        earlier = np.empty(MIX_BLOCK, dtype=np.int64)
         for number, quota in enumerate(self._quotas):
-            place[source == number] = np.arange(quota)
-        return source, place
+            earlier[source == number] = np.arange(quota)
+        return source, earlier
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint stores to go on at `step`, the next one to run."""

@@ -60,10 +60,30 @@ class RemoteFolder:
                 return path
         with self._lock(name):
             if again or not path.exists():
-                self._download(name, path)
+                os.replace(self._download(name), path)
+                self._evict()
         return path
 
-    def _download(self, name: str, path: Path) -> None:
+    def fetch_index(self, again: bool = False) -> None:
+        """Brings index.json and index.npz up to date; the arrays only where index.json, which has every shard's
+        sha256, differs (or `again`). So the processes of a machine map one and the same file, and share its pages."""
+        described, arrays = self.folder / "index.json", self.folder / "index.npz"
+        with self._lock(described.name):
+            new = self._download(described.name)
+            same = described.exists() and arrays.exists() and new.read_bytes() == described.read_bytes()
+            if again or not same:
+                os.replace(self._download(arrays.name), arrays)  # first: cut off here, index.json differs next time
+            os.replace(new, described)
+
+    def open(self, name: str) -> int:
+        """A descriptor of the local copy of a file. Raises OSError where it cannot be had."""
+        for _ in range(ATTEMPTS):
+            with suppress(FileNotFoundError):  # another process removed it between the two calls
+                return os.open(self.fetch(name), os.O_RDONLY | os.O_CLOEXEC)
+        raise OSError(f"{self.folder / name} goes as often as it is fetched: the cache holds too few shards")
+
+    def _download(self, name: str) -> Path:
+        """Fetches a file next to its local copy; the caller renames it."""
         from webdataset import gopen
 
         url = self.shards.get(name) or self.template.replace("{}", name)
@@ -80,12 +100,14 @@ class RemoteFolder:
                     raise OSError(self._failed[name]) from None
                 log.warning("%s: attempt %d failed: %s", url, attempt + 1, error)
                 time.sleep(WAIT_S)
-        os.replace(aside, path)
-        self._evict()
+        return aside
 
     def _evict(self) -> None:
-        kept = sorted(self.folder.glob("*.tar"), key=lambda p: p.stat().st_mtime_ns)
-        for path in kept[: -self.keep]:
+        used: list[tuple[int, Path]] = []
+        for path in self.folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process evicts, too
+                used.append((path.stat().st_mtime_ns, path))
+        for _, path in sorted(used)[: -self.keep]:
             path.unlink(missing_ok=True)
 
     @contextmanager

@@ -11,12 +11,13 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from fiber.data.index import Index, IndexBuilder, Members, scan_tar
+from fiber.data.index import Index, IndexBuilder, Members, check_shard_name, scan_tar
 from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts
 from fiber.data.remote import RemoteFolder
 from fiber.errors import SampleFault, ShardError
@@ -34,11 +35,8 @@ def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
         return members, file.tell(), digest, damage
 
 
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
+def _sha256(file: BufferedReader) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_index(folder: str | Path) -> Index:
@@ -47,11 +45,9 @@ def build_index(folder: str | Path) -> Index:
     paths = sorted(folder.glob("*.tar"))
     if not paths:
         raise ShardError(f"{folder}: no *.tar shards here (make them with tools/make_shards.py)")
+    for path in paths:
+        check_shard_name(path.name, folder)  # before any is read
     return _index_of(paths, folder)
-
-
-def _stored_index(folder: Path) -> Index | None:
-    return Index.load(folder) if all((folder / f"index.{kind}").exists() for kind in ("json", "npz")) else None
 
 
 def _index_of(paths: Iterable[Path], folder: Path) -> Index:
@@ -70,8 +66,24 @@ def _index_of(paths: Iterable[Path], folder: Path) -> Index:
 
 
 def _info(folder: Path) -> dict[str, Any]:
+    """The contents of dataset.json, {} without one. Raises ShardError; name and split go into names of files."""
     described = folder / "dataset.json"
-    return json.loads(described.read_text()) if described.exists() else {}
+    try:
+        info = json.loads(described.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ShardError(f"{described} does not parse ({error}): mend it, or remove it") from None
+    if not isinstance(info, dict):
+        raise ShardError(f"{described} is not a JSON object: mend it, or remove it")
+    for key in ("name", "split"):
+        value = info.get(key, "unnamed")
+        if not isinstance(value, str) or not value.isprintable() or set(value) & set("/\\"):
+            raise ShardError(f"{described}: {key} {value!r} must be a text without slashes, which files are named by")
+    for category in info.get("categories") or []:
+        if not isinstance(category, dict) or not {"id", "name"} <= category.keys():
+            raise ShardError(f"{described}: category {category!r} must have an id and a name")
+    return info
 
 
 def dataset_info(path: str) -> dict[str, Any]:
@@ -110,12 +122,14 @@ class ShardSet:
         self.starts = np.cumsum([0] + [s["samples"] for s in self.index.shards], dtype=np.int64)
 
     def _load_index(self) -> Index:
-        index = _stored_index(self.folder) or build_index(self.folder)
+        index = Index.load(self.folder) or build_index(self.folder)
         listed = {s["name"]: s["bytes"] for s in index.shards}
         for name, size in listed.items():
-            if not (self.folder / name).exists():
-                raise ShardError(f"{self.folder / name} is missing (the index lists it)")
-            if (self.folder / name).stat().st_size > size:
+            try:
+                grown = (self.folder / name).stat().st_size > size
+            except FileNotFoundError:
+                raise ShardError(f"{self.folder / name} is missing (the index lists it)") from None
+            if grown:
                 raise ShardError(f"{self.folder / name} is newer than the index: delete {self.folder / 'index.json'}")
         extra = sorted({p.name for p in self.folder.glob("*.tar")} - set(listed))
         if extra:
@@ -125,12 +139,15 @@ class ShardSet:
     def _load_remote_index(self, remote: RemoteFolder) -> Index:
         try:
             if remote.shards:
-                return _stored_index(self.folder) or _index_of(map(remote.fetch, remote.shards), self.folder)
-            for name in ("index.json", "index.npz", "dataset.json"):
-                remote.fetch(name, again=True)
+                return Index.load(self.folder) or _index_of(map(remote.fetch, remote.shards), self.folder)
+            remote.fetch_index()
+            remote.fetch("dataset.json", again=True)
+            index = Index.load(self.folder)
+            if index is None:  # a damaged copy, perhaps
+                remote.fetch_index(again=True)
+                index = Index.load(self.folder)
         except OSError as error:
             raise ShardError(f"{self.path}: {error}") from None
-        index = _stored_index(self.folder)
         if index is None:
             raise ShardError(f"{self.path}: its index is of another version; build it again where the shards lie")
         return index
@@ -189,7 +206,7 @@ class ShardSet:
         """Re-reads every shard; one line for each that no longer has the indexed bytes."""
         wrong = []
         for shard in self.index.shards:
-            with open(self._local(shard["name"]), "rb") as file:
+            with open(self._open(shard["name"]), "rb") as file:
                 if _sha256(file) != shard["sha256"]:
                     wrong.append(f"{shard['name']}: bytes differ from the index")
         return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
@@ -218,8 +235,8 @@ class ShardSet:
         first, last = self.index.first_image[i : i + 2].tolist()
         if first == last:
             raise SampleFault("missing_image", "the sample has no image member")
-        places, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
-        images = [(EXTENSIONS[kind], self._pread(i, *place)) for kind, place in zip(kinds, places, strict=True)]
+        extents, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
+        images = [(EXTENSIONS[kind], self._pread(i, *extent)) for kind, extent in zip(kinds, extents, strict=True)]
         return Sample(self.index.key(i), images, record, self.facts)
 
     def _pread(self, i: int, offset: int, size: int) -> bytes:
@@ -235,11 +252,11 @@ class ShardSet:
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self._local(self.index.shards[shard]["name"]), os.O_RDONLY | os.O_CLOEXEC)
+            self._files[shard] = self._open(self.index.shards[shard]["name"])
         return self._files[shard]
 
-    def _local(self, name: str) -> Path:
-        return self.remote.fetch(name) if self.remote else self.folder / name
+    def _open(self, name: str) -> int:
+        return self.remote.open(name) if self.remote else os.open(self.folder / name, os.O_RDONLY | os.O_CLOEXEC)
 
     def __del__(self) -> None:
         for descriptor in getattr(self, "_files", {}).values():

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
+from fiber.data.index import BLOCK, IndexBuilder, Members, check_shard_name, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
 from fiber.errors import ShardError
 from fiber.images.codec import sniff
@@ -49,19 +49,13 @@ class ShardWriter:
     """Writes samples into NAME-000000.tar, NAME-000001.tar, ... and, on a clean exit, the index.
 
     Equal samples give equal bytes. Every shard is written aside and renamed when whole. A folder that already has
-    shards of this name raises ShardError. Use as a context manager.
+    shards of this name raises ShardError, and so does a name that a shard cannot have. Use as a context manager.
 
     max_samples, max_bytes: a shard is closed when it reaches either.
     """
 
-    def __init__(
-        self,
-        out_dir: str | Path,
-        name: str,
-        *,
-        max_samples: int = 1000,
-        max_bytes: int = 500_000_000,
-    ):
+    def __init__(self, out_dir: str | Path, name: str, *, max_samples: int = 1000, max_bytes: int = 500_000_000):
+        check_shard_name(f"{name}-000000.tar", Path(out_dir))  # before the work, not when the set is opened
         self.folder, self.name = Path(out_dir), name
         self.max_samples, self.max_bytes = max_samples, max_bytes
         self.builder = IndexBuilder()
@@ -104,8 +98,8 @@ class ShardWriter:
             if extension not in EXTENSIONS:
                 raise ShardError(f"key {key!r}: extension {extension!r} is not one of {EXTENSIONS}")
             number = f".{i}" if len(sample.images) > 1 else ""
-            place = self._write(f"{key}{number}.{extension}", data)
-            members.images.append((*place, EXTENSIONS.index(extension)))
+            extent = self._write(f"{key}{number}.{extension}", data)
+            members.images.append((*extent, EXTENSIONS.index(extension)))
         text = json.dumps(sample.record, sort_keys=True, ensure_ascii=False, allow_nan=False)
         members.record = self._write(f"{key}.json", text.encode())
         self.keys.add(key)

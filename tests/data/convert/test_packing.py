@@ -5,8 +5,9 @@ import math
 import pytest
 import raw
 
-from fiber.data.convert.items import Drop, RawImage, RawItem
+from fiber.data.convert.items import Drop, RawDataset, RawImage, RawItem
 from fiber.data.convert.packing import Packing, _move_spans, _same_shape, pack
+from fiber.data.index import SHARD_NAME
 from fiber.data.records import clean_text, validate_record
 
 
@@ -147,3 +148,10 @@ def test_huge_images_are_refused_by_their_header(tmp_path):
     data[16:24] = (20_000).to_bytes(4, "big") * 2  # the header says 400 million pixels
     image = RawImage((str(raw.put(tmp_path / "a.png", bytes(data))),))
     assert packed({"captions": [{"text": "x"}]}, image) == (None, [("image too large", False)])
+
+
+def test_a_folder_with_any_name_gives_shards_that_can_be_opened():
+    """A converter takes the name of the user's folder; a name with blanks made sets that nothing could read."""
+    dataset = RawDataset("my photos (2024)", "train", "CC0", {}, [])
+    assert SHARD_NAME.fullmatch(f"{dataset.name}-000000.tar")
+    assert dataset.name == "my_photos_2024_"

@@ -34,7 +34,7 @@ def read(request: Request) -> RawDataset:
     provenance = {"converter": "class_folders", "folder": root.name, "classes": len(names)}
     items = _items(root, images, dict(zip(folders, names, strict=True)))
     total = sum(len(images[folder]) for folder in folders)
-    return RawDataset(request.raw.name, request.split, LICENCE, provenance, items, total, categories)
+    return RawDataset(request.raw.resolve().name, request.split, LICENCE, provenance, items, total, categories)
 
 
 def _images(folder: Path) -> list[Path]:

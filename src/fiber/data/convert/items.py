@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +102,7 @@ class Made:
 class RawDataset:
     """A data set as a converter understands it.
 
+    name: of a folder or a file, perhaps; what a shard's name cannot have becomes "_".
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
     placeholders: the images come from the web, where a host may answer with one and the same "not available"
     image: bytes seen three times in a shard are dropped.
@@ -116,6 +118,9 @@ class RawDataset:
     answers: list[str] | None = None
     placeholders: bool = False
     notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.name = re.sub("[^A-Za-z0-9._+-]+", "_", self.name)
 
 
 @dataclass(frozen=True)
