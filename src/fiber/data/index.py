@@ -104,7 +104,7 @@ class Index:
 
     @classmethod
     def join(cls, pieces: list[Index]) -> Index:
-        """One index of several, in order."""
+        """One index of several, in order, in memory: none of their files stays open for it."""
         arrays = {}
         if len({piece.fields for piece in pieces}) != 1:
             raise ValueError("indexes of different fields do not join")
@@ -124,9 +124,8 @@ class Index:
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
-        """From index.json and index.npz; None where they are damaged, of another version, or do not
-        fit each other. Raises
-        ShardError where a shard's name is no plain file name: names go into paths."""
+        """From index.json and index.npz; None where they are damaged, of another version, or do not fit each other.
+        Raises ShardError where a shard's name is no plain file name: names go into paths."""
         try:
             described = json.loads((folder / "index.json").read_text())
             if described["version"] != INDEX_VERSION:
@@ -138,16 +137,7 @@ class Index:
             fitting = sum(s["samples"] for s in shards) == len(index) and index.counts.shape[1] == len(fields)
         except ShardError:
             raise
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            IndexError,
-            zipfile.BadZipFile,
-            struct.error,
-        ):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, struct.error):
             return None  # cut short or not an index at all
         return index if fitting else None
 
@@ -159,22 +149,25 @@ def check_shard_name(name: Any, origin: Path | str) -> None:
 
 
 def mapped(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed .npz file, mapped where they lie; a compressed or empty one is read."""
+    """The arrays of an uncompressed .npz file, mapped where they lie; a compressed or empty one is read.
+
+    They are views of one mapping: each mapping keeps a file open, and a process may have 1,024 of them.
+    """
     arrays: dict[str, np.ndarray] = {}
+    whole = np.memmap(path, np.uint8, "r")
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as stream:
-                version = np.lib.format.read_magic(stream)
-                read = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, by_column, dtype = read(stream)
+                major, _ = np.lib.format.read_magic(stream)
+                formats = (np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0)
+                shape, by_column, dtype = formats[major > 1](stream)
                 header = stream.tell()
             name = member.filename.removesuffix(".npy")
             if member.compress_type == zipfile.ZIP_STORED and member.file_size > header and not dtype.hasobject:
                 order: Literal["C", "F"] = "F" if by_column else "C"
-                start = _data_start(path, member.header_offset) + header
-                arrays[name] = np.memmap(path, dtype, "r", start, shape, order)
+                start = _data_start(path, member.header_offset)
+                data = whole[start + header : start + member.file_size]
+                arrays[name] = data.view(dtype).reshape(shape, order=order)
             else:
                 with np.load(path, allow_pickle=False) as stored:
                     arrays[name] = stored[name]

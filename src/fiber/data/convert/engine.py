@@ -203,7 +203,7 @@ def _finish(
                 shard["name"] = f"{source.name}-{len(indexes):06d}.tar"
                 if tar.exists():
                     os.replace(tar, job.out / shard["name"])
-                indexes.append(index)
+                indexes.append(Index.join([index]))  # in memory: pieces may be more than a process may keep open
     if not indexes:
         shutil.rmtree(partial)
         raise ConversionError(_nothing_made(items, reasons, examples))
