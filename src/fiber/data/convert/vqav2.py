@@ -1,8 +1,8 @@
 """VQAv2 questions with the 3,129-answer vocabulary of the field.
 
 Label i is the i-th distinct normalised `multiple_choice_answer` (train file, then val file) that at least nine
-questions have. A question's targets are its raw answers that are literally in the vocabulary, with 0.3, 0.6, 0.9 or
-1.0 for one, two, three or more of the ten annotators. Train questions without a target are left out; val keeps
+questions have. A question's targets are its raw answers that are literally in the vocabulary, with 0.3, 0.6, 0.9 and
+1.0 for one, two, three and at least four of the ten annotators. Train questions without a target are left out; val keeps
 them, because the official score counts every question.
 """
 
