@@ -10,7 +10,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"fiber": ["assets/*", "assets/**/*"]},
+    package_data={"fiber": ["py.typed"]},  # type checkers read the hints of an installed package
     install_requires=[
         "torch>=2.6",
         "torchvision>=0.21",  # deformable convolution, NMS, image transforms
@@ -26,7 +26,7 @@ setup(
         "pydantic>=2.9",  # types and ranges of configurations; deepspeed brings it anyway
         "pyyaml>=6",
         "wandb>=0.19",
-        "pillow>=10",
+        "pillow>=11",  # 10.4 gives the size of a turned TIFF before turning
         "numpy>=1.26",
         "tqdm>=4.66",
         "psutil>=5.9",  # resident memory in benchmarks

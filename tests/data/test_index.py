@@ -267,3 +267,26 @@ def test_a_builder_joins_what_it_is_given() -> None:
     assert index.first_image.tolist() == [0, 1, 1, 3]
     assert [index.key(i) for i in range(3)] == ["k", "l", "m"]
     assert make_loader  # the loader reads what the index says: tests/data/test_order.py
+
+
+def test_an_index_keeps_one_file_open_and_none_once_it_is_joined(folder: Path) -> None:
+    """A process may have 1,024 files open: seven per set would end mixtures of many sets."""
+    ShardSet(folder)  # writes the index
+
+    def opened() -> int:
+        return sum(1 for link in Path("/proc/self/maps").read_text().splitlines() if link.endswith("index.npz"))
+
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before, mappings = descriptors(), opened()
+    index = Index.load(folder)
+    assert index is not None
+    assert descriptors() - before == opened() - mappings == 1
+    copy = Index.join([index])
+    del index
+    assert (descriptors(), opened()) == (before, mappings)
+    again = Index.load(folder)
+    assert again is not None
+    for field in fields(Index):
+        assert np.array_equal(getattr(copy, field.name), getattr(again, field.name)), field.name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -49,6 +50,17 @@ def fails(arguments: list[str], capsys) -> str:
     assert make_shards.main(arguments) == 1
     error = capsys.readouterr().err.strip().splitlines()
     return next(line for line in error if line.startswith("error: "))
+
+
+def test_more_shards_than_files_may_be_open(tmp_path, capsys):
+    """Objects365 has 1,700 shards, a process usually 1,024 open files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, hard))
+    try:
+        arguments = ["shapes", "--limit", "60", "--shard-samples", "1", "--out", str(tmp_path / "out")]
+        assert run(arguments, capsys)["shards"] == 60
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_same_bytes_for_any_number_of_workers_and_any_run(tmp_path, capsys):

@@ -104,7 +104,7 @@ class Index:
 
     @classmethod
     def join(cls, pieces: list[Index]) -> Index:
-        """One index of several, in order."""
+        """One index of several, in order, in memory: none of their files stays open for it."""
         arrays = {}
         if len({piece.fields for piece in pieces}) != 1:
             raise ValueError("indexes of different fields do not join")
@@ -151,8 +151,12 @@ def check_shard_name(name: Any, origin: Path | str) -> None:
 
 
 def mapped(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed .npz file, mapped where they lie; a compressed or empty one is read."""
+    """The arrays of an uncompressed .npz file, mapped where they lie; a compressed or empty one is read.
+
+    They are views of one mapping: each mapping keeps a file open, and a process may have 1,024 of them.
+    """
     arrays: dict[str, np.ndarray] = {}
+    whole = np.memmap(path, np.uint8, "r")
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             with archive.open(member) as stream:
@@ -163,8 +167,9 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
             name = member.filename.removesuffix(".npy")
             if member.compress_type == zipfile.ZIP_STORED and member.file_size > header and not dtype.hasobject:
                 order: Literal["C", "F"] = "F" if by_column else "C"
-                start = _data_start(path, member.header_offset) + header
-                arrays[name] = np.memmap(path, dtype, "r", start, shape, order)
+                start = _data_start(path, member.header_offset)
+                data = whole[start + header : start + member.file_size]
+                arrays[name] = data.view(dtype).reshape(shape, order=order)
             else:
                 with np.load(path, allow_pickle=False) as stored:
                     arrays[name] = stored[name]

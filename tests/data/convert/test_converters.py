@@ -1,6 +1,7 @@
 """Every converter on a small folder in the official layout, dirt included: what comes out, to the last count."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -279,3 +280,13 @@ def test_odinw_few_shot_files(tmp_path, capsys):
     raw.put(made.folder / "train" / name, raw.write_image(1))
     summary, _ = convert(made, tmp_path / "out", capsys, "--split", "train_5_30")
     assert (summary["samples"], summary["annotations"]) == (1, {"boxes": 1})
+
+
+def test_configurations_name_splits_that_converters_make():
+    """`data/shards/SET/SPLIT` of every configuration, where SET is a converter's name."""
+    named = set()
+    for path in sorted((Path(__file__).resolve().parents[3] / "configs").rglob("*.yaml")):
+        named |= {(path.name, *pair) for pair in re.findall(r"data/shards/(\w+)/([\w-]+)", path.read_text())}
+    named = {entry for entry in named if entry[1] in make_shards.DATASETS}
+    assert len(named) > 20
+    assert [entry for entry in sorted(named) if entry[2] not in (*make_shards.DATASETS[entry[1]].SPLITS, "SET")] == []

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.data.convert import web_pairs
-from fiber.data.convert.bigjson import open_text
 from fiber.data.convert.items import ConversionError, RawDataset, Request
+from fiber.data.convert.json_stream import open_text
 
 SPLITS = ("train", "val")
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.data.convert import coco_folder, karpathy
-from fiber.data.convert.bigjson import Grouped, count_array, iter_array
 from fiber.data.convert.items import ConversionError, RawDataset, RawItem, Request, existing
+from fiber.data.convert.json_stream import Grouped, count_array, iter_array
 
 SPLITS = ("train", "restval", "val", "test")
 VARIANTS = ("karpathy", "2014", "2017")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fiber.data.convert import coco_folder, coco_format
-from fiber.data.convert.bigjson import count_array
 from fiber.data.convert.items import RawDataset, Request, existing
+from fiber.data.convert.json_stream import count_array
 
 SPLITS = ("train", "val")
 VARIANTS = ("2017", "2014")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.bigjson import Grouped, iter_array
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem
+from fiber.data.convert.json_stream import Grouped, iter_array
 
 Entry = dict[str, Any]
 

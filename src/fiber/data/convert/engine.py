@@ -3,8 +3,8 @@
 The stream of items is cut into pieces of equal length, one piece per shard. A piece depends on nothing but its items,
 so pieces are made by any number of processes, in any order, with the same bytes. Each is made in a hidden folder and
 renamed when whole (``OUT/.partial/000012``); after a kill, the same command goes on with the pieces that are
-missing. At the end the shards move to their places, then come the index and, last, ``dataset.json``: a folder that
-has one is complete. Everything left out is in ``drops.jsonl``, one line each.
+missing. At the end the shards move to the output folder, then come the index and, last, ``dataset.json``: a folder
+that has one is complete. Everything left out is in ``drops.jsonl``, one line each.
 """
 
 from __future__ import annotations
@@ -93,18 +93,18 @@ def _guarded(source: RawDataset) -> Iterator[RawItem | Made | Drop]:
         ) from error
 
 
-def evaluation_ids(places: tuple[Path, ...]) -> dict[str, str]:
-    """image_id -> name of the evaluation set that has it. A place is a shard folder or a text file of ids."""
-    found: dict[str, str] = {}
-    for place in places:
-        if place.is_dir():
-            shards = ShardSet(place)
-            found.update((shards.record(i)["image_id"], shards.name) for i in range(len(shards)))
-        elif place.is_file():
-            found.update((line.strip(), place.name) for line in place.read_text().splitlines() if line.strip())
+def evaluation_ids(paths: tuple[Path, ...]) -> dict[str, str]:
+    """image_id -> name of the evaluation set that has it. A path is a shard folder or a text file of ids."""
+    names: dict[str, str] = {}
+    for path in paths:
+        if path.is_dir():
+            shards = ShardSet(path)
+            names.update((shards.record(i)["image_id"], shards.name) for i in range(len(shards)))
+        elif path.is_file():
+            names.update((line.strip(), path.name) for line in path.read_text().splitlines() if line.strip())
         else:
-            raise ConversionError(f"{place}: no such evaluation set (a folder of shards or a text file of image ids)")
-    return found
+            raise ConversionError(f"{path}: no such evaluation set (a folder of shards or a text file of image ids)")
+    return names
 
 
 def _plan(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
@@ -177,7 +177,7 @@ def _piece_length(head: list[RawItem | Made | Drop], job: ConversionOptions) -> 
 def _finish(
     source: RawDataset, job: ConversionOptions, plan: dict[str, Any], partial: Path, folders: list[Path]
 ) -> dict[str, Any]:
-    """Moves the shards to their places and writes the index, drops.jsonl and, last, dataset.json."""
+    """Moves the shards to the output folder and writes the index, drops.jsonl and, last, dataset.json."""
     indexes: list[Index] = []
     reasons: Counter[str] = Counter()
     noted: Counter[str] = Counter()
@@ -203,7 +203,7 @@ def _finish(
                 shard["name"] = f"{source.name}-{len(indexes):06d}.tar"
                 if tar.exists():
                     os.replace(tar, job.out / shard["name"])
-                indexes.append(index)
+                indexes.append(Index.join([index]))  # in memory: pieces may be more than a process may keep open
     if not indexes:
         shutil.rmtree(partial)
         raise ConversionError(_nothing_made(items, reasons, examples))

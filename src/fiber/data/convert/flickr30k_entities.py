@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.bigjson import open_text
 from fiber.data.convert.flickr30k import LICENCE, image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.json_stream import open_text
 
 __all__ = ["LICENCE", "OPTIONS", "SPLITS", "BoxedPhrase", "parse_boxes", "parse_sentence", "read"]
 
@@ -120,7 +120,7 @@ def _item(root: Path, name: str, request: Request, unrelated: set[tuple[str, int
 
 
 def _caption(markup: str, objects: list[tuple[list[str], list[float]]]) -> dict[str, Any]:
-    text, found = parse_sentence(markup)
+    text, boxed = parse_sentence(markup)
     phrases = [
         {
             "span": [[phrase.start, phrase.end]],
@@ -128,7 +128,7 @@ def _caption(markup: str, objects: list[tuple[list[str], list[float]]]) -> dict[
             "chain": phrase.chain,
             "types": list(phrase.types),
         }
-        for phrase in found
+        for phrase in boxed
         if phrase.text.strip() and phrase.chain != NOT_VISUAL
     ]
     return {"text": text, **({"phrases": phrases} if phrases else {})}

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from fiber.data.convert import coco_folder, coco_format
-from fiber.data.convert.bigjson import iter_array
 from fiber.data.convert.items import RawDataset, RawImage, Request, existing
+from fiber.data.convert.json_stream import iter_array
 
 SPLITS = ("train", "val", "minival")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import coco_folder
-from fiber.data.convert.bigjson import Grouped
 from fiber.data.convert.flickr30k import image as flickr_image
 from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request, existing, image_in
+from fiber.data.convert.json_stream import Grouped
 from fiber.data.convert.visual_genome import image_data
 
 SPLITS = ("train", "val", "test", "testA", "testB", "minival")
@@ -53,12 +53,12 @@ def _items(entries: Grouped[str], boxes: Grouped[Any], about: dict, request: Req
             "boxes": [],
         }
         for entry in texts:
-            found = boxes[entry["id"]]
-            numbers = [_box_number(record["boxes"], annotation) for annotation in found]
+            matching = boxes[entry["id"]]
+            numbers = [_box_number(record["boxes"], annotation) for annotation in matching]
             if str(entry.get("dataset_name", "")).startswith("refcoco"):
-                record["expressions"] += _expressions(entry, found, numbers)
+                record["expressions"] += _expressions(entry, matching, numbers)
             else:
-                record["captions"].append(_caption(entry, found, numbers))
+                record["captions"].append(_caption(entry, matching, numbers))
         yield RawItem(record, (image,), (int(first["width"]), int(first["height"])))  # strings in the flickr files
 
 
@@ -90,9 +90,9 @@ def _box_number(known: list[dict[str, Any]], annotation: dict[str, Any]) -> int:
     return len(known) - 1
 
 
-def _expressions(entry: dict[str, Any], found: list[dict[str, Any]], numbers: list[int]) -> list[dict[str, Any]]:
+def _expressions(entry: dict[str, Any], matching: list[dict[str, Any]], numbers: list[int]) -> list[dict[str, Any]]:
     expressions = []
-    for annotation, number in zip(found, numbers, strict=True):
+    for annotation, number in zip(matching, numbers, strict=True):
         expression = {"text": entry["caption"], "box": number, "id": int(entry["id"])}
         if annotation.get("tokens_positive"):
             expression["span"] = annotation["tokens_positive"]
@@ -100,7 +100,7 @@ def _expressions(entry: dict[str, Any], found: list[dict[str, Any]], numbers: li
     return expressions
 
 
-def _caption(entry: dict[str, Any], found: list[dict[str, Any]], numbers: list[int]) -> dict[str, Any]:
+def _caption(entry: dict[str, Any], matching: list[dict[str, Any]], numbers: list[int]) -> dict[str, Any]:
     """A phrase is a set of spans and the boxes that have it.
 
     In the Flickr files boxes of different phrases that overlap almost wholly were merged, spans and all; there every
@@ -111,7 +111,7 @@ def _caption(entry: dict[str, Any], found: list[dict[str, Any]], numbers: list[i
     for spans in entry.get("tokens_positive_eval", []):
         phrases[tuple(map(tuple, spans))] = []
     separate = entry.get("dataset_name") == "flickr"
-    for annotation, number in zip(found, numbers, strict=True):
+    for annotation, number in zip(matching, numbers, strict=True):
         spans = tuple(map(tuple, annotation["tokens_positive"]))
         for key in ((span,) for span in spans) if separate else (spans,):
             phrases.setdefault(key, []).append(number)

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.bigjson import Grouped
 from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request, existing, image_in
+from fiber.data.convert.json_stream import Grouped
 
 SPLITS = ("train", "dev", "test1", "test2")
 VARIANTS = ("all", "balanced", "unbalanced")

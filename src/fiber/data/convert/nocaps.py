@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.bigjson import Grouped, count_array, has_array, iter_array
 from fiber.data.convert.items import RawDataset, RawItem, Request, existing, image_in
+from fiber.data.convert.json_stream import Grouped, count_array, has_array, iter_array
 
 SPLITS = ("val", "test")
 

@@ -1,6 +1,6 @@
 """Objects365: the original COCO-style JSON (v1, v2) or the TSV files of GLIP.
 
-JSON: zhiyuan_objv2_*.json, images in patch folders. TSV: images.tsv (base64) with train.label.tsv beside it; there
+JSON: zhiyuan_objv2_*.json, images in patch folders. TSV: images.tsv (base64) with train.label.tsv next to it; there
 boxes are corners, and categories come from object365_vgoiv6_class2ind.json or, without it, from the labels.
 """
 
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import coco_format
-from fiber.data.convert.bigjson import count_array, load, open_text
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing, image_in
+from fiber.data.convert.json_stream import count_array, load, open_text
 
 SPLITS = ("train", "val")
 VARIANTS = ("json", "tsv")
@@ -30,8 +30,8 @@ def read(request: Request) -> RawDataset:
 def _read_json(request: Request) -> RawDataset:
     names = [f"{stem}_{request.split}.json" for stem in ("zhiyuan_objv2", "objects365", "zhiyuan_objv1")]
     folders = (request.raw / "annotations", request.raw / request.split, request.raw)
-    places = [folder / name for folder in folders for name in names]
-    path = existing([request.annotations] if request.annotations else places, names[0])
+    paths = [folder / name for folder in folders for name in names]
+    path = existing([request.annotations] if request.annotations else paths, names[0])
     classes = coco_format.categories(path)
     items = coco_format.items(
         path,
@@ -95,13 +95,13 @@ def _rows(labels: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def _tsv_items(labels: Path, images: Path, offsets: Path, ids: dict[str, int]) -> Iterator[RawItem | Drop]:
     """Row i of both files is one image; `lineidx` holds the byte offset of every row of the image file."""
-    with open_text(offsets) as places:
-        for row, place in zip_longest(_rows(labels), places):
-            if row is None or place is None:
+    with open_text(offsets) as offset_lines:
+        for row, offset in zip_longest(_rows(labels), offset_lines):
+            if row is None or offset is None:
                 raise ConversionError(f"{labels} and {offsets} have different numbers of rows")
             entries, image_id = row[1], _image_id(row[0])
             drops = [Drop("unknown category", image_id, e["class"]) for e in entries if e["class"] not in ids]
             boxes = [{"box": e["rect"], "category": ids[e["class"]]} for e in entries if e["class"] in ids]
-            raw_image = RawImage((str(images),), int(place), line=True)
+            raw_image = RawImage((str(images),), int(offset), line=True)
             record = {"image_id": image_id, "source": "objects365", "boxes": boxes}
             yield RawItem(record, (raw_image,), drops=tuple(drops))

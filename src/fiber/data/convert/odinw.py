@@ -1,7 +1,7 @@
 """ODinW's 35 sets, and any folder with annotations in COCO's format, your own included.
 
 RAW is the folder of one set. Annotations are RAW/SPLIT/annotations_without_background.json (or
-_annotations.coco.json, annotations.json, ...) with the images beside them, or RAW/annotations/SPLIT.json, or what
+_annotations.coco.json, annotations.json, ...) with the images next to them, or RAW/annotations/SPLIT.json, or what
 --annotations and --images say. Split train_5_3 is the few-shot file of 5 shots, seed 3. With --config, one of ODinW's
 YAML files, RAW is the folder above `odinw/`, and the file says where things are and how categories are called.
 """
@@ -15,8 +15,8 @@ from typing import Any
 import yaml
 
 from fiber.data.convert import coco_format
-from fiber.data.convert.bigjson import count_array, iter_array
 from fiber.data.convert.items import ConversionError, RawDataset, Request, existing, image_in
+from fiber.data.convert.json_stream import count_array, iter_array
 from fiber.data.records import clean_text
 
 FEW_SHOT = tuple(f"{part}_{shots}_{seed}" for part in ("train", "val") for shots in (1, 3, 5, 10)
@@ -70,9 +70,9 @@ def _places(request: Request) -> tuple[Path, Path, str]:
     part, *few = request.split.split("_")
     folders = FOLDERS[part]
     files = (f"fewshot_{part}_shot{few[0]}_seed{few[1]}.json",) if few else FILES
-    beside = [request.raw / folder / file for folder in folders for file in files]
+    next_to = [request.raw / folder / file for folder in folders for file in files]
     apart = [request.raw / "annotations" / f"{k}{folder}.json" for k in ("instances_", "") for folder in folders]
-    path = existing([*beside, *apart], f"annotations of {request.split}")
+    path = existing([*next_to, *apart], f"annotations of {request.split}")
     if request.images is not None:
         return path, request.images, name
     if path.parent.name != "annotations":

@@ -180,15 +180,15 @@ def _clean_texts(entries: list[dict[str, Any]], key: str, image_id: str, drops: 
 
 def _move_spans(entry: dict[str, Any], raw: str) -> dict[str, Any]:
     """Spans of ``raw`` as spans of ``clean_text(raw)``."""
-    place, at = [], 0  # place[i]: where character i of raw begins in the clean text
+    position, at = [], 0  # position[i]: where character i of raw begins in the clean text
     for i, char in enumerate(raw):
-        place.append(at)
+        position.append(at)
         if not char.isspace() or (at > 0 and i + 1 < len(raw) and not raw[i + 1].isspace()):
             at += 1
-    place.append(at)
+    position.append(at)
 
     def move(spans: list[list[int]]) -> list[list[int]]:
-        return [[place[start], place[end]] if end <= len(raw) else [start, end] for start, end in spans]
+        return [[position[start], position[end]] if end <= len(raw) else [start, end] for start, end in spans]
 
     moved = dict(entry)
     if "span" in entry:

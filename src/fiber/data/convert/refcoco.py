@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import coco_folder
-from fiber.data.convert.bigjson import Grouped, iter_array
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.json_stream import Grouped, iter_array
 from fiber.data.convert.plain_pickle import load_plain
 
 SPLITS = ("train", "val", "testA", "testB", "test")
@@ -39,7 +39,7 @@ def read(request: Request) -> RawDataset:
         path = existing([request.annotations], "the references")
     else:
         path = existing([place / f"refs({split_by}).p" for place in places], f"refs({split_by}).p of {data}")
-    instances = existing([path.parent / "instances.json"], "instances.json beside the references")
+    instances = existing([path.parent / "instances.json"], "instances.json next to the references")
     refs = load_refs(path)
     splits = sorted({ref["split"] for ref in refs})
     if request.split not in splits:
@@ -61,11 +61,11 @@ def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: 
         image_id, expressions, drops = f"coco_{image}", [], []
         boxes: dict[int, tuple[int, dict[str, Any]]] = {}
         for ref in refs:
-            found = annotations[ref["ann_id"]]
-            if not found:
+            matching = annotations[ref["ann_id"]]
+            if not matching:
                 drops.append(Drop("unknown object", image_id, f"reference {ref['ref_id']}: {ref['ann_id']}"))
                 continue
-            x, y, width, height = found[0]["bbox"]
+            x, y, width, height = matching[0]["bbox"]
             box = {"box": [x, y, x + width, y + height], "id": ref["ann_id"]}
             boxes.setdefault(ref["ann_id"], (len(boxes), box))
             number = boxes[ref["ann_id"]][0]

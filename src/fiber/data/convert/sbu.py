@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.data.convert import web_pairs
-from fiber.data.convert.bigjson import iter_array, open_text
 from fiber.data.convert.items import ConversionError, RawDataset, Request
+from fiber.data.convert.json_stream import iter_array, open_text
 
 SPLITS = ("train",)
 
@@ -36,12 +36,12 @@ def captions(path: Path) -> Iterator[str]:
     """Captions of either list, in order; HTML entities are resolved."""
     if path.suffix == ".json":
         urls = sum(1 for _ in iter_array(path, "image_urls"))
-        found = 0
+        texts = 0
         for text in iter_array(path, "captions"):
-            found += 1
+            texts += 1
             yield html.unescape(text)
-        if found != urls:
-            raise ConversionError(f"{path}: {urls} urls but {found} captions; the file is damaged")
+        if texts != urls:
+            raise ConversionError(f"{path}: {urls} urls but {texts} captions; the file is damaged")
     else:
         with open_text(path) as lines:
             yield from (html.unescape(line.rstrip("\r\n")) for line in lines)

@@ -6,14 +6,10 @@ Variants: scenes (captions, expressions, questions, hypotheses, boxes) and pairs
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 
 from fiber.data.convert.items import ConversionError, Made, RawDataset, Request
-from fiber.data.records import Sample
 from fiber.data.shapes import world as shapes
-from fiber.data.shapes.paint import encode, paint
-from fiber.data.shapes.questions import PAIRS_PER_SET, Pair, make_pairs
-from fiber.data.shapes.scene import World, make_scene
 
 SPLITS = shapes.SPLITS
 VARIANTS = ("scenes", "pairs")
@@ -33,11 +29,9 @@ def read(request: Request) -> RawDataset:
     count = DEFAULT_COUNT if request.limit is None else request.limit
     scenes = request.variant != "pairs"
     if scenes:
-        numbers = range(count)
-        make = partial(scene_sample, world, request.split, request.seed, request.captions)
+        make = partial(shapes.scene_sample, world, request.split, request.seed, request.captions)
     else:
-        numbers = range(-(-count // PAIRS_PER_SET) * PAIRS_PER_SET)[:count]
-        make = partial(pair_sample, world, request.split, request.seed)
+        make = partial(shapes.pair_sample, world, request.split, request.seed)
     name = f"{world.name}_{request.split}_{request.seed}" + ("" if scenes else "_pair")
     return RawDataset(
         name=f"shapes_{world.name}" + ("" if scenes else "_pairs"),
@@ -51,34 +45,8 @@ def read(request: Request) -> RawDataset:
             "seed": request.seed,
             "captions": request.captions,
         },
-        items=(Made(f"shapes_{name}_{number}", partial(make, number)) for number in numbers),
+        items=(Made(f"shapes_{name}_{number}", partial(make, number)) for number in range(count)),
         total=count,
         categories=shapes.categories(world) if scenes else None,
         answers=shapes.answers(world) if scenes else None,
     )
-
-
-def scene_sample(world: World, split: str, seed: int, captions: str, number: int) -> Sample:
-    """What `fiber.data.shapes.world.generate` yields at ``number``, without making the scenes before it."""
-    scene = make_scene(world, split, seed, number)
-    return Sample(str(number), [encode(paint(scene))], shapes.scene_record(scene, captions))
-
-
-def pair_sample(world: World, split: str, seed: int, number: int) -> Sample:
-    """What `fiber.data.shapes.world.generate_pairs` yields at ``number``."""
-    group, place = divmod(number, PAIRS_PER_SET)
-    pair = _pairs(world, split, seed, group)[place]
-    sizes = [{"width": world.image_size, "height": world.image_size} for _ in range(2)]
-    record = {
-        "image_id": f"shapes_{world.name}_{split}_{seed}_pair_{group}_{place}",
-        **sizes[0],
-        "images": sizes,
-        "source": f"shapes_{world.name}",
-        "statements": pair.statements,
-    }
-    return Sample(str(number), [encode(paint(scene)) for scene in (pair.left, pair.right)], record)
-
-
-@lru_cache(maxsize=1)  # the pairs of a set are made together and asked for one after the other
-def _pairs(world: World, split: str, seed: int, group: int) -> list[Pair]:
-    return make_pairs(world, split, seed, group)

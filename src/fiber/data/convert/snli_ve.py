@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from fiber.data.convert.bigjson import Grouped
 from fiber.data.convert.flickr30k import image
 from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.json_stream import Grouped
 from fiber.data.records import LABELS
 
 SPLITS = ("train", "dev", "test")

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.answers import normalize_answer
-from fiber.data.convert.bigjson import iter_array
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing, image_in
+from fiber.data.convert.json_stream import iter_array
 from fiber.data.convert.vqav2 import load_vocabulary
 from fiber.data.records import clean_text
 

@@ -1,9 +1,9 @@
 """VQAv2 questions with the 3,129-answer vocabulary of the field.
 
 Label i is the i-th distinct normalised `multiple_choice_answer` (train file, then val file) that at least nine
-questions have. A question's targets are its raw answers that are literally in the vocabulary, with 0.3, 0.6, 0.9 or
-1.0 for one, two, three or more of the ten annotators. Train questions without a target are left out; val keeps
-them, because the official score counts every question.
+questions have. A question's targets are its raw answers that are literally in the vocabulary, with 0.3, 0.6, 0.9 and
+1.0 for one, two, three and at least four of the ten annotators. Train questions without a target are left out; val
+keeps them, because the official score counts every question.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from fiber.data.convert import coco_folder
 from fiber.data.convert.answers import normalize_answer, soft_scores
-from fiber.data.convert.bigjson import Grouped, iter_array, load
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.json_stream import Grouped, iter_array, load
 
 SPLITS = ("train", "val", "test", "test-dev")
 OPTIONS = ("raw", "annotations", "images", "answers")
@@ -55,8 +55,8 @@ def build_vocabulary(annotations: Iterable[Path]) -> list[str]:
 
 def load_vocabulary(path: Path) -> list[str]:
     """From a JSON list of answers, or the dataset.json of VQA shards (or their folder). Raises ConversionError."""
-    found = load(path / "dataset.json" if path.is_dir() else path)
-    answers = found.get("answers") if isinstance(found, dict) else found
+    content = load(path / "dataset.json" if path.is_dir() else path)
+    answers = content.get("answers") if isinstance(content, dict) else content
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise ConversionError(f"{path}: expected a JSON list of answers or VQA shards with a vocabulary")
     return answers
@@ -86,11 +86,11 @@ def _items(
         for entry in by_image[image]:
             question: dict[str, Any] = {"id": entry["question_id"], "question": entry["question"]}
             if answers is not None:
-                found = answers[entry["question_id"]]
-                if not found:
+                matching = answers[entry["question_id"]]
+                if not matching:
                     drops.append(Drop("question without annotation", record["image_id"], str(question["id"])))
                     continue
-                question |= _answered(found[0], vocabulary)
+                question |= _answered(matching[0], vocabulary)
                 if "answers" not in question:
                     lost = request.split == "train"
                     detail = f"question {question['id']}: {', '.join(sorted(set(question['raw_answers'])))}"

@@ -14,8 +14,8 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fiber.data.convert.bigjson import iter_array
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, image_in
+from fiber.data.convert.json_stream import iter_array
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -48,10 +48,10 @@ def _item(source: str, name: str, caption: object, image: RawImage) -> RawItem:
 
 def _vilt(path: Path, folder: Path, source: str) -> Iterator[RawItem]:
     """The path in a row is the fetching machine's: what counts is its end, folder and name."""
-    for place, caption in iter_array(path):
-        parts = Path(place).parts
+    for name, caption in iter_array(path):
+        parts = Path(name).parts
         image = image_in([folder], os.path.join(*parts[-2:]), parts[-1])
-        yield _item(source, Path(place).stem, caption, RawImage((*image.paths, place)))
+        yield _item(source, Path(name).stem, caption, RawImage((*image.paths, name)))
 
 
 def _rows(rows: Iterator[str], folder: Path, source: str) -> Iterator[RawItem]:
@@ -70,8 +70,9 @@ def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
                 about = _sidecar((shard / f"{stem}.json").read_bytes(), f"{shard.name}/{stem}.json")
             elif f"{stem}.txt" in names:
                 about = {"caption": (shard / f"{stem}.txt").read_text(encoding="utf-8", errors="replace")}
-            found = next((f"{stem}{ext}" for ext in _IMAGES if f"{stem}{ext}" in names), None)
-            yield _fetched(source, f"{shard.name}_{stem}", about, RawImage((str(shard / found),)) if found else None)
+            image_name = next((f"{stem}{ext}" for ext in _IMAGES if f"{stem}{ext}" in names), None)
+            image = RawImage((str(shard / image_name),)) if image_name else None
+            yield _fetched(source, f"{shard.name}_{stem}", about, image)
 
 
 def _tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:

@@ -12,6 +12,7 @@ compositional (at least one in every image). Everything is a pure function of (w
 """
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from fiber.data.records import TEXT_OF, Sample
 from fiber.data.shapes.language import KINDS, RELATIONS, make_captions, make_expressions, swap_relation, texture_words
 from fiber.data.shapes.paint import encode, paint
-from fiber.data.shapes.questions import INVISIBLE, PAIRS_PER_SET, make_hypotheses, make_pairs, make_questions
+from fiber.data.shapes.questions import INVISIBLE, PAIRS_PER_SET, Pair, make_hypotheses, make_pairs, make_questions
 from fiber.data.shapes.scene import SPLITS, WORLDS, Scene, World, generator, make_scene
 
 __all__ = [
@@ -37,36 +38,42 @@ __all__ = [
 
 
 def generate(world: World, split: str, count: int, seed: int, captions: str = "mixed") -> Iterator[Sample]:
-    """The first `count` scenes of a split as samples with all annotations but statements.
-
-    captions: a kind of `shapes_language.make_captions`.
-    Raises ValueError for an unknown split or kind of caption.
-    """
-    for index in range(count):
-        scene = make_scene(world, split, seed, index)
-        name = f"{world.name}-{split}-{seed}-{index:06d}"
-        yield Sample(name, [encode(paint(scene))], scene_record(scene, captions))
+    """The first `count` samples of `scene_sample`. Raises ValueError for an unknown split or kind of caption."""
+    return (scene_sample(world, split, seed, captions, index) for index in range(count))
 
 
 def generate_pairs(world: World, split: str, count: int, seed: int) -> Iterator[Sample]:
-    """The first `count` pairs of images of a split, each with two true or false statements (NLVR2).
+    """The first `count` samples of `pair_sample`. Raises ValueError for an unknown split."""
+    return (pair_sample(world, split, seed, index) for index in range(count))
 
-    Four pairs make a set and share its two sentences. Raises ValueError for an unknown split.
-    """
-    for number in range(-(-count // PAIRS_PER_SET)):
-        pairs = make_pairs(world, split, seed, number)
-        for p, pair in enumerate(pairs[: count - number * PAIRS_PER_SET]):
-            scenes = (pair.left, pair.right)
-            record: dict[str, Any] = {
-                "image_id": f"shapes_{world.name}_{split}_{seed}_pair_{number}_{p}",
-                "width": world.image_size,
-                "height": world.image_size,
-                "images": [{"width": world.image_size, "height": world.image_size} for _ in scenes],
-                "source": f"shapes_{world.name}",
-                "statements": pair.statements,
-            }
-            images = [encode(paint(scene)) for scene in scenes]
-            yield Sample(f"{world.name}-{split}-{seed}-pair-{number:06d}-{p}", images, record)
+
+def scene_sample(world: World, split: str, seed: int, captions: str, index: int) -> Sample:
+    """One scene of a split with all annotations but statements. captions: a kind of `language.make_captions`."""
+    scene = make_scene(world, split, seed, index)
+    name = f"{world.name}-{split}-{seed}-{index:06d}"
+    return Sample(name, [encode(paint(scene))], scene_record(scene, captions))
+
+
+def pair_sample(world: World, split: str, seed: int, index: int) -> Sample:
+    """One pair of images of a split with two true or false statements (NLVR2). Four pairs in a row make a set and
+    share its two sentences."""
+    group, member = divmod(index, PAIRS_PER_SET)
+    pair = _pair_set(world, split, seed, group)[member]
+    size = {"width": world.image_size, "height": world.image_size}
+    record: dict[str, Any] = {
+        "image_id": f"shapes_{world.name}_{split}_{seed}_pair_{group}_{member}",
+        **size,
+        "images": [dict(size), dict(size)],
+        "source": f"shapes_{world.name}",
+        "statements": pair.statements,
+    }
+    images = [encode(paint(scene)) for scene in (pair.left, pair.right)]
+    return Sample(f"{world.name}-{split}-{seed}-pair-{group:06d}-{member}", images, record)
+
+
+@lru_cache(maxsize=1)  # the pairs of a set are made together and read one after the other
+def _pair_set(world: World, split: str, seed: int, group: int) -> list[Pair]:
+    return make_pairs(world, split, seed, group)
 
 
 def scene_record(scene: Scene, captions: str = "mixed") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 The annotation files of this field are one JSON object holding arrays of millions of small objects (or just such an
 array). ``iter_array`` yields the elements of one array without loading the file. ``Grouped`` joins: it remembers for
-each element of an array only its group and its place in the file (20 bytes) and reads the elements of a group back on
+each element of an array only where it lies in the file (12 bytes) and reads the elements of a group back on
 request, so a million annotations cost megabytes whatever their polygons weigh.
 
 Files are scanned as latin-1, in which a character is a byte, so positions are file offsets; each element is then
@@ -132,7 +132,7 @@ class Grouped(Generic[K]):
 
 
 class _Scanner:
-    """A cursor over one file: a window of text, its place in the file, and the current position in the window."""
+    """A cursor over one file: a window of text, its offset in the file, and the current position in the window."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -157,8 +157,8 @@ class _Scanner:
                 return
             if opening != "{":
                 self.fail(f"expected a JSON object with an array {name!r}")
-            found = yield from self.members(name)
-            if not found and not missing_ok:
+            present = yield from self.members(name)
+            if not present and not missing_ok:
                 raise ConversionError(f"{self.path}: has no array {name!r}; is it the right file?")
 
     def members(self, name: str | None) -> Generator[tuple[Any, int, int], None, bool]:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from fiber.data.convert import bigjson
+from fiber.data.convert import json_stream
 from fiber.data.convert.items import ConversionError
 
 VALUES = [
@@ -33,19 +33,19 @@ def path(request, tmp_path):
 
 @pytest.mark.parametrize("window", [1, 2, 3, 5, 7, 64, 1 << 20])
 def test_equals_the_standard_library_at_any_window(window, path, monkeypatch):
-    monkeypatch.setattr(bigjson, "_CHUNK", window)
+    monkeypatch.setattr(json_stream, "_CHUNK", window)
     whole = json.loads(path.read_text(encoding="utf-8"))
-    assert list(bigjson.iter_array(path, "wanted")) == whole["wanted"]
-    assert list(bigjson.iter_array(path, "other")) == whole["other"]
-    assert bigjson.count_array(path, "wanted") == len(whole["wanted"])
-    assert bigjson.has_array(path, "other")
-    assert not bigjson.has_array(path, "absent")
+    assert list(json_stream.iter_array(path, "wanted")) == whole["wanted"]
+    assert list(json_stream.iter_array(path, "other")) == whole["other"]
+    assert json_stream.count_array(path, "wanted") == len(whole["wanted"])
+    assert json_stream.has_array(path, "other")
+    assert not json_stream.has_array(path, "absent")
 
 
 def test_byte_order_mark_and_bare_array(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b"\xef\xbb\xbf [ 1 , 23 ] \n")
-    assert list(bigjson.iter_array(file)) == [1, 23]
+    assert list(json_stream.iter_array(file)) == [1, 23]
 
 
 def test_grouped_joins_in_file_order(tmp_path):
@@ -55,8 +55,8 @@ def test_grouped_joins_in_file_order(tmp_path):
     array.write_text(json.dumps({"rows": rows}, ensure_ascii=False), encoding="utf-8")
     lines.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n\n" for r in rows), encoding="utf-8")
     for grouped in (
-        bigjson.Grouped(array, "rows", lambda row: row["group"]),
-        bigjson.Grouped(lines, None, lambda row: row["group"], lines=True),
+        json_stream.Grouped(array, "rows", lambda row: row["group"]),
+        json_stream.Grouped(lines, None, lambda row: row["group"], lines=True),
     ):
         assert list(grouped) == list(dict.fromkeys(row["group"] for row in rows))
         assert len(grouped) == 9
@@ -69,7 +69,7 @@ def test_grouped_joins_in_file_order(tmp_path):
 def test_grouped_empty(tmp_path):
     file = tmp_path / "a.json"
     file.write_text('{"rows": []}')
-    grouped = bigjson.Grouped(file, "rows", lambda row: row["id"])
+    grouped = json_stream.Grouped(file, "rows", lambda row: row["id"])
     assert (list(grouped), grouped[1]) == ([], [])
 
 
@@ -90,16 +90,16 @@ def test_damage_is_named_with_its_place(content, message, tmp_path):
     file = tmp_path / "a.json"
     file.write_text(content)
     with pytest.raises(ConversionError, match=message) as error:
-        list(bigjson.iter_array(file, "wanted"))
+        list(json_stream.iter_array(file, "wanted"))
     assert str(file) in str(error.value)
 
 
 def test_damage_early_in_a_large_file_does_not_read_it_all(tmp_path, monkeypatch):
-    monkeypatch.setattr(bigjson, "_LARGEST", 1 << 12)
-    monkeypatch.setattr(bigjson, "_CHUNK", 1 << 10)
+    monkeypatch.setattr(json_stream, "_LARGEST", 1 << 12)
+    monkeypatch.setattr(json_stream, "_CHUNK", 1 << 10)
     file = tmp_path / "a.json"
     file.write_text('{"wanted": [{"a": 1}, {"a": 1,} ' + "x" * 1_000_000)
-    scanner = bigjson._Scanner(file)
+    scanner = json_stream._Scanner(file)
     with pytest.raises(ConversionError, match="at byte 22"):
         list(scanner.elements("wanted"))
     assert len(scanner.text) < 100_000
@@ -109,12 +109,12 @@ def test_lines_name_the_broken_one(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('{"a": 1}\n{"a": \n')
     with pytest.raises(ConversionError, match="line 2: broken JSON"):
-        bigjson.Grouped(file, None, lambda row: row["a"], lines=True)
+        json_stream.Grouped(file, None, lambda row: row["a"], lines=True)
 
 
 MEASURE = """
 import resource, sys
-from fiber.data.convert.bigjson import Grouped
+from fiber.data.convert.json_stream import Grouped
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 grouped = Grouped(sys.argv[1], "annotations", lambda entry: entry["image_id"])
 assert len(grouped) == 2000 and len(grouped[7]) == 75
