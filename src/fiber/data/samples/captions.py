@@ -20,7 +20,7 @@ from fiber.data.text import encode
 
 @dataclass(frozen=True)
 class RewardSample:
-    """For training on the reward of whole captions: one caption, as the samples of `data.tasks`, and what it takes to
+    """For training on the reward of whole captions: one caption, as the samples of `data.samples.text`, and what it takes to
     draw others and judge them.
 
     Returns images uint8 (3,S,S); ids, mask int64 (L,); text (str); references (list of str, all captions of the
