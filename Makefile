@@ -12,7 +12,7 @@ demo: $(STAMP)
 
 # Test files side by side, JOBS at a time; those that launch several ranks one after the other (tests/conftest.py).
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

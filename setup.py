@@ -35,7 +35,7 @@ setup(
     extras_require={
         "test": [
             "pytest>=8",
-            "pytest-xdist>=3.7",  # test files side by side, in groups that keep their order
+            "pytest-xdist>=3.7",  # test files side by side; its schedulers may be replaced
             "jsonschema>=4.20",
             "scikit-image>=0.24",
             "scipy>=1.11",

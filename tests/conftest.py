@@ -8,6 +8,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import RobertaTokenizerFast
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from fiber import distributed
 from fiber.data.shapes.tokenizer import train_bpe
@@ -18,18 +20,26 @@ REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)
 
 
+SEVERAL_RANKS = ("tests/e2e/", "tests/golden/", "tests/test_distributed.py")
+"""Tests that launch several ranks, which fill the cores by themselves."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups of tests for `pytest -n 2 --dist loadgroup`: a file stays on one process, for its fixtures' sake, and
-    all that launch several ranks share one process and begin first, since they fill the cores by themselves."""
-    ranks = {REPO / "tests" / name for name in ("e2e", "golden", "test_distributed.py")}
+    """What launches several ranks begins first: it takes longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SEVERAL_RANKS))
 
-    def launches(item: pytest.Item) -> bool:
-        return bool(ranks & {item.path, *item.path.parents})
 
-    for item in items:
-        group = "ranks" if launches(item) else str(item.path.relative_to(REPO))
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: not launches(item))
+class FilesSideBySide(LoadScopeScheduling):
+    """Of `pytest -n 2`: a file stays on one process, for its fixtures' sake, and what launches several ranks on one,
+    so that no two launches overlap. (The groups of `--dist loadgroup` are lost with pytest 9.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ranks" if nodeid.startswith(SEVERAL_RANKS) else nodeid.split("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesSideBySide:
+    """Every parallel run is scheduled so, whatever `--dist` says."""
+    return FilesSideBySide(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ THEIRS = ("config.yaml", "configs/odinw_{13,35}/", "key.path")
 SUFFIXES = ("py", "md", "sh", "slurm", "yaml", "txt", "tsv", "safetensors")  # train.txt is a file, train.steps a key
 
 
+MODULES = sorted((REPO / "src" / "fiber").rglob("*.py"))
+NO_MODULES = ("data.train", "backbone.image_tail")  # a key, a method of a module's `backbone`
 WORD = re.compile(r"\w+")
 # Written as names and in no source: figures put together from parts, examples of ids, a function of the C library.
 MADE_UP = {"accuracy_LABEL", "accuracy_yes_no", "i2t_r10", "zero_shot_top5", "merged_r1"}
@@ -212,6 +214,37 @@ def test_python_names() -> None:
                 value = getattr(value, part, None)
             if value is None:
                 offenders.append(f"{text.where.relative_to(REPO)}: {word}")
+    none(offenders)
+
+
+def test_imports_in_scripts() -> None:
+    """What the Python inside of a launch script or a page imports from the package exists."""
+    offenders = []
+    for path in [*sorted((REPO / "launch").iterdir()), *(text.where for text in TEXTS if text.where.suffix == ".md")]:
+        for module, names in re.findall(r"from (fiber[\w.]*) import ([\w, ]+)", path.read_text()):
+            for word in map(str.strip, names.split(",")):
+                try:
+                    present = hasattr(importlib.import_module(module), word)
+                except ModuleNotFoundError:
+                    present = False
+                if not present:
+                    offenders.append(f"{path.relative_to(REPO)}: from {module} import {word}")
+    none(offenders)
+
+
+def test_files_and_modules_named_in_the_code() -> None:
+    """Docstrings and comments, too, name files and modules that exist: `tasks/vqa.py`, `data.order`."""
+    known = {".".join(path.relative_to(REPO / "src/fiber").with_suffix("").parts) for path in MODULES}
+    file = re.compile(rf"(?<![\w./-])((?:{'|'.join((*ROOMS, *FOLDERS))})/[\w/.]+\.(?:py|md|sh|slurm|yaml))\b")
+    rooms = "|".join(room for room in ROOMS if room not in ("config", "predict"))  # sections, methods of that name
+    module = re.compile(rf"`(?:fiber\.)?((?:{rooms})(?:\.[a-z_]\w*)+)")
+    offenders = []
+    for path in [*MODULES, *(REPO / "tools").glob("*.py")]:
+        text = path.read_text()
+        offenders += [f"{path.relative_to(REPO)}: {w}" for w in file.findall(text) if not exists(w, REPO)]
+        for word in module.findall(text):
+            if not any(word == name or word.startswith(f"{name}.") for name in known) and word not in NO_MODULES:
+                offenders.append(f"{path.relative_to(REPO)}: {word}")
     none(offenders)
 
 

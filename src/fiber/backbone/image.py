@@ -3,7 +3,8 @@ add to the attention output of any block.
 
 One tower serves two uses. Squares (stage 1): a window shrinks to a feature map that is not larger than itself and
 is then not shifted. Any size (stage 2, `padded`): the window is fixed, maps are zero-padded to a multiple of it
-after the first norm, padded tokens are attended, odd blocks always shift.
+after the first norm, padded tokens are attended, odd blocks always shift. A few lines more than elsewhere: the tower
+with its windows, shifts and masks is one thing.
 
 Shape letters: B batch, (H, W) grid, N = H*W tokens, C channels, h heads, w window side, n windows.
 """
@@ -27,7 +28,7 @@ Grid = tuple[int, int]
 class SwinTower(nn.Module):
     """Shifted-window transformer: patch embedding, stages of blocks, patch merging at the end of a stage.
 
-    `embed_dim` channels of the first stage (doubled by every merge), `depths` blocks per stage, `heads` a stage,
+    `embed_dim` channels of the first stage (doubled by every merge), `depths` blocks per stage, `heads` per stage,
     `window` side in tokens, `drop_path` rate of the last block (linear from 0), `padded` as above,
     `stage_norms`: a LayerNorm for the output of each stage but the first, in place of one final norm.
     """

@@ -2,7 +2,7 @@
 
 Each rank takes its share of the images and streams its predictions to a file; one rank merges and scores them. So
 the memory of predicting does not grow with the set, and figures depend neither on the number of ranks nor on the
-batch size (see `fine.search`).
+batch size (see `fine.inference`).
 
 A set of boxes whose categories have a `frequency` has a long tail and is scored by the rules of LVIS. It is scored by
 COCO's rules too, unless its records say that objects may be missing (`not_exhaustive_categories`): there an unmatched

@@ -82,9 +82,8 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
             break
     progress.close()
     if run.exhausted and distributed.is_main():
-        print(
-            f"no gain in {settings.best} since step {run.record.step}: {run.done} steps are enough", file=sys.stderr
-        )
+        since = f"no gain in {settings.best} since step {run.record.step}"
+        print(f"{since}: {run.done} steps are enough", file=sys.stderr)
     return results
 
 

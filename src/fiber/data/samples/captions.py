@@ -20,8 +20,8 @@ from fiber.data.text import encode
 
 @dataclass(frozen=True)
 class RewardSample:
-    """For training on the reward of whole captions: one caption, as the samples of `data.tasks`, and what it takes to
-    draw others and judge them.
+    """For training on the reward of whole captions: one caption, as the samples of `data.samples.text`, and what it
+    takes to draw others and judge them.
 
     Returns images uint8 (3,S,S); ids, mask int64 (L,); text (str); references (list of str, all captions of the
     image); draws float64 (K,T), uniform in [0,1), one for every token that may be drawn. An image is mirrored

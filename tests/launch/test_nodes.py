@@ -1,0 +1,58 @@
+"""The Slurm script, with stand-ins for Slurm's commands: queued again until the run is finished."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+COMMANDS = {
+    "srun": "exit ${TRAINING:-0}",
+    "scontrol": 'if [[ $1 == requeue ]]; then echo "requeued $2"; else echo node-a; fi',
+}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A repository as the script sees it, whose environment has nothing to activate."""
+    for name in ("launch", "configs", "src"):
+        (tmp_path / name).symlink_to(REPO / name)
+    for name, body in COMMANDS.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/usr/bin/env bash\n{body}\n")
+        file.chmod(0o755)
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "activate").touch()
+    return tmp_path
+
+
+def submit(home: Path, *arguments: str, training: int = 0) -> subprocess.CompletedProcess:
+    """Runs the script as a job, whose ranks end with the exit status `training`."""
+    slurm = {"SLURM_SUBMIT_DIR": str(home), "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node-a"}
+    paths = {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPO / "src")}
+    environment = os.environ | slurm | paths | {"TRAINING": str(training)}
+    command = ["bash", "launch/nodes.slurm", *arguments]
+    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_a_run_is_queued_again_until_it_is_finished(home: Path, stage: str) -> None:
+    command = (stage, f"configs/{stage}/shapes_tiny.yaml", "output=runs/a")
+    assert "requeued 7" in submit(home, *command).stdout
+    (home / "runs" / "a").mkdir(parents=True)
+    (home / "runs" / "a" / "summary.json").touch()
+    job = submit(home, *command)
+    assert (job.returncode, job.stdout) == (0, ""), job.stderr
+
+
+def test_a_job_that_failed_is_not_queued_again(home: Path) -> None:
+    job = submit(home, "stage1", "configs/stage1/shapes_tiny.yaml", training=2)
+    assert (job.returncode, job.stdout) == (2, "")
+
+
+def test_a_stage_that_is_none_is_one_line(home: Path) -> None:
+    job = submit(home, "configs/stage1/shapes_tiny.yaml")
+    assert job.returncode == 2
+    assert job.stderr.startswith("error: STAGE is stage1 or stage2")
