@@ -44,7 +44,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        engine: Any,
+        engine: zero.Engine,
         optimizer: AdamW,
         ema: Ema | None,
         state: Mapping[str, Any],
@@ -169,7 +169,7 @@ class Checkpoints:
         weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
         return weights | (load_file(average) if average.exists() else {})
 
-    def load(self, path: Path, engine: Any, optimizer: AdamW, ema: Ema | None) -> tuple[int, dict[str, Any]]:
+    def load(self, path: Path, engine: zero.Engine, optimizer: AdamW, ema: Ema | None) -> tuple[int, dict[str, Any]]:
         """Restore model, optimizer, average and random states -> (step to go on with, the saved `state`).
 
         The number of ranks, the ZeRO stage and the precision may differ from those of the save. Raises ConfigError
