@@ -78,13 +78,6 @@ class Checkpoints:
         distributed.barrier()
         return final
 
-    def mark_best(self, step: int | None) -> None:
-        """Let `best` name the checkpoint of `step`; None takes it away. Rank 0 only."""
-        if step is None:
-            (self.folder / "best").unlink(missing_ok=True)
-        else:
-            _point(self.folder / "best", self.folder / f"step_{step:06d}")
-
     def note_evaluation(self, step: int, state: Mapping[str, Any], best: int | None) -> None:
         """Add what the evaluations have said, the one of this checkpoint included, to the checkpoint of `step`, and
         let `best` name the best one. Rank 0 only."""
@@ -95,7 +88,7 @@ class Checkpoints:
             _sync(aside)
             os.replace(aside, path / "evaluated.json")
         if best is not None and self.has(best):
-            self.mark_best(best)
+            _point(self.folder / "best", self.folder / f"step_{best:06d}")
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoint folders, whole or not, ascending as numbers: names are as long as they need be."""

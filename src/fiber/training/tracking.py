@@ -97,7 +97,7 @@ class Tracker:
         try:
             call(self._wandb)
         except Exception as error:  # whatever it is, it must not stop a training run
-            print(f"tracking.wandb: {_line(error)}; going on without it (`wandb sync` later)", file=sys.stderr)
+            print(f"tracking.wandb: {error!r:.200}; going on without it (`wandb sync` later)", file=sys.stderr)
             self._wandb = None
 
 
@@ -118,8 +118,7 @@ def keep_before(path: Path, start: int) -> None:
     os.replace(aside, path)
 
 
-INIT_S, FINISH_S = 15.0, 60.0
-"""How long W&B may take to begin, and at the end to upload."""
+INIT_S, FINISH_S = 15.0, 60.0  # how long W&B may take to begin, and at the end to upload
 
 
 def _start_wandb(
@@ -163,7 +162,7 @@ def _start_wandb(
         try:
             return wandb.init(config=dict(config), settings=settings)
         except Exception as error:  # whatever it is, it must not stop a training run
-            print(f"tracking.wandb: {attempt} failed ({_line(error)})", file=sys.stderr)
+            print(f"tracking.wandb: {attempt} failed ({error!r:.200})", file=sys.stderr)
     return None
 
 
@@ -174,7 +173,3 @@ def _answers(url: str) -> bool:
     except (OSError, ValueError) as error:  # HTTP's errors are answers; W&B may know the certificate
         return isinstance(error, HTTPError) or isinstance(getattr(error, "reason", None), ssl.SSLError)
     return True
-
-
-def _line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -25,8 +25,7 @@ _LOST_PEER = (
     "Timed out waiting",
     "Broken pipe",
 )
-Pulse = tuple[int, int, str]
-"""Counter, step and phase of a rank."""
+Pulse = tuple[int, int, str]  # counter, step and phase of a rank
 
 
 class Watchdog:
