@@ -25,7 +25,7 @@ setup(
         "huggingface_hub>=0.26",
         "pydantic>=2.9",  # types and ranges of configurations; deepspeed brings it anyway
         "pyyaml>=6",
-        "wandb>=0.19",
+        "wandb>=0.31",  # finish_timeout: a run that cannot upload must end all the same
         "pillow>=11",  # 10.4 gives the size of a turned TIFF before turning
         "numpy>=1.26",
         "tqdm>=4.66",

@@ -24,7 +24,7 @@ else
   # With ssh only NCCL_* and PYTHON* variables travel by themselves; the launcher reads the others from this file.
   environment=$(mktemp)
   trap 'rm -f "$environment"' EXIT
-  for name in OMP_NUM_THREADS DS_ACCELERATOR GLOO_SOCKET_IFNAME HF_HOME HF_HUB_OFFLINE WANDB_MODE WANDB_API_KEY; do
+  for name in OMP_NUM_THREADS DS_ACCELERATOR GLOO_SOCKET_IFNAME HF_HOME HF_HUB_OFFLINE "${!WANDB_@}"; do
     [[ -n ${!name:-} ]] && echo "$name=${!name}" >>"$environment"
   done
   export DS_ENV_FILE=$environment

@@ -2,12 +2,13 @@
 
 import torch
 
+from benchmark_ceiling import matmul_ceiling
 from benchmark_common import DTYPES, compare
 from benchmark_detect import DetectBenchConfig, build_model
 from fiber import distributed
 from fiber.fine.losses import LossWeights
 from fiber.tasks.regions import GroundingTask
-from fiber.training.flops import image_cost, matmul_ceiling, peak_flops
+from fiber.training.flops import image_cost, peak_flops
 
 BOXES = 8  # in an image, each of a phrase of its own
 

@@ -2,11 +2,12 @@
 
 import torch
 
+from benchmark_ceiling import matmul_ceiling
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
 from fiber.evaluation.gallery import PrefixCache, encode_images, encode_texts, match_logits
 from fiber.evaluation.progress import Progress
-from fiber.training.flops import matmul_ceiling, pair_cost, peak_flops
+from fiber.training.flops import pair_cost, peak_flops
 
 
 def run(config: BenchConfig) -> dict:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from benchmark_ceiling import matmul_ceiling
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
 from fiber.coarse.itc import itc_loss, negative_weights, sample_columns
@@ -10,7 +11,7 @@ from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import mlm_loss
 from fiber.coarse.model import FusedFeatures
 from fiber.tasks.pretrain import PretrainTask
-from fiber.training.flops import matmul_ceiling, pair_cost, peak_flops
+from fiber.training.flops import pair_cost, peak_flops
 
 Losses = dict[str, Tensor]
 

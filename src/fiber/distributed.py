@@ -1,4 +1,4 @@
-"""Ranks, gathers, row exchange and the watchdog. Everything runs unchanged on one process without torch.distributed.
+"""Ranks, gathers and row exchange. Everything runs unchanged on one process without torch.distributed.
 
 Letters: W ranks, B rows per rank holds, K rows per rank asks for. "Global row" g = rank * B + row, the order in which
 gathers concatenate.
@@ -11,11 +11,13 @@ import socket
 import sys
 import warnings
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 GRACE_S = 10.0
 """How much later than the watchdog a collective fails by itself: the watchdog says more."""
@@ -24,6 +26,7 @@ GRACE_S = 10.0
 
 
 def is_initialized() -> bool:
+    """Whether torch.distributed runs in this process."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -33,6 +36,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
+    """W; 1 without torch.distributed."""
     return dist.get_world_size() if is_initialized() else 1
 
 
@@ -84,6 +88,7 @@ def set_timeouts(timeout_s: float) -> None:
 
 
 def shutdown() -> None:
+    """Leave the group of ranks, if there is one."""
     if is_initialized():
         dist.destroy_process_group()
 
@@ -123,7 +128,8 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def all_gather_with_grad(x: Tensor) -> Tensor:
-    """As `all_gather`; the backward pass returns to each owner the sum over ranks of the gradients of its rows."""
+    """As `all_gather`, (B, ...) -> (W*B, ...); the backward pass returns to each owner (B, ...) the sum over ranks of
+    the gradients of its rows."""
     return x if world_size() == 1 else _GatherWithGradient.apply(x)
 
 
@@ -132,28 +138,28 @@ class _ExchangeRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
-        rows, me = x.shape[0], rank()
-        wanted = all_gather(index).view(world_size(), -1)  # (W, K): what each rank asks for
-        owner = torch.div(wanted, rows, rounding_mode="floor")
-        asked = owner == me  # (W, K)
+        rows, local = x.shape[0], rank()
+        requests = all_gather(index).view(world_size(), -1)  # (W, K): the rows that each rank asks for
+        owner = torch.div(requests, rows, rounding_mode="floor")  # (W, K)
+        from_here = owner == local
         ctx.rows = rows
-        ctx.sent = wanted[asked] - me * rows  # my rows to ship, grouped by asker
-        # Rows arrive grouped by owner; a stable sort of my own requests by owner is that very order.
-        ctx.order = torch.sort(owner[me], stable=True).indices
-        counts = torch.stack([asked.sum(1), torch.bincount(owner[me], minlength=world_size())]).tolist()
+        ctx.sent = requests[from_here] - local * rows  # local rows to ship, grouped by asker
+        # Rows arrive grouped by owner; a stable sort of the local requests by owner is that very order.
+        ctx.order = torch.sort(owner[local], stable=True).indices
+        counts = torch.stack([from_here.sum(1), torch.bincount(owner[local], minlength=world_size())]).tolist()
         ctx.send_counts, ctx.receive_counts = counts
-        arrived = x.new_empty((index.shape[0], *x.shape[1:]))
-        dist.all_to_all_single(arrived, x[ctx.sent], ctx.receive_counts, ctx.send_counts)
-        out = torch.empty_like(arrived)
-        out[ctx.order] = arrived
+        received = x.new_empty((index.shape[0], *x.shape[1:]))
+        dist.all_to_all_single(received, x[ctx.sent], ctx.receive_counts, ctx.send_counts)
+        out = torch.empty_like(received)
+        out[ctx.order] = received
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         returned = grad.new_empty((len(ctx.sent), *grad.shape[1:]))
         dist.all_to_all_single(returned, grad[ctx.order], ctx.send_counts, ctx.receive_counts)
-        own = grad.new_zeros((ctx.rows, *grad.shape[1:]))
-        return own.index_add_(0, ctx.sent, returned), None
+        total = grad.new_zeros((ctx.rows, *grad.shape[1:]))
+        return total.index_add_(0, ctx.sent, returned), None
 
 
 def exchange_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -170,7 +176,7 @@ def exchange_rows(x: Tensor, index: Tensor) -> Tensor:
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:
-    """The sum over ranks of a detached tensor, same shape; `x` itself is left alone."""
+    """x (...) of one shape on all ranks -> (...), the sum over ranks, without gradient; `x` itself is left alone."""
     x = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(x)
@@ -178,38 +184,36 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 
 def all_reduce_mean(x: Tensor) -> Tensor:
-    """The mean over ranks of a detached floating-point tensor."""
+    """As `all_reduce_sum`, the mean over ranks; x floating-point."""
     return all_reduce_sum(x) / world_size()
 
 
 def all_reduce_max(x: Tensor) -> Tensor:
+    """As `all_reduce_sum`, the largest of each element over ranks."""
     x = x.detach().clone()
     if world_size() > 1:
         dist.all_reduce(x, op=dist.ReduceOp.MAX)
     return x
 
 
-def gather_objects(value: Any) -> list:
-    """One picklable value per rank -> the list of all, in rank order, on every rank."""
+def gather_objects(value: T) -> list[T]:
+    """One picklable value per rank -> the list of all W, in rank order, on every rank."""
+    values = [value] * world_size()
     if world_size() == 1:
-        return [value]
-    values: list = [None] * world_size()
+        return values
     dist.all_gather_object(values, value)
     return values
 
 
-def broadcast_object(value: Any, source: int = 0) -> Any:
-    """The value that rank `source` passed, on every rank."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=source)
+def broadcast_object(value: T | None, source: int = 0) -> T:
+    """The picklable value that rank `source` passed, on every rank; the others may pass None."""
+    box: list[Any] = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(box, src=source)
     return box[0]
 
 
 def barrier() -> None:
+    """Wait until every rank is here."""
     if world_size() > 1:
         dist.barrier()
-
-
-# ---------------------------------------------------------------------------------------------- watchdog

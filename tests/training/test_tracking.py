@@ -1,13 +1,43 @@
 """metrics.jsonl of resumed runs, and W&B where it cannot work."""
 
 import json
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
+import wandb
 from PIL import Image
 
 from fiber.training.tracking import Tracker
+
+VARIABLES = (
+    "WANDB_MODE",
+    "WANDB_API_KEY",
+    "WANDB_PROJECT",
+    "WANDB_NAME",
+    "WANDB_DIR",
+    "WANDB_RUN_ID",
+    "WANDB_INIT_TIMEOUT",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No variables and no stored key of this machine; W&B reads them once per process."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    wandb.teardown()
+    yield
+    wandb.teardown()
 
 
 def lines(run: Path) -> list[dict]:
@@ -38,9 +68,6 @@ def test_online_without_key_or_network_goes_on_offline(
     key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """The same run id serves before and after a restart, and a table and its image land in the run's folder."""
-    for name in ("WANDB_MODE", "WANDB_API_KEY", "HTTPS_PROXY", "https_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # no stored key
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
@@ -60,9 +87,7 @@ def test_online_without_key_or_network_goes_on_offline(
     assert [line["step"] for line in lines(tmp_path / "run")] == [0, 1]
 
 
-def test_images_stand_in_a_table_beside_their_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
+def test_images_stand_in_a_table_with_their_texts(tmp_path: Path) -> None:
     paths = [tmp_path / "figures" / f"step_000002_{i}.png" for i in range(2)]
     paths[0].parent.mkdir()
     for path in paths:
@@ -79,3 +104,72 @@ def test_images_stand_in_a_table_beside_their_words(tmp_path: Path, monkeypatch:
         ["Image", "step_000002_0", "", ""],
         ["Image", "step_000002_1", "what is it?", "red"],
     ]
+
+
+@pytest.mark.parametrize("speaks", [False, True], ids=["silent", "speaks"])
+def test_a_server_that_never_answers_holds_nobody_up(
+    speaks: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The server that WANDB_BASE_URL names is the one that is asked. It takes connections; once it also says one
+    word to the first, and nothing to W&B itself."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+        if speaks:
+            threading.Thread(target=_answer_once, args=(server,), daemon=True).start()
+        begun = time.monotonic()
+        tracker = Tracker(tmp_path, {}, wandb="online", project="p")
+        tracker.log(0, {"loss": 1.0})
+        tracker.close()
+        assert time.monotonic() - begun < 25
+    said = capsys.readouterr().err
+    assert ("online failed" if speaks else "going on offline") in said
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+def _answer_once(server: socket.socket) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+def test_variables_of_wandb_come_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = Tracker(tmp_path / "a", {}, wandb="offline", project="p")
+    assert wandb.run is not None
+    assert (wandb.run.project, wandb.run.name, wandb.run.settings.finish_timeout) == ("p", "a", 60)
+    tracker.close()
+    for name, value in (("PROJECT", "q"), ("NAME", "other"), ("RUN_ID", "abc"), ("DIR", str(tmp_path / "c"))):
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    (tmp_path / "c").mkdir()
+    wandb.teardown()
+    tracker = Tracker(tmp_path / "b", {}, wandb="online", project="p")
+    assert wandb.run is not None
+    assert (wandb.run.project, wandb.run.name, wandb.run.id) == ("q", "other", "abc")
+    tracker.close()
+    assert list((tmp_path / "c" / "wandb").glob("offline-run-*-abc"))
+
+
+@pytest.mark.parametrize(("setting", "variable"), [("online", "disabled"), ("off", "online")])
+def test_off_is_off_by_either_way(
+    setting: Literal["online", "off"], variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", variable)
+    tracker = Tracker(tmp_path, {}, wandb=setting, project="p")
+    tracker.log(0, {"loss": 1.0})
+    tracker.close()
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["metrics.jsonl"]
+
+
+def test_what_fails_later_is_said_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    tracker = Tracker(tmp_path, {}, wandb="offline", project="p")
+    tracker.log(0, {"loss": 1.0})
+    wandb.finish()  # the run is gone from under the tracker
+    for step in (1, 2):
+        tracker.log(step, {"loss": 1.0})
+        tracker.table(step, "examples", ["text"], [["a dog"]])
+    tracker.close()
+    assert capsys.readouterr().err.count("going on without it") == 1
+    assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2]

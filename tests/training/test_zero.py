@@ -1,7 +1,5 @@
 """DeepSpeed's JSON, and fp32 state by name: read, written into a fresh engine, and carried on exactly."""
 
-from typing import Any
-
 import pytest
 import torch
 from toy_task import Regression, batch_of
@@ -14,12 +12,12 @@ from fiber.training.optim import AdamW, set_learning_rate
 OPTIM = OptimConfig(lr=0.01, clip=1.0)
 
 
-def engine_of(stage: int, precision: str) -> tuple[Any, AdamW]:
+def engine_of(stage: int, precision: str) -> tuple[zero.Engine, AdamW]:
     train = TrainConfig(global_batch=4, micro_batch=4, zero_stage=stage, precision=precision)
     return zero.build_engine(Regression(), train, OPTIM)
 
 
-def steps(engine: Any, optimizer: AdamW, first: int, last: int) -> list[float]:
+def steps(engine: zero.Engine, optimizer: AdamW, first: int, last: int) -> list[float]:
     losses = []
     for step in range(first, last):
         set_learning_rate(optimizer, 0.01)

@@ -44,7 +44,7 @@ class Checkpoints:
     def save(
         self,
         step: int,
-        engine: Any,
+        engine: zero.Engine,
         optimizer: AdamW,
         ema: Ema | None,
         state: Mapping[str, Any],
@@ -78,13 +78,6 @@ class Checkpoints:
         distributed.barrier()
         return final
 
-    def mark_best(self, step: int | None) -> None:
-        """Let `best` name the checkpoint of `step`; None takes it away. Rank 0 only."""
-        if step is None:
-            (self.folder / "best").unlink(missing_ok=True)
-        else:
-            _point(self.folder / "best", self.folder / f"step_{step:06d}")
-
     def note_evaluation(self, step: int, state: Mapping[str, Any], best: int | None) -> None:
         """Add what the evaluations have said, the one of this checkpoint included, to the checkpoint of `step`, and
         let `best` name the best one. Rank 0 only."""
@@ -95,7 +88,7 @@ class Checkpoints:
             _sync(aside)
             os.replace(aside, path / "evaluated.json")
         if best is not None and self.has(best):
-            self.mark_best(best)
+            _point(self.folder / "best", self.folder / f"step_{best:06d}")
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoint folders, whole or not, ascending as numbers: names are as long as they need be."""
@@ -169,7 +162,7 @@ class Checkpoints:
         weights, average = load_file(path / "model.safetensors"), path / "ema.safetensors"
         return weights | (load_file(average) if average.exists() else {})
 
-    def load(self, path: Path, engine: Any, optimizer: AdamW, ema: Ema | None) -> tuple[int, dict[str, Any]]:
+    def load(self, path: Path, engine: zero.Engine, optimizer: AdamW, ema: Ema | None) -> tuple[int, dict[str, Any]]:
         """Restore model, optimizer, average and random states -> (step to go on with, the saved `state`).
 
         The number of ranks, the ZeRO stage and the precision may differ from those of the save. Raises ConfigError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
@@ -15,11 +14,11 @@ from fiber.training.optim import AdamW
 class Ema:
     """Averaged weights a <- decay * a + (1 - decay) * w after every update, in fp32.
 
-    Each rank averages the slices it owns, so an update costs no communication and works at every ZeRO stage. Whole
+    Each rank averages its own slices, so an update costs no communication and works at every ZeRO stage. Whole
     values by name exist only inside `averaged`, through the same functions that read the trained weights.
     """
 
-    def __init__(self, decay: float, engine: Any, optimizer: AdamW) -> None:
+    def __init__(self, decay: float, engine: zero.Engine, optimizer: AdamW) -> None:
         self.decay, self._engine = decay, engine
         self._masters = [tensor.data for tensor in zero.masters(engine, optimizer)]
         self._average = [tensor.clone() for tensor in self._masters]

@@ -7,13 +7,12 @@ checkpointing computes again is not counted: it is no useful work.
 
 import copy
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.coarse.model import CoarseModel
@@ -86,7 +85,7 @@ class PairCost:
 
 def pair_cost(model: CoarseModel, image_size: int, text_length: int, masked_tokens: int) -> PairCost:
     """Cost of a `coarse.model.CoarseModel` at an image side in pixels and a text length in tokens (padding counts: it
-    is computed), with `masked_tokens` predicted a text.
+    is computed), with `masked_tokens` predicted per text.
 
     Counted on a weightless copy, so it takes no time or memory at any size. Weights must be whole (before ZeRO-3
     partitions them). FIBER-B at 384 px and 40 tokens: 252 GFLOP (126 GMAC) shared, 546 (273) in five passes.
@@ -107,7 +106,7 @@ def pair_cost(model: CoarseModel, image_size: int, text_length: int, masked_toke
     )
 
 
-def image_cost(model: nn.Module, sides: tuple[int, int], text_length: int) -> Callable[[Mapping[str, Any]], float]:
+def image_cost(model: nn.Module, sides: tuple[int, int], text_length: int) -> FlopsPerSample:
     """Cost of a `fine.model.FiberDetector`: a function of a batch -> forward FLOP of one of its images, towers,
     fusion, pyramid and head, at the padded size (padding counts: it is computed).
 
@@ -142,8 +141,7 @@ def count(function: Callable[..., T], *arguments: Any) -> tuple[T, int]:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Vendor's dense half-precision peak of a CUDA card in FLOP/s; None for a card not listed and for the CPU, whose
-    yardstick is `matmul_ceiling`."""
+    """Vendor's dense half-precision peak of a CUDA card in FLOP/s; None for a card not listed and for the CPU."""
     if device.type != "cuda":
         return None
     peak = card_peak(torch.cuda.get_device_name(device))
@@ -156,22 +154,6 @@ def card_peak(name: str) -> float | None:
     words = re.sub(r"(?<=[A-Z0-9])-(?=[A-Z0-9])", " ", name).split()
     fitting = [card for card in PEAK_TFLOPS if set(card.split()) <= set(words)]
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
-
-
-def matmul_ceiling(device: torch.device, dtype: torch.dtype, repeats: int = 10) -> float:
-    """FLOP/s that one large square matrix product reaches here and now: the best of `repeats` after a warm-up."""
-    side = 8192 if device.type == "cuda" else 1536
-    a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    seconds = [_timed(lambda: a @ b, device) for _ in range(repeats + 1)]
-    return 2 * side**3 / min(seconds[1:])
-
-
-def _timed(function: Callable[[], Tensor], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def _weightless(model: M) -> M:

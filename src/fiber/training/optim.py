@@ -18,8 +18,8 @@ def role(name: str) -> str:
     """Which learning-rate multiplier a parameter takes, by its dotted name.
 
     "gate": the scalars that open the fusion. "cross_modal": all other fusion parameters, and the transforms and
-    poolers of the heads. "head": objective and answer heads, pyramid and
-    detection head. "base": towers, temperature and everything else.
+    poolers of the heads. "head": objective and answer heads, pyramid and detection head. "base": towers,
+    temperature and everything else.
     """
     parts = name.split(".")
     if parts[-1] == "gate":
@@ -59,7 +59,7 @@ def label(name: str, config: OptimConfig) -> tuple[str, float]:
 
 def tower_layer(name: str) -> tuple[str, int, int] | None:
     """The layer of a tower that a parameter belongs to, as (tower, stage, layer), ascending from the input; None for
-    what stands on a tower or beside it: its output norms, fusion, heads. Embeddings are stage -1; an image merge
+    what is in no layer: output norms, fusion, heads. Embeddings are stage -1; an image merge
     belongs to the first block of the stage that it leads to."""
     match name.partition("backbone.")[2].split("."):
         case ["image", "patch_embed", *_]:
@@ -118,9 +118,9 @@ class AdamW(torch.optim.AdamW):
 
     skip = False
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         if not self.skip:
-            super().step(closure)
+            super().step()
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW:
@@ -134,7 +134,7 @@ def learning_rate(step: int, steps: int, config: OptimConfig, drops: int = 0) ->
 
     Linear from warmup_start x lr over the warm-up (so the first update has learning rate 0 by default, as in the
     reference), then linear to 0 at `steps`, or constant with a factor `decay` at each milestone, or ("plateau") for
-    each of the `drops` that the evaluations have called for so far (`Record.drops`).
+    each of the `drops` that the evaluations have called for so far (`Selection.drops`).
     """
     warmup = config.warmup if config.warmup >= 1 else config.warmup * steps
     if step < warmup:

@@ -19,9 +19,10 @@ from fiber.training.optim import AdamW
 from fiber.training.selection import Selection
 from fiber.training.tracking import Tracker
 from fiber.training.watchdog import Watchdog
+from fiber.training.zero import Engine
 
 Batch = dict[str, Any]
-Evaluate = Callable[[Any, int], dict[str, float]]
+Evaluate = Callable[[Engine, int], dict[str, float]]
 
 
 @dataclass
@@ -29,7 +30,7 @@ class Run:
     """What the loop works with. `engine`, `optimizer` from zero.build_engine. Checkpoints carry besides "stream", the
     position of the data, "counters", faults and skipped steps, and "record", what the evaluations have said."""
 
-    engine: Any
+    engine: Engine
     optimizer: AdamW
     train: TrainConfig
     optim: OptimConfig
@@ -41,7 +42,7 @@ class Run:
     ema: Ema | None = None
     evaluate: Evaluate | None = None
     evaluate_every: int = 0
-    rehearse: Callable[[Any], None] | None = None  # tries a batch of every evaluation set
+    rehearse: Callable[[Engine], None] | None = None  # tries a batch of every evaluation set
     flops_per_sample: FlopsPerSample | None = None
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`

@@ -6,23 +6,30 @@ import json
 import math
 import os
 import secrets
-import socket
+import ssl
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 from fiber import distributed
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run as WandbRun
+
+Cell = str | float | Path  # of a table: text, a number, or an image file
 
 
 class Tracker:
     """Log of one run directory; on ranks other than 0 every method does nothing.
 
     A resumed run continues the file at `start` (lines of later steps, left by a killed run, are dropped, since those
-    steps run again) and continues the same W&B run, whose id is kept in `RUN/wandb/id`. W&B never holds training
-    up: without key, network or package the run goes on offline or without it, and says so.
+    steps run again) and continues the same W&B run, whose id is kept in `RUN/wandb/id`. Variables WANDB_* come before
+    what is set here, but `wandb` "off" stays off. W&B never holds training up: without key, network or package, or
+    when it fails later, the run goes on offline or without it, and says so once.
     """
 
     def __init__(
@@ -52,36 +59,46 @@ class Tracker:
         line |= {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
+        self._send(lambda wandb_run: wandb_run.log(dict(metrics), step=step))
 
-    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A table in W&B. A cell may be text, a number, or the Path of an image in the run's `figures/`."""
-        if self._wandb is None:
-            return
-        import wandb
+    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        """A table in W&B; images lie in the run's `figures/`."""
 
-        cells = [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
-        self._wandb.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
+        def send(wandb_run: WandbRun) -> None:
+            import wandb
+
+            cells = [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
+            wandb_run.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
+
+        self._send(send)
 
     def images(self, step: int, paths: Sequence[Path]) -> None:
-        """The table "eval/images" of image files, each with the words of the JSON file beside it, if there is
+        """The table "eval/images" of image files, each with the texts of the JSON file of its name, if there is
         one: `{column: text}` (question, answers, prediction, say)."""
-        beside = [path.with_suffix(".json") for path in paths]
-        words = [json.loads(path.read_text()) if path.exists() else {} for path in beside]
-        columns = list(dict.fromkeys(chain.from_iterable(words)))
+        files = [path.with_suffix(".json") for path in paths]
+        texts = [json.loads(file.read_text()) if file.exists() else {} for file in files]
+        columns = list(dict.fromkeys(chain.from_iterable(texts)))
         rows = [
-            [path, path.stem, *(own.get(column, "") for column in columns)]
-            for path, own in zip(paths, words, strict=True)
+            [path, path.stem, *(text.get(column, "") for column in columns)]
+            for path, text in zip(paths, texts, strict=True)
         ]
         if rows:
             self.table(step, "eval/images", ["image", "name", *columns], rows)
 
     def close(self) -> None:
+        """Close the file, and wait FINISH_S at most for what W&B has still to upload."""
         if self._file is not None:
             self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
+        self._send(lambda wandb_run: wandb_run.finish())
+
+    def _send(self, call: Callable[[WandbRun], None]) -> None:
+        if self._wandb is None:
+            return
+        try:
+            call(self._wandb)
+        except Exception as error:  # whatever it is, it must not stop a training run
+            print(f"tracking.wandb: {error!r:.200}; going on without it (`wandb sync` later)", file=sys.stderr)
+            self._wandb = None
 
 
 def keep_before(path: Path, start: int) -> None:
@@ -101,49 +118,58 @@ def keep_before(path: Path, start: int) -> None:
     os.replace(aside, path)
 
 
-def _start_wandb(run: Path, config: Mapping[str, Any], mode: Literal["online", "offline"], project: str) -> Any:
-    """A W&B run, or None where the package is missing. Takes seconds at most when there is no network."""
+INIT_S, FINISH_S = 15.0, 60.0  # how long W&B may take to begin, and at the end to upload
+
+
+def _start_wandb(
+    folder: Path, config: Mapping[str, Any], mode: Literal["online", "offline"], project: str
+) -> WandbRun | None:
+    """A W&B run in `folder`, or None where there is no package or WANDB_MODE=disabled. Without a network it takes
+    seconds, with a server that does not answer INIT_S."""
     try:
         import wandb
     except ImportError:
         print("tracking.wandb: the wandb package is not installed; metrics.jsonl only", file=sys.stderr)
         return None
-    folder = run / "wandb"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "id"
-    if not known.exists():
-        known.write_text(secrets.token_hex(4))
-    settings = wandb.Settings(init_timeout=15, silent=True)
-    if mode == "online" and not _reachable(wandb, settings.base_url):
-        print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)
-        mode = "offline"
-    attempts: tuple[Literal["online", "offline"], ...] = (mode, "offline")
+    wanted = os.environ.get("WANDB_MODE", mode)
+    if wanted == "disabled":
+        return None
+    file = folder / "wandb" / "id"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not file.exists():
+        file.write_text(secrets.token_hex(4))
+    ours = {  # variable -> setting of that meaning, ours where the variable is not set
+        "WANDB_PROJECT": ("project", project),
+        "WANDB_NAME": ("run_name", folder.name),
+        "WANDB_DIR": ("root_dir", str(folder)),
+        "WANDB_RUN_ID": ("run_id", file.read_text().strip()),
+        "WANDB_SILENT": ("silent", True),
+        "WANDB_INIT_TIMEOUT": ("init_timeout", INIT_S),
+        "WANDB_FINISH_TIMEOUT": ("finish_timeout", FINISH_S),
+        "WANDB_FINISH_TIMEOUT_RAISES": ("finish_timeout_raises", True),
+    }
+    settings = wandb.Settings(**{key: value for name, (key, value) in ours.items() if name not in os.environ})
+    attempts: list[Literal["online", "offline"]] = ["offline"]
+    if wanted == "online":
+        if wandb.api.api_key and _answers(wandb.setup().settings.base_url):
+            attempts.insert(0, "online")
+        else:
+            print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)
     for attempt in attempts:
+        settings.mode = attempt
+        if attempt == "online" and "WANDB_RESUME" not in os.environ:
+            settings.resume = "allow"
         try:
-            return wandb.init(
-                project=project,
-                name=run.name,
-                dir=str(run),
-                id=known.read_text().strip(),
-                resume="allow" if attempt == "online" else None,
-                config=dict(config),
-                mode=attempt,
-                settings=settings,
-            )
+            return wandb.init(config=dict(config), settings=settings)
         except Exception as error:  # whatever it is, it must not stop a training run
-            print(f"tracking.wandb: {attempt} failed ({error})", file=sys.stderr)
+            print(f"tracking.wandb: {attempt} failed ({error!r:.200})", file=sys.stderr)
     return None
 
 
-def _reachable(wandb: Any, base_url: str) -> bool:
-    """Whether a key is configured and the server accepts a connection within three seconds (a proxy is trusted)."""
-    if not wandb.api.api_key:
-        return False
-    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return True
-    address = urlsplit(base_url)
+def _answers(url: str) -> bool:
+    """Whether a server answers within three seconds, through the proxy of the environment if there is one."""
     try:
-        with socket.create_connection((address.hostname, address.port or 443), timeout=3.0):
-            return True
-    except OSError:
-        return False
+        urlopen(url, timeout=3.0).close()
+    except (OSError, ValueError) as error:  # HTTP's errors are answers; W&B may know the certificate
+        return isinstance(error, HTTPError) or isinstance(getattr(error, "reason", None), ssl.SSLError)
+    return True

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any
 
 import torch.distributed as dist
 
@@ -26,6 +25,7 @@ _LOST_PEER = (
     "Timed out waiting",
     "Broken pipe",
 )
+Pulse = tuple[int, int, str]  # counter, step and phase of a rank
 
 
 class Watchdog:
@@ -113,10 +113,10 @@ class Watchdog:
                 self._store.set(f"pulse/{rank()}", json.dumps([self._count, self._step, self._phase]))
 
     def _diagnose(self) -> tuple[list[str], list[int]]:
-        """-> (one line a suspicious rank, pids of those on this host that have no pulse)."""
+        """-> (one line per suspicious rank, pids of those on this host that have no pulse)."""
         if self._store is None:
             return [], []
-        readings: list[list] = []
+        readings: list[list[Pulse | None]] = []
         reader = threading.Thread(target=self._read_twice, args=(readings,), daemon=True)
         reader.start()
         for _ in range(8):
@@ -134,21 +134,23 @@ class Watchdog:
             here = socket.gethostname()
             pids = [pid for r, (host, pid) in enumerate(self._members) if r in silent and host == here]
             return [f"{who[r]} has no pulse{last[r]}" for r in silent], pids
-        behind = min((step, phase != "data") for _, step, phase in pulses)
-        waiting = [r for r, (_, step, phase) in enumerate(pulses) if (step, phase != "data") == behind]
-        return [f"{who[r]} is alive in {pulses[r][2]} of step {pulses[r][1]}" for r in waiting], []
+        alive = [(r, step, phase) for r, (_, step, phase) in enumerate(filter(None, pulses))]  # all ranks
+        behind = min((step, phase != "data") for _, step, phase in alive)
+        waiting = [rank for rank in alive if (rank[1], rank[2] != "data") == behind]
+        return [f"{who[r]} is alive in {phase} of step {step}" for r, step, phase in waiting], []
 
-    def _read_twice(self, readings: list[list]) -> None:
+    def _read_twice(self, readings: list[list[Pulse | None]]) -> None:
         keys = [f"pulse/{r}" for r in range(world_size())]
         with suppress(RuntimeError):
             store = _connect_store()  # waiting for an answer, a connection is closed to everybody else
+            assert store is not None  # `_diagnose` says so
             for wait in (0.0, 3 * self.period_s):
                 time.sleep(wait)
                 readings.append([json.loads(store.get(k)) if store.check([k]) else None for k in keys])
 
 
-def _connect_store() -> Any:
-    """A connection of our own to the launcher's store (the group's is busy while a collective waits on it)."""
+def _connect_store() -> dist.TCPStore | None:
+    """A separate connection to the launcher's store (the group's is busy while a collective waits on it)."""
     if world_size() == 1:
         return None
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

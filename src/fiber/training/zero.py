@@ -10,9 +10,9 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,22 @@ M = TypeVar("M", bound=nn.Module)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NO_CLIPPING = 1e30  # the gradient norm is measured only where DeepSpeed clips
+
+
+class Engine(Protocol):
+    """What the house uses of a DeepSpeedEngine around a task's module."""
+
+    module: nn.Module
+    optimizer: Any  # DeepSpeed's around our AdamW: of another class at every ZeRO stage and precision
+
+    def __call__(self, batch: Mapping[str, Any], /) -> tuple[dict[str, Tensor], dict[str, Tensor]]: ...
+    def backward(self, loss: Tensor, /) -> object: ...
+    def step(self) -> None: ...
+    def train(self) -> object: ...
+    def eval(self) -> object: ...
+    def zero_optimization_stage(self) -> int: ...
+    def fp16_enabled(self) -> bool: ...
+    def get_global_grad_norm(self) -> float | Tensor: ...
 
 
 def deepspeed_json(train: TrainConfig, clip: float) -> dict[str, Any]:
@@ -55,7 +71,7 @@ def deepspeed_json(train: TrainConfig, clip: float) -> dict[str, Any]:
     return result
 
 
-def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tuple[Any, AdamW]:
+def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tuple[Engine, AdamW]:
     """Wrap `task` (on the CPU) -> (DeepSpeed engine on this rank's device, the AdamW inside it). Raises ConfigError
     where the device cannot compute in the precision."""
     import deepspeed
@@ -66,7 +82,7 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
         raise ConfigError("train.precision: fp16 needs a CUDA card; on the CPU use bf16 or fp32")
     optimizer = build_optimizer(task, optim, fused=on_card and train.offload == "none")
     exact = {name: p.detach().clone() for name, p in task.named_parameters()} if train.precision != "fp32" else None
-    with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory use that nobody asked for
+    with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory use
         engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_json(train, optim.clip), dist_init_required=False
         )
@@ -77,7 +93,7 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
     return engine, optimizer
 
 
-def optimizer_step(engine: Any) -> float:
+def optimizer_step(engine: Engine) -> float:
     """`engine.step()` at the end of an accumulation; -> the norm of the whole gradient before clipping."""
     norm = None
     if engine.zero_optimization_stage() == 0:  # DeepSpeed clips but does not report here
@@ -90,14 +106,14 @@ def optimizer_step(engine: Any) -> float:
 # ---------------------------------------------------------------------------------------------- fp32 state
 
 
-def masters(engine: Any, optimizer: AdamW) -> list[Tensor]:
+def masters(engine: Engine, optimizer: AdamW) -> list[Tensor]:
     """The fp32 tensors that this rank's AdamW updates: parameters at stage 0, flat slices above."""
     if engine.zero_optimization_stage() == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return [tensor for group in optimizer.param_groups for tensor in group["params"]]
 
 
-def read_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
+def read_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """(name, whole fp32 value on the device) of every parameter, trained or frozen. All ranks must iterate."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad and engine.zero_optimization_stage() > 0:
@@ -109,7 +125,7 @@ def read_weights(engine: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, value
 
 
-def read_moments(engine: Any, optimizer: AdamW) -> Iterator[tuple[str, Tensor]]:
+def read_moments(engine: Engine, optimizer: AdamW) -> Iterator[tuple[str, Tensor]]:
     """("exp_avg.NAME" and "exp_avg_sq.NAME", whole value) of every trained parameter. All ranks must iterate."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
@@ -120,7 +136,7 @@ def read_moments(engine: Any, optimizer: AdamW) -> Iterator[tuple[str, Tensor]]:
                     yield f"{moment}.{name}", optimizer.state[parameter][moment]
 
 
-def write_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
+def write_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
     """Set masters and the weights that the forward pass uses, on all ranks, from whole fp32 values by name."""
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
@@ -128,7 +144,7 @@ def write_weights(engine: Any, weights: Mapping[str, Tensor]) -> None:
         _write_working_copy(engine, parameter, weights[name])
 
 
-def _start_moments(engine: Any, optimizer: AdamW) -> None:
+def _start_moments(engine: Engine, optimizer: AdamW) -> None:
     """Adam's state of no updates. AdamW would make it on the first one, too late to resume or to save before."""
     for tensor in masters(engine, optimizer):
         count = torch.zeros((), device=tensor.device if optimizer.defaults["fused"] else "cpu")
@@ -137,8 +153,8 @@ def _start_moments(engine: Any, optimizer: AdamW) -> None:
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def write_moments(engine: Any, optimizer: AdamW, moments: Mapping[str, Tensor], updates: int) -> None:
-    """Set Adam's moments by name, and the number of updates they have seen."""
+def write_moments(engine: Engine, optimizer: AdamW, moments: Mapping[str, Tensor], updates: int) -> None:
+    """Set Adam's moments from whole values named as `read_moments` names them, and the number of updates in them."""
     for tensor in masters(engine, optimizer):
         optimizer.state[tensor]["step"].fill_(updates)
     for name, parameter in engine.module.named_parameters():
@@ -150,7 +166,7 @@ def write_moments(engine: Any, optimizer: AdamW, moments: Mapping[str, Tensor], 
                 _write_slice(engine, parameter, value, moment)
 
 
-def _write_slice(engine: Any, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
+def _write_slice(engine: Engine, parameter: nn.Parameter, value: Tensor, moment: str | None = None) -> None:
     """This rank's part of a whole value into the sharded master, or moment, of a parameter (stages 1, 2, 3)."""
     value = value.to(device=distributed.device(), dtype=torch.float32)
     set_whole, set_slice = _deepspeed_utils().safe_set_full_fp32_param, _deepspeed_utils().safe_set_local_fp32_param
@@ -166,23 +182,23 @@ def _write_slice(engine: Any, parameter: nn.Parameter, value: Tensor, moment: st
         set_whole(parameter, value)
 
 
-def updates(engine: Any, optimizer: AdamW) -> int:
+def updates(engine: Engine, optimizer: AdamW) -> int:
     """How many updates Adam has made (skipped steps do not count)."""
     return int(optimizer.state[masters(engine, optimizer)[0]]["step"].item())
 
 
-def plain_module(engine: Any, build: Callable[[], M]) -> M:
+def plain_module(engine: Engine, build: Callable[[], M]) -> M:
     """The wrapped task where its parameters are whole; at stage 3 a copy that `build` makes, with the same weights
     and buffers, because there every forward is collective and evaluation batches differ by rank."""
     if engine.zero_optimization_stage() < 3:
-        return engine.module
+        return cast(M, engine.module)
     module = build().to(distributed.device()).train(engine.module.training)
     weights = dict(read_weights(engine)) | dict(engine.module.named_buffers())
     module.load_state_dict({name: weights[name] for name in module.state_dict()})
     return module
 
 
-def refresh(engine: Any) -> None:
+def refresh(engine: Engine) -> None:
     """Copy the masters into the weights that the forward pass uses (after masters were changed in place)."""
     if engine.zero_optimization_stage() > 0:
         for (_, value), parameter in zip(read_weights(engine), engine.module.parameters(), strict=True):
@@ -190,12 +206,12 @@ def refresh(engine: Any) -> None:
                 _write_working_copy(engine, parameter, value)
 
 
-def _write_working_copy(engine: Any, parameter: nn.Parameter, value: Tensor) -> None:
+def _write_working_copy(engine: Engine, parameter: nn.Parameter, value: Tensor) -> None:
     with torch.no_grad(), _whole(engine, parameter, write=True):
         parameter.copy_(value)
 
 
-def _whole(engine: Any, parameter: nn.Parameter, write: bool = False) -> Any:
+def _whole(engine: Engine, parameter: nn.Parameter, write: bool = False) -> AbstractContextManager[object]:
     """A context in which a ZeRO-3 parameter has its whole value; elsewhere it always has."""
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
@@ -213,13 +229,14 @@ def _deepspeed_utils() -> Any:
 # ---------------------------------------------------------------------------------------------- loss scale
 
 
-def read_loss_scale(engine: Any) -> dict[str, float]:
+def read_loss_scale(engine: Engine) -> dict[str, float]:
     """The state of fp16's dynamic loss scale; {} at other precisions."""
     if not engine.fp16_enabled():
         return {}
     return {name: value for name, value in vars(engine.optimizer.loss_scaler).items() if type(value) in (int, float)}
 
 
-def write_loss_scale(engine: Any, state: Mapping[str, float]) -> None:
+def write_loss_scale(engine: Engine, state: Mapping[str, float]) -> None:
+    """Go on with a state that `read_loss_scale` gave; nothing where it is {}."""
     for name, value in state.items():
         setattr(engine.optimizer.loss_scaler, name, value)

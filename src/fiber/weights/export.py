@@ -104,8 +104,8 @@ def write_export(
     categories: Sequence[str] = (),
     extras: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write an export folder aside and put it in the place of an older export. `tensors` is the state dict of the
-    model (not of the task around it), on any device, in the dtype to be stored.
+    """Write an export folder under another name, then rename it over an older export. `tensors` is the state dict of
+    the model (not of the task around it), on any device, in the dtype to be stored.
 
     Raises WeightsError if the folder holds something that is no export, if tokenizer, answers and configuration
     disagree, or if a weight is not finite.
@@ -294,5 +294,5 @@ def _storable(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
 
 
-def _write_json(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: dict[str, Any] | list[str]) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")

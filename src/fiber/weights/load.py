@@ -19,7 +19,7 @@ NEW_IN_FINE = ("backbone.image.stage_norms.*", "fpn.*", "head.*", "prompt")
 """What a detector has that a model at image level does not: `allow_new` of the transfer from stage 1 to stage 2."""
 
 ADAPTERS = ("*.lora_down", "*.lora_up")
-"""What adapted layers have beside their weights (backbone/lora.py); no file brings it."""
+"""What adapted layers have besides their weights (backbone/lora.py); no file brings it."""
 
 BIAS_TABLE = ".relative_position_bias"
 POSITIONS = "text.embeddings.position.weight"
@@ -144,11 +144,11 @@ def _fit(
 
 def _move_rows(source: Tensor, target: Tensor, old: Mapping[str, int], new: Mapping[str, int]) -> tuple[Tensor, int]:
     """Rows of the tokens that both vocabularies have, at their new ids; the other rows as they were."""
-    shared = [(old[token], place) for token, place in new.items() if old.get(token, len(source)) < len(source)]
+    shared = [(old[token], row) for token, row in new.items() if old.get(token, len(source)) < len(source)]
     moved = target.clone()
     if shared:
-        rows, places = torch.tensor(shared, device=source.device).unbind(1)
-        moved[places.to(target.device)] = source[rows].to(target)
+        old_rows, new_rows = torch.tensor(shared, device=source.device).unbind(1)
+        moved[new_rows.to(target.device)] = source[old_rows].to(target)
     return moved, len(shared)
 
 
@@ -160,4 +160,4 @@ def _shorten(names: Sequence[str]) -> list[str]:
         numbers = [i for i, part in enumerate(parts) if part.isdigit()]
         module = name if ": " in name else ".".join(parts[: numbers[-1] + 1] if numbers else parts)
         groups.setdefault(module, []).append(name)
-    return [own[0] if len(own) == 1 else f"{module}.* ({len(own)})" for module, own in groups.items()]
+    return [group[0] if len(group) == 1 else f"{module}.* ({len(group)})" for module, group in groups.items()]

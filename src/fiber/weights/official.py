@@ -76,18 +76,18 @@ def backbone_names(
         "text.embeddings.token_type": f"{text_prefix}embeddings.token_type_embeddings",
         "text.embeddings.norm": f"{text_prefix}embeddings.LayerNorm",
     }
-    places = [(s, i) for s, depth in enumerate(depths) for i in range(depth)]
+    blocks = [(s, i) for s, depth in enumerate(depths) for i in range(depth)]
     for s in range(len(depths) - 1):
         names[f"image.stages.{s}.merge.norm"] = f"{image_prefix}layers.{s}.downsample.norm"
         names[f"image.stages.{s}.merge.reduction"] = f"{image_prefix}layers.{s}.downsample.reduction"
         names[f"image.stage_norms.{s}"] = f"{image_prefix}norm{s + 1}"
-    for s, i in places:
+    for s, i in blocks:
         for ours, theirs in BLOCK.items():
             names[f"image.stages.{s}.blocks.{i}.{ours}"] = f"{image_prefix}layers.{s}.blocks.{i}.{theirs}"
     for j in range(layers):
         for ours, theirs in LAYER.items():
             names[f"text.layers.{j}.{ours}"] = f"{text_prefix}encoder.layer.{j}.{theirs}"
-    for k, (s, i) in enumerate(places[-num_fused:]):
+    for k, (s, i) in enumerate(blocks[-num_fused:]):
         for ours, theirs in IMAGE_TO_TEXT.items():
             names[f"fusion.image_to_text.{k}.{ours}"] = f"{image_prefix}layers.{s}.blocks.{i}.{theirs}"
         j = layers - num_fused + k
@@ -120,9 +120,9 @@ def from_official(state: dict[str, Tensor], wanted: dict[str, Tensor], names: di
     `temp` becomes (1,)."""
     ours = {}
     for tensor, like in wanted.items():
-        found = state.get(official_name(tensor, names))
-        if found is not None:
-            ours[tensor] = found.reshape(like.shape) if found.numel() == like.numel() == 1 else found
+        theirs = state.get(official_name(tensor, names))
+        if theirs is not None:
+            ours[tensor] = theirs.reshape(like.shape) if theirs.numel() == like.numel() == 1 else theirs
     return ours
 
 
@@ -135,7 +135,7 @@ def to_official(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Te
 
 
 def to_ours(state: dict[str, Tensor], names: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Official tensors under our names, and those for which we have none under their own; `temp` becomes (1,)."""
+    """Official tensors under our names, and the rest under its official names; `temp` becomes (1,)."""
     modules = {theirs: ours for ours, theirs in names.items()}
     ours, rest = {}, {}
     for name, tensor in state.items():

@@ -11,7 +11,7 @@ import pickle
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,18 +26,18 @@ from fiber.weights.export import Export, ExportConfig
 from fiber.weights.official import coarse_names, is_queue, to_official, to_ours
 from fiber.weights.official_fine import fine_names, from_official_fine, to_official_fine
 
-_NUMPY_SCALAR = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function that rebuilds a NumPy scalar
+_NUMPY_SCALAR: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function that rebuilds a NumPy scalar
 
 HEAD_WIDTH = 64  # of RoBERTa's attention heads
 PUBLISHED = {"text": 40, "fine_text": 256, "short_side": 800, "long_side": 1333}
 
 
 class _Inert:
-    """Takes the place of a class whose instances we have no use for (keys of Lightning's callback states)."""
+    """Stands for a class whose instances are not used (keys of Lightning's callback states)."""
 
 
 _LIGHTNING = "pytorch_lightning.callbacks."
-SAFE_GLOBALS: list[Any] = [
+SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
     argparse.Namespace,
     (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
     (dict, "sacred.config.custom_containers.ReadOnlyDict"),
@@ -196,8 +196,8 @@ def write_official(path: str | Path, export: Export) -> list[str]:
 # ---------------------------------------------------------------------------------------------- insides
 
 
-def _choose(given: int | None, hyper: Any, default: tuple[int, str]) -> tuple[int, str]:
-    """A value and its origin: the caller, the file's hyper-parameters, or a default that says its own."""
+def _choose(given: int | None, hyper: int | None, default: tuple[int, str]) -> tuple[int, str]:
+    """A value and its origin: the caller, the file's hyper-parameters, or a default, given with its origin."""
     if given is not None:
         return given, "given"
     if hyper is not None:
@@ -207,10 +207,10 @@ def _choose(given: int | None, hyper: Any, default: tuple[int, str]) -> tuple[in
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """Number of consecutive indices i with names `prefix` + "i."."""
-    found = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-    count = len([entry for entry in found if entry.isdigit()])
-    if {str(i) for i in range(count)} - found:
-        raise WeightsError(f"{prefix}*: indices {sorted(found)} are not consecutive; the file is incomplete")
+    indices = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
+    count = len([entry for entry in indices if entry.isdigit()])
+    if {str(i) for i in range(count)} - indices:
+        raise WeightsError(f"{prefix}*: indices {sorted(indices)} are not consecutive; the file is incomplete")
     return count
 
 

@@ -61,15 +61,15 @@ def from_official_fine(
     state: dict[str, Tensor], wanted: dict[str, Tensor], names: dict[str, str]
 ) -> dict[str, Tensor]:
     """Official stage-2 tensors under our names, see `official.from_official`; differentiable."""
-    return _turn_channels(from_official(state, wanted, names))
+    return _reverse_channels(from_official(state, wanted, names))
 
 
 def to_official_fine(state: dict[str, Tensor], names: dict[str, str]) -> dict[str, Tensor]:
     """Our tensors under their official names; inverse of `from_official_fine`."""
-    return to_official(_turn_channels(state), names)
+    return to_official(_reverse_channels(state), names)
 
 
-def _turn_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _reverse_channels(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """BGR <-> RGB in the patch embedding, whose weight is (E,3,4,4)."""
-    turned = {PATCH_EMBEDDING: state[PATCH_EMBEDDING].flip(1)} if PATCH_EMBEDDING in state else {}
-    return state | turned
+    reversed_weight = {PATCH_EMBEDDING: state[PATCH_EMBEDDING].flip(1)} if PATCH_EMBEDDING in state else {}
+    return state | reversed_weight

@@ -1,11 +1,10 @@
 """Starting points for the towers: Swin weights in timm's or the original form, RoBERTa weights from Hugging Face."""
 
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
@@ -29,7 +28,7 @@ def load_pretrained_towers(
     """Put pre-trained weights into the towers of `backbone` -> a report for each tower that was asked for.
 
     image: a timm model name (`swin_base_patch4_window12_384.ms_in22k`), or a file or folder with Swin weights in
-    timm's form or the original one. text: a Hugging Face name (`roberta-base`) or a folder. tokenizer: the run's own;
+    timm's form or the original one. text: a Hugging Face name (`roberta-base`) or a folder. tokenizer: the run's;
     where its vocabulary differs from that of `text`, rows follow their tokens.
 
     Raises WeightsError where sizes do not fit (windows and text lengths are resized) or nothing can be read.
@@ -55,9 +54,9 @@ def swin_tensors(source: str, tower: SwinTower) -> dict[str, Tensor]:
         parts = name.split(".")
         if parts[0] == "layers" and parts[2] == "blocks":
             depths[int(parts[1])] = max(depths.get(int(parts[1]), 0), int(parts[3]) + 1)
-    found = tuple(depths[stage] for stage in sorted(depths))
-    if found != tower.depths:
-        raise WeightsError(f"{source} has the depths {found}, model.image.depths is {tower.depths}")
+    read = tuple(depths[stage] for stage in sorted(depths))
+    if read != tower.depths:
+        raise WeightsError(f"{source} has the depths {read}, model.image.depths is {tower.depths}")
     ours, _ = to_ours(state, _tower_names(tower.depths, 1, "image."))
     return ours
 
@@ -76,8 +75,8 @@ def roberta_tensors(
     names = _tower_names(backbone.image.depths, len(backbone.text.layers), "text.")
     ours, _ = to_ours(model.state_dict(), names)
     theirs = load_tokenizer(source).get_vocab()
-    own = tokenizer.get_vocab()
-    return ours, None if theirs == own else (theirs, own)
+    vocabulary = tokenizer.get_vocab()
+    return ours, None if theirs == vocabulary else (theirs, vocabulary)
 
 
 def _swin_state(source: str) -> dict[str, Tensor]:
@@ -115,7 +114,7 @@ def _tower_names(depths: tuple[int, ...], layers: int, tower: str) -> dict[str, 
     return {ours: theirs for ours, theirs in names.items() if ours.startswith(tower)}
 
 
-def _check_roberta(source: str, config: Any, backbone: FusionBackbone) -> None:
+def _check_roberta(source: str, config: PretrainedConfig, backbone: FusionBackbone) -> None:
     """What shapes do not show must agree too."""
     tower = backbone.text
     facts = {
@@ -125,6 +124,6 @@ def _check_roberta(source: str, config: Any, backbone: FusionBackbone) -> None:
         "padding id": (config.pad_token_id, tower.embeddings.pad_id),
         "activation": (config.hidden_act, "gelu"),
     }
-    for name, (theirs, own) in facts.items():
-        if theirs != own:
-            raise WeightsError(f"{source} has {name} {theirs}, this model {own}")
+    for name, (theirs, expected) in facts.items():
+        if theirs != expected:
+            raise WeightsError(f"{source} has {name} {theirs}, this model {expected}")
