@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fiber.backbone.attention import padding_bias
 from fiber.backbone.fusion import FusionBackbone
-from fiber.backbone.image import unpartition
+from fiber.backbone.windows import unpartition
 
 
 class Recorded(dict):

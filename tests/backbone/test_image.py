@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fiber.backbone.image import PatchMerge, SwinBlock, SwinTower, partition, unpartition
+from fiber.backbone.image import PatchMerge, SwinBlock, SwinTower
 
 HEADS, WIDTH, W = 2, 8, 4
 
@@ -99,18 +99,6 @@ def test_a_map_that_is_no_multiple_of_the_window_is_refused():
         make_block(shifted=False).attend(torch.zeros(1, 48, WIDTH, dtype=torch.float64), (6, 8))
 
 
-@pytest.mark.parametrize(("size", "window"), [((8, 8), (4, 4)), ((6, 4), (3, 2)), ((5, 7), (5, 7))])
-def test_partition_holds_each_window_row_by_row_and_comes_back(size, window):
-    x = torch.arange(2 * size[0] * size[1] * 3).view(2, *size, 3)
-    parts = partition(x, window)
-    per_row = size[1] // window[1]
-    for n in range(len(parts) // 2):
-        top, left = n // per_row * window[0], n % per_row * window[1]
-        expected = x[0, top : top + window[0], left : left + window[1]].flatten(0, 1)
-        assert torch.equal(parts[n], expected)
-    assert torch.equal(unpartition(parts, window, size), x)
-
-
 @torch.no_grad()
 def test_merging_takes_four_neighbours_in_column_order_and_pads_odd_sides():
     merge = PatchMerge(1)
@@ -173,27 +161,3 @@ def test_a_tower_used_for_inference_first_can_still_be_trained():
 def test_a_tower_can_be_built_without_memory():
     with torch.device("meta"):
         assert SwinTower().patch_embed.proj.weight.is_meta
-
-
-def test_masks_of_many_sizes_are_small_and_as_by_hand() -> None:
-    """A byte per token and size is kept, and a few masks: 92 sizes of 400 images once held a gibibyte."""
-    from fiber.backbone import image as module
-
-    module._regions.cache_clear()
-    module._shifted_mask.cache_clear()
-    sizes = [(12 * rows, 12 * columns) for rows in range(1, 12) for columns in range(1, 9)][:92]
-    for size in sizes:
-        mask = module._region_mask(size, (12, 12), (6, 6), torch.device("cpu"))
-        region = torch.zeros(size)
-        for first, row in enumerate((slice(-12, -6), slice(-6, None)), start=1):
-            region[row] += 3 * first
-        for first, column in enumerate((slice(-12, -6), slice(-6, None)), start=1):
-            region[:, column] += first
-        windows = region.view(size[0] // 12, 12, size[1] // 12, 12).transpose(1, 2).reshape(-1, 144)
-        expected = torch.where(windows[:, None] == windows[:, :, None], 0.0, module.REGION_MASK)
-        assert torch.equal(mask, expected)
-    assert module._region_mask((24, 24), (12, 12), (0, 0), torch.device("cpu")) is None
-    assert module._regions.cache_info().currsize == len(sizes)
-    kept = [module._regions(size, (12, 12), (6, 6), torch.device("cpu")) for size in sizes]
-    assert sum(x.numel() * x.element_size() for x in kept) == sum(rows * columns for rows, columns in sizes)
-    assert module._shifted_mask.cache_info().maxsize <= 8

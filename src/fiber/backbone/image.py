@@ -3,13 +3,10 @@ add to the attention output of any block.
 
 One tower serves two uses. Squares (stage 1): a window shrinks to a feature map that is not larger than itself and
 is then not shifted. Any size (stage 2, `padded`): the window is fixed, maps are zero-padded to a multiple of it
-after the first norm, padded tokens are attended, odd blocks always shift. A few lines more than elsewhere: the tower
-with its windows, shifts and masks is one thing.
+after the first norm, padded tokens are attended, odd blocks always shift.
 
 Shape letters: B batch, (H, W) grid, N = H*W tokens, C channels, h heads, w window side, n windows.
 """
-
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -18,19 +15,19 @@ from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention
 from fiber.backbone.stack import Stack
+from fiber.backbone.windows import Grid, partition, region_mask, relative_index, unpartition
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-REGION_MASK = -100.0  # additive value between tokens of different shift regions
-
-Grid = tuple[int, int]
+PATCH = 4  # side of a token in pixels
 
 
 class SwinTower(nn.Module):
     """Shifted-window transformer: patch embedding, stages of blocks, patch merging at the end of a stage.
 
-    `embed_dim` channels of the first stage (doubled by every merge), `depths` blocks per stage, `heads` per stage,
-    `window` side in tokens, `drop_path` rate of the last block (linear from 0), `padded` as above,
-    `stage_norms`: a LayerNorm for the output of each stage but the first, in place of one final norm.
+    `embed_dim` channels of the first stage (doubled by every merge), `depths` blocks and `heads` heads per stage,
+    `window` side in tokens, `drop_path` rate of the last block (linear from 0), `padded` as above, `stage_norms`: a
+    LayerNorm for the output of each stage but the first, instead of one final norm. Raises ValueError on sizes that
+    do not fit together.
     """
 
     def __init__(
@@ -85,8 +82,8 @@ class SwinTower(nn.Module):
         return self.stages[place[0]].blocks[place[1]]
 
     def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
-        """images (B,3,H,W), normalised -> tokens (B,N,C), grid. Height and width that are no multiple of the
-        patch are zero-padded at the bottom and right in padded mode and refused otherwise."""
+        """images (B,3,H,W) float, normalised -> tokens (B,N,C), grid. Height and width that are no multiple of the
+        patch are zero-padded at the bottom and right in padded mode; otherwise they raise ValueError."""
         pad_h, pad_w = -images.shape[2] % PATCH, -images.shape[3] % PATCH
         if pad_h or pad_w:
             if not self.padded:
@@ -106,9 +103,6 @@ class SwinTower(nn.Module):
         if stage and self.stage_norms is not None:
             x = self.stage_norms[stage - 1](x)
         return x.transpose(1, 2).unflatten(2, grid)
-
-
-PATCH = 4
 
 
 class PixelNorm(nn.Module):
@@ -195,7 +189,8 @@ class SwinBlock(nn.Module):
         return self.finish(x, self.attend(x, grid))
 
     def attend(self, x: Tensor, grid: Grid) -> Tensor:
-        """Window self-attention of the normed tokens, (B,N,C) -> (B,N,C); no residual."""
+        """Window self-attention of the normed tokens, (B,N,C) -> (B,N,C); no residual. Raises ValueError on a grid
+        that windows do not divide, unless padded."""
         window, shift = self._window(grid)
         x = self.norm1(x).unflatten(1, grid)
         pad = (-grid[0] % window[0], -grid[1] % window[1])
@@ -209,7 +204,7 @@ class SwinBlock(nn.Module):
         if any(shift):
             x = x.roll((-shift[0], -shift[1]), (1, 2))
         size = (x.shape[1], x.shape[2])
-        x = self.attn(partition(x, window), window, _region_mask(size, window, shift, x.device))
+        x = self.attn(partition(x, window), window, region_mask(size, window, shift, x.device))
         x = unpartition(x, window, size)
         if any(shift):
             x = x.roll(shift, (1, 2))
@@ -252,55 +247,8 @@ class WindowAttention(nn.Module):
         """x (B*n,w²,C), region_mask (n,w²,w²) or None -> (B*n,w²,C)."""
         length = x.shape[1]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        index = _relative_index(window, self.window, x.device)
+        index = relative_index(window, self.window, x.device)
         bias = self.relative_position_bias[index].unflatten(0, (length, length)).permute(2, 0, 1)[None]
         if region_mask is not None:
             bias = (bias + region_mask[:, None].to(bias.dtype)).repeat(len(x) // len(region_mask), 1, 1, 1)
         return self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))
-
-
-def partition(x: Tensor, window: Grid) -> Tensor:
-    """(B,H,W,C) -> (B*n,wh*ww,C), windows of an image row by row."""
-    x = x.unflatten(2, (-1, window[1])).unflatten(1, (-1, window[0]))
-    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-
-def unpartition(x: Tensor, window: Grid, size: Grid) -> Tensor:
-    """Inverse of `partition`: (B*n,wh*ww,C) -> (B,H,W,C)."""
-    x = x.unflatten(1, window).unflatten(0, (-1, size[0] // window[0], size[1] // window[1]))
-    return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # what is cached must serve a later training pass too
-def _relative_index(window: Grid, side: int, device: torch.device) -> Tensor:
-    """Rows of the (2*side-1)² bias table for every (query, key) of a window, flattened (w²*w²,) int64."""
-    rows, cols = torch.meshgrid(torch.arange(window[0]), torch.arange(window[1]), indexing="ij")
-    rows, cols = rows.flatten(), cols.flatten()
-    d_row, d_col = rows[:, None] - rows[None], cols[:, None] - cols[None]
-    return ((d_row + side - 1) * (2 * side - 1) + d_col + side - 1).flatten().to(device)
-
-
-def _region_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor | None:
-    """Additive mask (n,w²,w²) that keeps tokens brought together by the cyclic shift apart; None if unshifted."""
-    return _shifted_mask(size, window, shift, device) if any(shift) else None
-
-
-@lru_cache(maxsize=8)  # the stages of the current size; built again from `_regions` for another
-@torch.inference_mode(False)
-def _shifted_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
-    region = _regions(size, window, shift, device)
-    return (region[:, None] != region[:, :, None]) * REGION_MASK
-
-
-@lru_cache(maxsize=1024)  # a byte per token: images of many sizes come and go in stage 2
-@torch.inference_mode(False)
-def _regions(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
-    """Number of the region (n,w²) uint8 that each token of each window comes from."""
-    region = torch.zeros(1, *size, 1)
-    for axis, (w, s) in enumerate(zip(window, shift, strict=True), start=1):
-        edges = torch.zeros(size[axis - 1])
-        if s:
-            edges[-w:-s], edges[-s:] = 1, 2
-        region += edges.view(-1, *[1] * (3 - axis)) * 3 ** (2 - axis)
-    return partition(region, window).squeeze(-1).to(device, torch.uint8)
