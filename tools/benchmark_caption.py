@@ -44,8 +44,8 @@ def run(config: BenchConfig) -> dict:
     difference = float((cached() - recomputed()).abs().max())
     timing = compare({"cached": cached, "recomputed": recomputed, "beam_search": search}, config.bench)
     if distributed.device().type != "cuda":
-        for found in timing.values():  # the process's high-water mark tells the forms apart no more
-            found.pop("peak_memory")
+        for row in timing.values():  # the process's high-water mark cannot tell the forms apart
+            row.pop("peak_memory")
     return timing | {
         **ratios(timing["recomputed"], timing["cached"]),
         "images_per_second": 1 / timing["beam_search"]["seconds"],

@@ -29,8 +29,8 @@ class DetectBenchConfig(Stage2Config):
 
 def run(config: DetectBenchConfig) -> dict:
     """Seconds and images/s of both forms on one image of noise, `regions.test_side` square, `eval.batch` prompts
-    at a time; their largest differences in score and box. Reading the prompts, once a set of images, is not part of
-    the shared form's time and given beside it. Raises RuntimeError where both find different boxes."""
+    at a time; their largest differences in score and box. Reading the prompts, once per set of images, is not part
+    of the shared form's time and is given next to it. Raises RuntimeError where both find different boxes."""
     device = distributed.device()
     model, prompts = build_model(config), noise_prompts(config)
     generator, side = torch.Generator().manual_seed(config.seed), config.regions.test_side
@@ -42,16 +42,16 @@ def run(config: DetectBenchConfig) -> dict:
         return model.detect(images, sizes, [prompts], selection, pairs=config.eval.batch, text=text)[0]
 
     def rerun() -> Detections:
-        found = Detections.cat([model.detect(images, sizes, [[prompt]], selection)[0] for prompt in prompts])
-        return found.best(len(found.scores))
+        every = Detections.cat([model.detect(images, sizes, [[prompt]], selection)[0] for prompt in prompts])
+        return every.best(len(every.scores))
 
     differences = compare_detections(shared(), rerun())
     timing = compare(
         {"shared": shared, "rerun": rerun, "read_prompts": lambda: model.encode_prompts(prompts)}, config.bench
     )
-    for found in timing.values():
+    for row in timing.values():
         if distributed.device().type != "cuda":
-            found.pop("peak_memory")  # the process's high-water mark cannot tell the forms apart
+            row.pop("peak_memory")  # the process's high-water mark cannot tell the forms apart
     for form in ("shared", "rerun"):
         timing[form]["images_per_second"] = 1 / timing[form]["seconds"]
     return timing | {"prompts": len(prompts), **ratios(timing["rerun"], timing["shared"]), **differences}
@@ -94,7 +94,7 @@ def compare_detections(shared: Detections, rerun: Detections) -> dict[str, float
     rows = [sorted(zip(d.labels.tolist(), d.scores.tolist(), d.boxes.tolist(), strict=True)) for d in (shared, rerun)]
     if [label for label, *_ in rows[0]] != [label for label, *_ in rows[1]]:
         raise RuntimeError(f"both forms find different things: {len(rows[0])} and {len(rows[1])} detections")
-    scores, boxes = (torch.tensor([[row[k] for row in found] for found in rows]) for k in (1, 2))
+    scores, boxes = (torch.tensor([[row[k] for row in form] for form in rows]) for k in (1, 2))
     return {
         "detections": len(rows[0]),
         "largest_score_difference": float((scores[0] - scores[1]).abs().max()),

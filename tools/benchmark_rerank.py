@@ -12,7 +12,7 @@ from fiber.training.flops import pair_cost, peak_flops
 
 def run(config: BenchConfig) -> dict:
     """Pairs/s, FLOP/s and memory of both; every image meets every text until `bench.pairs` are matched. Encoding the
-    cache is not part of its time and given beside it."""
+    cache is not part of its time and is given next to it."""
     options, device = config.bench, distributed.device()
     model = build_model(config).eval()
     side = -(-options.pairs // options.pair_batch)

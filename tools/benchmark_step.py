@@ -36,11 +36,11 @@ def run(config: BenchConfig) -> dict:
     cost = pair_cost(task.model, config.image_size, config.max_text, masked)
     device = distributed.device()
     ceiling = peak_flops(device) or matmul_ceiling(device, DTYPES[config.train.precision])
-    for name, found in timing.items():
+    for name, row in timing.items():
         forward = getattr(cost, name)
-        speed = 3 * forward * size / found["seconds"]
-        found |= {"pairs_per_second": size / found["seconds"], "forward_gmac_per_pair": forward / 2e9}
-        found |= {"flops_per_second": speed, "share_of_ceiling": speed / ceiling}
+        speed = 3 * forward * size / row["seconds"]
+        row |= {"pairs_per_second": size / row["seconds"], "forward_gmac_per_pair": forward / 2e9}
+        row |= {"flops_per_second": speed, "share_of_ceiling": speed / ceiling}
     return timing | {
         "batch": size,
         **ratios(timing["five_passes"], timing["shared"]),

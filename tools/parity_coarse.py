@@ -300,10 +300,10 @@ def _check_decoding(report: Report, fixture: Fixture, model: CoarseModel) -> Non
     special_tokens = SpecialTokens(
         start=0, end=2, forbidden=(fixture.facts["config"]["vocab_size"] - 1,)
     )  # <mask> is the last id
-    found = torch.full_like(recorded, PAD)
+    generated = torch.full_like(recorded, PAD)
     for row, caption in enumerate(greedy(model, image, special_tokens, recorded.shape[1] + 1)):
-        found[row, : len(caption.ids)] = torch.tensor(caption.ids)
-    report.equal("greedy caption = beam1.ids", found, recorded)
+        generated[row, : len(caption.ids)] = torch.tensor(caption.ids)
+    report.equal("greedy caption = beam1.ids", generated, recorded)
 
 
 def _check_answers(report: Report, fixture: Fixture, model: CoarseModel) -> None:

@@ -104,16 +104,16 @@ class Report:
         """Two rows for all norms, gates apart (the worst of each), and one for each that fails. Norms below 1e-6 are
         compared as such."""
         for kind, tolerance in (("", relative), (" of gates", gates)):
-            own = {k: v for k, v in expected.items() if ("alpha_" in k) == bool(kind)}
+            selected = {k: v for k, v in expected.items() if ("alpha_" in k) == bool(kind)}
             worst, failed = (0.0, 0.0), 0
-            for name, norm in own.items():
+            for name, norm in selected.items():
                 error = abs(norms[name] - norm)
                 share = 0.0 if norm < 1e-6 else error / norm
                 worst = max(worst, (share, error))
                 if not (share <= tolerance and (norm >= 1e-6 or error < 1e-6)):  # False for NaN
                     failed += 1
                     self.rows.append(Row(f"{what}grad norm {name}", error, share, f"{tolerance:g} rel", False))
-            title = f"{what}grad norms{kind} ({len(own)})"
+            title = f"{what}grad norms{kind} ({len(selected)})"
             self.rows.append(Row(title, worst[1], worst[0], f"{tolerance:g} rel", failed == 0))
 
 
@@ -142,8 +142,8 @@ def walk_backbone(
         name = f"swin_layer{stage}_block{index}"
         if (stage, index) in fused:
             pair = fused.index((stage, index))
-            own = image.block((stage, index)).attend(x, grid)
-            yield f"{name}_attn", own + backbone.fusion.image_to_text[pair](own, y, bias)
+            attended = image.block((stage, index)).attend(x, grid)
+            yield f"{name}_attn", attended + backbone.fusion.image_to_text[pair](attended, y, bias)
             x, y = backbone.run_pair(pair, x, grid, y, bias)
             yield f"text_layer{prefix + pair}", y
         else:

@@ -134,7 +134,8 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
 
 
 class _ExchangeRows(torch.autograd.Function):
-    """Ship requested rows from owners to askers; ship their gradients back."""
+    """Ship requested rows from their owners to the ranks that ask: x (B, ...), global rows (K,) -> (K, ...); ship the
+    gradients (K, ...) back -> (B, ...), see `exchange_rows`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:

@@ -239,7 +239,10 @@ def test_chance_belongs_to_the_position(many: ShardSet) -> None:
     for numbers in (batches["uniform"], batches["chance"]):
         assert len(numbers.unique(dim=0)) == 2400
         assert numbers.mean(0).sub(0.5).abs().max() < 5 / (12 * 2400) ** 0.5
-    assert batches["uniform"].dtype == torch.float64
+    assert (batches["uniform"].dtype, batches["uniform"].shape) == (
+        torch.float64,
+        (2400, 2),
+    )  # per negative of matching
     other = MixedStream([Source(many)], seed=1, global_batch=8)
     assert not torch.equal(
         join(first(make_loader(other, take, collate, micro_batch=8), 1))["uniform"], batches["uniform"][:8]

@@ -47,6 +47,13 @@ def test_one_class(builder: PromptBuilder) -> None:
     assert words(builder, prompt, 0) == "cat"
 
 
+def test_a_prompt_is_a_key_and_equal_only_to_itself(builder: PromptBuilder) -> None:
+    """Detection encodes each distinct prompt once and finds its row by the prompt."""
+    first, second = builder.classes(["cat"]), builder.classes(["cat"])
+    assert list(dict.fromkeys([first, second, first])) == [first, second]
+    assert first != second
+
+
 def test_1300_classes_are_covered_exactly_once(builder: PromptBuilder) -> None:
     assert len(CLASSES) == 1300
     prompts = builder.chunks(CLASSES)

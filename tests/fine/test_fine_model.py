@@ -190,7 +190,7 @@ def test_tuning_modes() -> None:
 
 
 def test_levels_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="one size a stride"):
+    with pytest.raises(ValueError, match="one size per stride"):
         tiny_detector(anchor_sizes=(24, 48), strides=(8, 16, 32))
     with pytest.raises(ValueError, match="strides 8, 16, 32"):
         tiny_detector(anchor_sizes=(24, 48, 96), strides=(4, 8, 16))

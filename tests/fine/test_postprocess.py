@@ -12,16 +12,12 @@ def test_class_scores_by_hand() -> None:
     p = torch.tensor([0.9, 0.2, 0.8, 0.3, 0.5])
     logits = torch.logit(p)
     assert class_scores(logits, TOKENS).tolist() == pytest.approx([0.5, 0.3])
-    assert class_scores(logits, TOKENS, "max").tolist() == pytest.approx([0.8, 0.3])
-    assert class_scores(logits, TOKENS, "power").tolist() == pytest.approx([0.4, 0.3])
-    assert class_scores(torch.tensor([0.0, -50000.0, 50000.0, 0.0, 0.0]), TOKENS, "power").tolist() == [0.0, 0.5]
+    assert class_scores(torch.tensor([0.0, -50000.0, 50000.0, 0.0, 0.0]), TOKENS).tolist() == [0.5, 0.5]
 
 
 def test_a_class_without_token_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"classes \[1\] of the prompt own no token"):
         class_scores(torch.zeros(5), torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool())
-    with pytest.raises(ValueError, match="unknown aggregation"):
-        class_scores(torch.zeros(5), TOKENS, "median")
 
 
 def head_output(boxes: torch.Tensor, class_probability: torch.Tensor, central: torch.Tensor) -> tuple:

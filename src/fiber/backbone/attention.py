@@ -23,13 +23,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropo
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """`attention` through torch's scaled_dot_product_attention; the bias is cast to the dtype of q."""
+    """`attention` through torch's scaled_dot_product_attention, shapes the same; the bias is cast to the dtype of
+    q."""
     bias = None if bias is None else bias.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """`attention` written out; the softmax runs in the dtype of its input."""
+    """`attention` written out, shapes the same; the softmax runs in the dtype of its input."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias.to(logits.dtype)

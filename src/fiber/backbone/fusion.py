@@ -20,6 +20,7 @@ from fiber.backbone.image import SwinTower
 from fiber.backbone.stack import Stack
 from fiber.backbone.states import ImageState, TextState
 from fiber.backbone.text import KeyValue, RobertaTower
+from fiber.backbone.windows import Grid
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class FusionBackbone(nn.Module):
         self.fusion = Fusion(image, text, num_fused, query_norm)
 
     def gates(self) -> dict[str, Tensor]:
-        """Every gate by fused pair, for reports: `gate/i2t/K` of image blocks, `gate/t2i/K` of text layers. Empty
+        """Every gate () by fused pair, for reports: `gate/i2t/K` of image blocks, `gate/t2i/K` of text layers. Empty
         where ZeRO-3 has partitioned the parameters."""
         gates = {f"gate/i2t/{k}": part.gate for k, part in enumerate(self.fusion.image_to_text)}
         gates |= {f"gate/t2i/{k}": part.gate for k, part in enumerate(self.fusion.text_to_image)}
@@ -186,7 +187,8 @@ class FusionBackbone(nn.Module):
         return y
 
     def fuse(self, image: ImageState, text: TextState) -> Fused:
-        """The fused pairs on aligned states (row b of both is one image-text pair)."""
+        """The fused pairs of blocks and layers: row b of both states, image (B,N,C) and text (B,L,T), is one
+        image-text pair."""
         y, bias = text.tokens, padding_bias(text.mask, text.tokens.dtype)
         for pair, place in enumerate(self.image.places[-self.num_fused :]):
             if self.training and (self.image.checkpointing or self.text.checkpointing):
@@ -201,7 +203,7 @@ class FusionBackbone(nn.Module):
             maps = tuple(self.image.stage_map(s, x, g) for s, (x, g) in enumerate(zip(tokens, grids, strict=True)))
         return Fused(image.tokens, y, maps)
 
-    def run_pair(self, pair: int, x: Tensor, grid: tuple[int, int], y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def run_pair(self, pair: int, x: Tensor, grid: Grid, y: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Fused pair number `pair`: x (B,N,C) and y (B,L,T), both updated in parallel from the same inputs."""
         block = self.image.block(self.image.places[pair - self.num_fused])
         layer = self.text.layers[pair - self.num_fused]

@@ -55,16 +55,9 @@ class SwinTower(nn.Module):
         rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
         self.stages: Stack[SwinStage] = Stack()
         for s, depth in enumerate(depths):
+            size, of_stage = (self.widths[s], heads[s], window), rates[sum(depths[:s]) :]
             blocks = [
-                SwinBlock(
-                    self.widths[s],
-                    heads[s],
-                    window,
-                    shifted=i % 2 == 1,
-                    mlp_ratio=mlp_ratio,
-                    drop_path=rates[sum(depths[:s]) + i],
-                    padded=padded,
-                )
+                SwinBlock(*size, shifted=i % 2 == 1, mlp_ratio=mlp_ratio, drop_path=of_stage[i], padded=padded)
                 for i in range(depth)
             ]
             merge = PatchMerge(self.widths[s]) if s + 1 < len(depths) else None
@@ -166,15 +159,7 @@ class SwinBlock(nn.Module):
     `finish` (residual, MLP). Fusion adds its cross-attention between the two."""
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        window: int,
-        *,
-        shifted: bool,
-        mlp_ratio: float,
-        drop_path: float,
-        padded: bool,
+        self, width: int, heads: int, window: int, *, shifted: bool, mlp_ratio: float, drop_path: float, padded: bool
     ) -> None:
         super().__init__()
         self.shifted, self.padded, self.drop_path = shifted, padded, drop_path

@@ -1,6 +1,6 @@
 """Low-rank adaptation of the attention projections (Hu et al., ICLR 2022): y = W x + (alpha / rank) U D x, W frozen.
 
-An adapted layer keeps its plain names (`query.weight` beside `query.lora_down`, `query.lora_up`). So initial weights
+An adapted layer keeps its plain names (`query.weight` next to `query.lora_down`, `query.lora_up`). So initial weights
 load before or after the layers are replaced, learning-rate groups go by the same names, and an export merges into a
 plain model. The peft library computes the same but renames every weight that it adapts; a test compares the two.
 """
@@ -63,6 +63,6 @@ def merge_lora(weights: Mapping[str, Tensor], alpha: float, rank: int) -> dict[s
     merged = {name: tensor for name, tensor in weights.items() if not name.endswith((".lora_down", ".lora_up"))}
     for name, up in weights.items():
         if name.endswith(".lora_up"):
-            place = name.removesuffix("lora_up")
-            merged[f"{place}weight"] = weights[f"{place}weight"] + alpha / rank * up @ weights[f"{place}lora_down"]
+            layer = name.removesuffix("lora_up")
+            merged[f"{layer}weight"] = weights[f"{layer}weight"] + alpha / rank * up @ weights[f"{layer}lora_down"]
     return merged

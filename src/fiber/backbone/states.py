@@ -8,6 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from fiber.backbone.windows import Grid
+
 
 @dataclass(frozen=True)
 class State:
@@ -19,7 +21,7 @@ class State:
         """A new state with `function` applied to every batched tensor."""
         raise NotImplementedError
 
-    def layout(self) -> tuple:
+    def layout(self) -> tuple[Grid, ...]:
         """What must agree between states for their rows to stand in one batch, beyond the shapes of tensors."""
         return ()
 
@@ -65,11 +67,11 @@ class ImageState(State):
     """Image tower up to the first fused block: tokens (B,H*W,C), their grid (H,W), and the un-normed maps
     (B,H_s*W_s,C_s) with grids of the stages already finished (empty unless the tower norms its stages)."""
 
-    grid: tuple[int, int]
+    grid: Grid
     stages: tuple[Tensor, ...] = ()
-    stage_grids: tuple[tuple[int, int], ...] = ()
+    stage_grids: tuple[Grid, ...] = ()
 
-    def layout(self) -> tuple:
+    def layout(self) -> tuple[Grid, ...]:
         """The grids of the tokens and of the stages."""
         return (self.grid, *self.stage_grids)
 

@@ -65,7 +65,7 @@ class Embeddings(nn.Module):
 
     def forward(self, ids: Tensor, past: int = 0, offset: Tensor | None = None) -> Tensor:
         """ids (B,L) int64, `past` tokens already cached, `offset` (R,T) with R >= L added after the norm
-        (prompt tuning) -> (B,L,T)."""
+        (prompt tuning) -> (B,L,T). Raises ValueError on a text longer than the position table."""
         if past + ids.shape[1] > self.position.num_embeddings - self.pad_id - 1:
             raise ValueError(
                 f"a text of {past + ids.shape[1]} tokens is longer than the position table allows "

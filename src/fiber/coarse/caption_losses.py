@@ -31,29 +31,30 @@ def start_captions(model: CoarseModel, images: Tensor) -> DecoderCache:
 def caption_logits(model: CoarseModel, images: DecoderCache, ids: Tensor, mask: Tensor) -> Tensor:
     """Teacher-forced logits (R,L,V) fp32 of captions ids, mask (R,L) of the R images of `start_captions`, which
     stay as they are: position t predicts token t+1."""
-    fresh = DecoderCache(list(images.text), images.image)
-    return model.heads.mlm(model.caption_tokens(ids, mask, fresh)).float()
+    cache = DecoderCache(list(images.text), images.image)
+    return model.heads.mlm(model.caption_tokens(ids, mask, cache)).float()
 
 
 def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every position (B,L); 0 where ignored. `smoothing`: the share of each target that is spread
-    over the vocabulary."""
+    """Cross-entropy (B,L) of every position of logits (B,L,V) and labels (B,L) int64; 0 where ignored. `smoothing`:
+    the share of each target that is spread over the vocabulary."""
     return F.cross_entropy(
         logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
     )
 
 
 def mle_loss(logits: Tensor, labels: Tensor, loss_normalisers: float | None = None, smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy over all real labels of the batch. `loss_normalisers`: what to divide the sum by instead,
-    the mean of that number over the micro-batches and ranks of a step (see `mlm_loss`)."""
+    """Mean cross-entropy () over all real labels of the batch, from logits (B,L,V) and labels (B,L) int64, -100 where
+    not real. `loss_normalisers`: what to divide the sum by instead, the mean of that number over the micro-batches
+    and ranks of a step (see `mlm_loss`). `smoothing`: see `token_losses`."""
     count = loss_normalisers or (labels != IGNORED).sum().clamp(min=1)
     return token_losses(logits, labels, smoothing).sum() / count
 
 
 @torch.no_grad()
 def gold_weights(frozen_logits: Tensor, labels: Tensor) -> Tensor:
-    """Weight of each target (B,L): w_t = max(0.1, p_t · mean of p over the real labels from t on), p the
-    probability a frozen copy of the model gives the target (0 at ignored positions)."""
+    """Weight (B,L) of each target, from logits (B,L,V) and labels (B,L): w_t = max(0.1, p_t · mean of p over the real
+    labels from t on), p the probability a frozen copy of the model gives the target (0 at ignored positions)."""
     real = labels != IGNORED
     probability = frozen_logits.softmax(-1).gather(2, labels.clamp(min=0)[..., None]).squeeze(-1) * real
     ahead = _sum_from(probability) / _sum_from(real.to(probability.dtype)).clamp(min=1)
@@ -61,14 +62,14 @@ def gold_weights(frozen_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def gold_loss(logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Mean over the batch of each caption's weighted mean cross-entropy over its real labels. (The release
-    divides by the number of ignored positions instead.)"""
+    """Mean over the batch of each caption's weighted mean cross-entropy over its real labels: logits (B,L,V), labels
+    and weights (B,L), see `gold_weights` -> (). (The release divides by the number of ignored positions instead.)"""
     count = (labels != IGNORED).sum(1).clamp(min=1)
     return ((weights * token_losses(logits, labels, smoothing)).sum(1) / count).mean()
 
 
 def mean_log_probability(logits: Tensor, labels: Tensor) -> Tensor:
-    """Log-probability of each caption per real label (B,), the end mark included."""
+    """Log-probability per real label of each caption (B,), the end token included: logits (B,L,V), labels (B,L)."""
     return -token_losses(logits, labels).sum(1) / (labels != IGNORED).sum(1).clamp(min=1)
 
 

@@ -64,8 +64,9 @@ def nucleus(
     generator: torch.Generator | None = None,
 ) -> list[Caption]:
     """Tokens drawn from the smallest set that holds `top_p` (0..1] of the probability (Holtzman et al. 2020) after
-    division of the logits by `temperature`; scores are those of the untempered model. Arguments as `greedy`;
-    `generator` lives on the image's device."""
+    division of the logits by `temperature`; scores are those of the untempered model. image (B,N,C), `max_length` as
+    for `greedy`, `generator` on the image's device -> one caption per image. Raises ValueError on values out
+    of range."""
     if not 0 < top_p <= 1 or temperature <= 0:
         raise ValueError(f"top_p {top_p} must lie in (0, 1] and temperature {temperature} above 0")
 
@@ -83,7 +84,8 @@ def nucleus(
 def beam_search(
     model: CoarseModel, image: Tensor, special_tokens: SpecialTokens, max_length: int, beams: int = 5
 ) -> list[list[Caption]]:
-    """The best captions of each image, best first, at most `beams` and all distinct. Arguments as `greedy`.
+    """The best captions of each image, best first, at most `beams` and all distinct. image (B,N,C) from
+    `backbone.image_tail`; `max_length` tokens at most, both special tokens included.
 
     Each step ranks all continuations of the live beams by total log-probability; those of the first K that end are
     finished, the first K that go on live. The search of an image is over when K have finished or the length is
@@ -100,12 +102,12 @@ def beam_search(
         log_probability = _next(model, ids[:, -1], cache, special_tokens)
         vocabulary = log_probability.shape[1]
         ranked = (total.view(-1, 1) + log_probability).view(size, -1)
-        score, place = ranked.topk(min(2 * beams, ranked.shape[1]), dim=-1)
-        beam, token = place // vocabulary, place % vocabulary
+        score, index = ranked.topk(min(2 * beams, ranked.shape[1]), dim=-1)
+        beam, token = index // vocabulary, index % vocabulary
         ends = token == special_tokens.end
         rows = beam + torch.arange(size, device=device)[:, None] * beams
         _collect(finished, ids, score, rows, ends, beams, step)
-        if all(len(own) >= beams for own in finished):
+        if all(len(captions) >= beams for captions in finished):
             break
         # The first K continuations that go on, in order; each beam ends in one way, so 2K hold at least K of them.
         going = ends.to(torch.int64).argsort(dim=-1, stable=True)[:, :beams]
@@ -114,7 +116,7 @@ def beam_search(
         ids = torch.cat([ids[rows], token.gather(1, going).view(-1, 1)], dim=1)
         _keep_rows(cache, rows)
     _collect_unended(finished, ids, total, beams)
-    return [sorted(own, key=lambda caption: -caption.score)[:beams] for own in finished]
+    return [sorted(captions, key=lambda caption: -caption.score)[:beams] for captions in finished]
 
 
 @torch.no_grad()
@@ -123,10 +125,10 @@ def sample(
 ) -> Tensor:
     """Captions drawn token by token from the model's own distribution, forbidden tokens left out.
 
-    cache: fresh, with R rows. draws (R,T) uniform in [0,1): token t is where the cumulative probability passes
-    draws[:, t], so a caption depends on its own row alone. -> ids (R,1+t), t at most T: the start mark, the tokens,
-    the end token unless T cut it off, padding. All ranks must call: they stop together, because under ZeRO-3 every
-    step is collective.
+    cache: of `start_captions`, not yet decoded with, R rows. draws (R,T) uniform in [0,1): token t is where the
+    cumulative probability passes draws[:, t], so a caption depends on its own row alone. -> ids (R,1+t), t at most T:
+    the start token, the tokens, the end token unless T cut it off, padding. All ranks must call: they stop together,
+    because under ZeRO-3 every step is collective.
     """
     ids = [torch.full((len(draws),), special_tokens.start, device=draws.device)]
     live = torch.ones_like(ids[0], dtype=torch.bool)
@@ -189,8 +191,7 @@ def _collect(
 ) -> None:
     """Add the continuations among the first K of each image that end now: score, rows, ends (B,2K); every caption
     has `step` tokens with its end token."""
-    found = (ends & score.isfinite())[:, :beams].nonzero().tolist()
-    for image, rank in found:
+    for image, rank in (ends & score.isfinite())[:, :beams].nonzero().tolist():
         if len(finished[image]) < beams:
             caption = ids[rows[image, rank], 1:].tolist()
             finished[image].append(Caption(caption, float(score[image, rank]) / step, True))
@@ -199,12 +200,12 @@ def _collect(
 def _collect_unended(finished: list[list[Caption]], ids: Tensor, total: Tensor, beams: int) -> None:
     """Add the live beams of images whose search met the length limit: ids (B*K,1+n), total (B,K)."""
     length = ids.shape[1] - 1
-    for image, own in enumerate(finished):
-        if len(own) >= beams or not length:
+    for image, captions in enumerate(finished):
+        if len(captions) >= beams or not length:
             continue
         for beam, score in enumerate(total[image].tolist()):
             if score > -torch.inf:
-                own.append(Caption(ids[image * beams + beam, 1:].tolist(), score / length, False))
+                captions.append(Caption(ids[image * beams + beam, 1:].tolist(), score / length, False))
 
 
 def _keep_rows(cache: DecoderCache, rows: Tensor) -> None:

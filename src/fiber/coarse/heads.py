@@ -14,7 +14,7 @@ FUSED_PAIR = 2  # pooled vectors of one fused pass: text and image
 
 class Pooling(nn.Module):
     """Both modalities to a common width H and to one vector each: text pools its first token, the image the mean
-    over its tokens; linear and tanh. Contrastive and fused features have one each."""
+    over its tokens; linear and tanh. Contrastive and fused features have a pooling each."""
 
     def __init__(self, text_width: int, image_width: int, width: int) -> None:
         super().__init__()

@@ -39,10 +39,10 @@ class FeatureQueue(nn.Module):
         if not slots:
             return
         image, text, image_id = image[-slots:], text[-slots:], image_id[-slots:]
-        place = (self.enqueued + torch.arange(len(image), device=image.device)) % slots
-        self.image[place] = image.to(self.image.dtype)
-        self.text[place] = text.to(self.text.dtype)
-        self.image_id[place] = image_id
+        slot = (self.enqueued + torch.arange(len(image), device=image.device)) % slots
+        self.image[slot] = image.to(self.image.dtype)
+        self.text[slot] = text.to(self.text.dtype)
+        self.image_id[slot] = image_id
         self.enqueued += len(image)
 
     def enqueue_gathered(self, image: Tensor, text: Tensor, image_id: Tensor) -> None:
@@ -73,10 +73,10 @@ def itc_loss(
     queue: FeatureQueue,
     gather_gradient: bool,
 ) -> tuple[Tensor, ContrastiveOutput]:
-    """Mean of the image->text and text->image cross-entropies with the own pair as the target.
+    """Mean of the image->text and text->image cross-entropies with the true pair as the target (FIBER §3).
 
     image, text (B,H) unit features, image_id (B,) -> loss (), `ContrastiveOutput`. Columns are the global batch and
-    the filled part of the queue. Columns that show the row's own image (other captions of it in the batch, older
+    the filled part of the queue. Columns that show the image of the row (other captions of it in the batch, older
     copies in the queue) are left out: they are not negatives. The reference lets no gradient into columns;
     `gather_gradient` lets it into those of the global batch.
     """
@@ -89,12 +89,12 @@ def itc_loss(
     column_ids = torch.cat([ids, queue.image_id])
     filled = torch.cat([torch.ones_like(ids, dtype=torch.bool), queue.filled()])
 
-    own = torch.arange(len(image), device=image.device) + distributed.rank() * len(image)
+    target = torch.arange(len(image), device=image.device) + distributed.rank() * len(image)
     same = image_id[:, None] == column_ids[None]
-    dropped = (same | ~filled).scatter(1, own[:, None], False)
+    dropped = (same | ~filled).scatter(1, target[:, None], False)
     to_text = image @ columns_text.T / temperature
     to_image = text @ columns_image.T / temperature
-    losses = [F.cross_entropy(x.masked_fill(dropped, -torch.inf), own) for x in (to_text, to_image)]
+    losses = [F.cross_entropy(x.masked_fill(dropped, -torch.inf), target) for x in (to_text, to_image)]
     loss = (losses[0] + losses[1]) / 2
     size = len(ids)
     contrast = ContrastiveOutput(to_text[:, :size].detach(), to_image[:, :size].detach(), same[:, :size])

@@ -21,8 +21,8 @@ def exchange(state: S, index: Tensor) -> S:
 def itm_loss(logits: Tensor, valid_text: Tensor, valid_image: Tensor) -> Tensor:
     """Cross-entropy of 3B pairs in the order: true pairs, (image, drawn text), (drawn image, text).
 
-    logits (3B,2); valid_text and valid_image (B,) bool are False where no negative could be drawn: such pairs
-    carry no weight.
+    logits (3B,2) float32, class 1 = match; valid_text and valid_image (B,) bool are False where no negative could be
+    drawn: such pairs carry no weight. -> loss ().
     """
     batch = len(valid_text)
     labels = torch.zeros(3 * batch, dtype=torch.int64, device=logits.device)

@@ -64,7 +64,7 @@ class CoarseModel(nn.Module):
         return self.backbone.image_prefix(self.normalise(images))
 
     def text_prefix(self, ids: Tensor, mask: Tensor) -> TextState:
-        """ids, mask (B,L) -> prefix."""
+        """ids, mask (B,L) int64, mask 1 = token -> prefix."""
         return self.backbone.text_prefix(ids, mask)
 
     def image_embedding(self, state: ImageState) -> Tensor:
@@ -78,7 +78,7 @@ class CoarseModel(nn.Module):
         return F.normalize(pooled.float(), dim=-1)
 
     def fuse(self, image: ImageState, text: TextState) -> FusedFeatures:
-        """Fused pass on aligned prefixes."""
+        """Fused pass: row b of both states is one pair of B."""
         fused = self.backbone.fuse(image, text)
         text_tokens, text_cls = self.heads.cross_modal.text(fused.text)
         image_tokens, image_cls = self.heads.cross_modal.image(fused.image)

@@ -19,9 +19,7 @@ class StreamBatch(TypedDict, total=False):
     keys: list[str]  # B keys in their shards (data/loader.py)
     position: Tensor  # (B,) int64, place in the training order, or number in an evaluation set (data/loader.py)
     image_id: Tensor  # (B,) int64, hash of the record's image_id: equal for samples of one image (data/loader.py)
-    uniform: (
-        Tensor  # (B,4) float64 in [0,1), of (seed, position) alone, for draws outside the loader (data/loader.py)
-    )
+    uniform: Tensor  # (B,2) float64 in [0,1), of (seed, position) alone: a draw per negative (data/loader.py)
     faults: list[Any]  # data.loader.Fault of samples and boxes that could not be used (data/loader.py)
     data_seconds: float  # what the training process waited for it (data/loader.py)
     step: int  # the update it belongs to (training/loop.py)

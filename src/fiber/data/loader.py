@@ -26,7 +26,7 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 ATTEMPTS = 64  # substitutes tried for one position
 GRACE = 1000  # samples the fault share is at least taken of, so that one early fault does not stop a run
 PREFETCH = 2  # batches that a worker is ahead of the training process
-UNIFORMS = 4  # per position, for draws outside the loader (hard negatives)
+UNIFORMS = 2  # per position, for draws outside the loader: one per negative of matching
 
 
 class Fault(NamedTuple):

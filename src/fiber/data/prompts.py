@@ -24,10 +24,11 @@ MAX_NEGATIVES = 85
 Span = tuple[int, int]  # [start, end) characters
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompt:
     """A caption ready for the model: ids and mask (L,) int64 (mask 1 = token), token_map (K,L) bool with the tokens
-    of each phrase, spans per phrase, and for class prompts `classes`, the class index of each phrase."""
+    of each phrase, spans per phrase, and `classes`, the class index of each phrase (its number in a sentence). Equal
+    only to itself, so that prompts can be keys."""
 
     text: str
     ids: Tensor
@@ -50,8 +51,8 @@ class PromptBuilder:
     # ------------------------------------------------------------------------------------------------ prompts
 
     def sentence(self, text: str, spans: Sequence[Sequence[Span]]) -> Prompt:
-        """A sentence with phrases. Phrases beyond the text limit own no token: their row of the token map is empty,
-        and the caller drops and counts their boxes."""
+        """A sentence with phrases, each a list of spans. Phrases beyond the text limit own no token: their row of the
+        token map is empty, and the caller drops and counts their boxes."""
         tokens, offsets = self._encode(text)
         rows = [token_row(offsets, phrase, self.limit) for phrase in spans]
         return self._prompt(text, tokens, rows, [list(s) for s in spans], list(range(len(spans))))
@@ -105,9 +106,9 @@ class PromptBuilder:
         """Training prompt of a detection sample and the positive classes that did not fit (their boxes are dropped
         and counted by the caller).
 
-        positives: class indices present in the image. They are shuffled and added while they fit; then negatives,
+        positives: class indices present in the image, which are shuffled and added while they fit; then negatives,
         drawn from `negatives` (default: all other classes), only those that fit: one (5 %), none (5 %),
-        `max_negatives` (50 %), else uniformly 1..max_negatives. All are shuffled.
+        `max_negatives` (50 %), else uniformly 1..max_negatives. All are shuffled. ValueError if no class fits.
         """
         present = set(positives)
         pool = sorted((set(range(len(names))) if negatives is None else set(negatives)) - present)

@@ -18,9 +18,9 @@ INSIDE = 0.01  # pixels by which a positive's centre lies inside its box
 def assign(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
     """Index of the box that each anchor learns, -1 = background: (A,) int64.
 
-    boxes (N,4); anchors: per level (A_l,4), concatenated in this order in the result. A box's candidates are the 9
-    nearest anchor centres of every level; those whose IoU (+1) reaches mean + standard deviation (unbiased) of all
-    candidates' IoUs, and whose centre lies inside the box by more than 0.01 px, are positive. An anchor wanted by
+    boxes (N,4) xyxy px; anchors: per level (A_l,4), concatenated in this order in the result. A box's candidates are
+    the 9 nearest anchor centres of every level; those whose IoU (+1) reaches mean + standard deviation (unbiased) of
+    all candidates' IoUs, and whose centre lies inside the box by more than 0.01 px, are positive. An anchor wanted by
     several boxes goes to the one of highest IoU. Anchors over padding take part. A box may end with no anchor.
     """
     every = torch.cat(list(anchors))
@@ -45,9 +45,9 @@ def assign(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
 
 def _nearest(boxes: Tensor, anchors: Sequence[Tensor]) -> Tensor:
     """Indices (N, sum of min(9, A_l)) into all anchors of the nearest centres level by level."""
-    found, start = [], 0
+    nearest, start = [], 0
     for level in anchors:
         distance = torch.cdist(centres(boxes), centres(level), compute_mode="donot_use_mm_for_euclid_dist")
-        found.append(start + distance.topk(min(CANDIDATES, len(level)), largest=False).indices)
+        nearest.append(start + distance.topk(min(CANDIDATES, len(level)), largest=False).indices)
         start += len(level)
-    return torch.cat(found, 1)
+    return torch.cat(nearest, 1)

@@ -24,7 +24,7 @@ def make_anchors(
     strides: Sequence[int],
     device: torch.device | str = "cpu",
 ) -> list[Tensor]:
-    """One square anchor a cell: per level (H*W, 4) float32, row by row.
+    """One square anchor per cell: per level (H*W, 4) float32, row by row.
 
     The centre of cell (row, col) is (stride - 1) / 2 + stride * (col, row), the corners lie (size - 1) / 2 away
     (size 64 on stride 8: -28 .. 35). Anchors over padding or across the border are kept.

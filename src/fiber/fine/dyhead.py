@@ -128,7 +128,7 @@ class DynamicBlock(nn.Module):
             # REF quirk, kept because the released weights were trained with it: the coarser level has fewer cells
             # than the offsets' level, and the release's CUDA kernel reads the larger map as a flat array, so the
             # coarse cells take the *first* 18*h*w numbers of each image's offsets (9*h*w of its masks), whatever
-            # channel and place those were predicted for.
+            # channel and position those were predicted for.
             grid = (coarse.shape[-2], coarse.shape[-1])
             branch = self.coarser(coarse, flat_prefix(offset, grid), flat_prefix(mask, grid))
             branches.append(F.interpolate(branch, size=x.shape[-2:], mode="bilinear", align_corners=True))

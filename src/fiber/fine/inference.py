@@ -1,7 +1,7 @@
 """The one way from images and prompts to boxes, of evaluation and of a user's own images alike.
 
 An image is padded to its own multiple of 32 and computed together with those of the same size only, because windows,
-norms and averages of the model see the padding. So what is found in an image does not depend on its neighbours.
+norms and averages of the model see the padding. So what is detected in an image does not depend on its neighbours.
 """
 
 from collections.abc import Sequence
@@ -51,18 +51,17 @@ def run_queries(
     queries have the same.
     """
     device = next(model.parameters()).device
-    found = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * len(queries)
-    asking = sorted((i for i, query in enumerate(queries) if query.prompts), key=lambda i: _padded(queries[i]))
-    for _, group in groupby(asking, key=lambda i: _padded(queries[i])):
+    detected = [Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))] * len(queries)
+    with_prompts = sorted((i for i, query in enumerate(queries) if query.prompts), key=lambda i: _padded(queries[i]))
+    for _, group in groupby(with_prompts, key=lambda i: _padded(queries[i])):
         rows = list(group)
         images, sizes = pad_images([queries[i].image for i in rows])
         prompts = [queries[i].prompts for i in rows]
-        detected = model.detect(
-            images.to(device), sizes.to(device), prompts, selection, keep=keep, pairs=pairs, text=text
-        )
-        for i, one in zip(rows, detected, strict=True):
-            found[i] = _in_wanted_pixels(one, queries[i])
-    return found
+        images, sizes = images.to(device), sizes.to(device)
+        batch = model.detect(images, sizes, prompts, selection, keep=keep, pairs=pairs, text=text)
+        for i, detections in zip(rows, batch, strict=True):
+            detected[i] = _in_wanted_pixels(detections, queries[i])
+    return detected
 
 
 def _padded(query: Query) -> tuple[int, int]:
@@ -71,7 +70,8 @@ def _padded(query: Query) -> tuple[int, int]:
     return -(-height // MULTIPLE) * MULTIPLE, -(-width // MULTIPLE) * MULTIPLE
 
 
-def _in_wanted_pixels(found: Detections, query: Query) -> Detections:
+def _in_wanted_pixels(detections: Detections, query: Query) -> Detections:
     height, width = query.image.shape[1:]
     scale = torch.tensor([query.size[0] / width, query.size[1] / height] * 2)
-    return Detections(found.boxes.float().cpu() * scale, found.scores.float().cpu(), found.labels.cpu())
+    boxes, scores = detections.boxes.float().cpu() * scale, detections.scores.float().cpu()
+    return Detections(boxes, scores, detections.labels.cpu())

@@ -1,4 +1,4 @@
-"""Losses of the fine stage: token alignment, box, centerness (SPEC: GLIP's form on an ATSS head).
+"""Losses of the fine stage: token alignment, box, centerness (those of GLIP on an ATSS head).
 
 All sums run over the whole global batch: normalisers are averaged over its parts (ranks and micro-batches), so that
 the mean of the parts' losses, which is what averaging gradients computes, is the loss of the undivided batch. (The
@@ -23,7 +23,7 @@ ALPHA, GAMMA = 0.25, 2.0  # focal loss (Lin et al., ICCV 2017)
 
 @dataclass(frozen=True)
 class LossWeights:
-    """What each loss counts in the total."""
+    """Factor of each loss in the total."""
 
     token: float = 1.0
     box: float = 2.0
@@ -36,7 +36,7 @@ PUBLISHED_WEIGHTS = LossWeights()
 @dataclass(frozen=True)
 class Targets:
     """Ground truth of a batch, packed: boxes (N,4) float xyxy pixels, image (N,) int64 row of the batch that each
-    box belongs to, tokens (N,L) 1 on the tokens of the box's phrase. N = 0 is legal."""
+    box belongs to, tokens (N,L) bool or 0/1, 1 on the tokens of the box's phrase. N = 0 is legal."""
 
     boxes: Tensor
     image: Tensor
@@ -57,12 +57,12 @@ def assign_batch(targets: Targets, anchors: Sequence[Tensor], images: int) -> As
     """ATSS for each of `images` images; anchors: per level (A_l,4), shared by the images."""
     rows, columns, matched = [], [], []
     for row in range(images):
-        own = (targets.image == row).nonzero().squeeze(1)
-        index = assign(targets.boxes[own], anchors)
+        of_image = (targets.image == row).nonzero().squeeze(1)
+        index = assign(targets.boxes[of_image], anchors)
         positive = (index >= 0).nonzero().squeeze(1)
         rows.append(torch.full_like(positive, row))
         columns.append(positive)
-        matched.append(own[index[positive]] if len(own) else positive)
+        matched.append(of_image[index[positive]] if len(of_image) else positive)
     return Assignment(torch.cat(rows), torch.cat(columns), torch.cat(matched))
 
 
@@ -75,7 +75,7 @@ def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Sigmoid focal loss, elementwise, of logits and binary targets of one shape."""
+    """Sigmoid focal loss, elementwise, of logits and binary targets of one shape (Lin et al., ICCV 2017)."""
     cross_entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
     probability = logits.sigmoid()
     miss = probability + target - 2 * probability * target
@@ -119,13 +119,13 @@ def detection_losses(
         torch.cat(levels, 1).float() for levels in (output.deltas, output.centerness, output.tokens)
     )
     positive = (assignment.image, assignment.anchor)
-    boxes, own_anchors = targets.boxes[assignment.target].float(), torch.cat(list(anchors))[assignment.anchor]
-    central = centerness(boxes, own_anchors)
+    boxes, matched = targets.boxes[assignment.target].float(), torch.cat(list(anchors))[assignment.anchor]
+    central = centerness(boxes, matched)
     count, weight = mean_totals[0].clamp(min=1.0), mean_totals[1].clamp(min=1e-6)
 
     wanted = token_targets(assignment, targets, token_logits.shape, limit)
     token = (focal_loss(token_logits, wanted) * mask[:, None].to(token_logits.dtype)).sum() / count
-    overlap = giou(decode(deltas[positive], own_anchors), boxes)
+    overlap = giou(decode(deltas[positive], matched), boxes)
     box = (central * (1 - overlap)).sum() / weight
     central_loss = F.binary_cross_entropy_with_logits(centerness_logits[positive], central, reduction="sum")
     return {"token": token, "box": box, "centerness": central_loss / count}

@@ -1,6 +1,6 @@
-"""The fine stage: a detector of phrases on the fused backbone, and its training task.
+"""The fine stage: a detector of phrases on the fused backbone (FIBER §3).
 
-Shape letters: B images, (H,W) padded image size, L text length, T text width, N boxes of the batch.
+Shape letters: B images, (H,W) padded image size, C channels, L text length, T text width, A_l anchors of a level.
 """
 
 from collections.abc import Sequence
@@ -39,9 +39,9 @@ class FiberDetector(nn.Module):
     """Fused backbone -> pyramid -> dynamic head.
 
     The backbone needs stage norms and a padded image tower. `anchor_sizes` and `strides` (px) give the levels: one
-    a stage of the backbone but the first, the rest by stride-2 convolutions. `text_limit` (tokens) is the length at
-    which a caption counts as full, see `losses.token_targets`. Images are RGB; imports of the released weights,
-    which want BGR, turn their patch embedding round.
+    per stage of the backbone but the first, the rest by stride-2 convolutions. `text_limit` (tokens) is the length at
+    which a caption counts as full, see `losses.token_targets`. Images are RGB; imports of the released weights, made
+    for BGR, reverse the channels of their patch embedding. Raises ValueError on sizes that do not fit together.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FiberDetector(nn.Module):
         expected = tuple(8 * 2**i for i in range(len(strides)))
         if tuple(strides) != expected or len(anchor_sizes) != len(strides) or len(strides) < len(widths):
             raise ValueError(
-                f"anchor sizes {tuple(anchor_sizes)} on strides {tuple(strides)}: need one size a stride, strides "
+                f"anchor sizes {tuple(anchor_sizes)} on strides {tuple(strides)}: need one size per stride, strides "
                 f"8, 16, 32, ... and at least {len(widths)} of them for this image tower"
             )
         if backbone.image.stage_norms is None or not backbone.image.padded:
@@ -89,17 +89,17 @@ class FiberDetector(nn.Module):
     # ------------------------------------------------------------------------------------------------ forward
 
     def forward(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> tuple[HeadOutput, list[Tensor]]:
-        """images (B,3,H,W) (see `image_prefix`), sizes (B,2) un-padded (h, w), ids and mask (B,L) int64 -> head
-        outputs and anchors of every level."""
+        """images (B,3,H,W) (see `image_prefix`), sizes (B,2) int64 un-padded (h, w), ids and mask (B,L) int64 (mask
+        1 = token) -> head outputs and anchors (A_l,4) of every level."""
         return self.predict(self.features(images, sizes, ids, mask))
 
     def features(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> FineFeatures:
-        """Pyramid and text features of aligned images and texts, arguments as `forward`."""
+        """Pyramid and text features of images (B,3,H,W) and their texts (B,L); arguments as `forward`."""
         return self.fuse(self.image_prefix(images, sizes), self.text_prefix(ids, mask))
 
     def image_prefix(self, images: Tensor, sizes: Tensor) -> ImageState:
-        """Image tower up to the first fused block. uint8 RGB images are normalised here and set to 0 beyond `sizes`;
-        float images are taken as normalised and padded with 0 already."""
+        """Image tower up to the first fused block, for images (B,3,H,W). uint8 RGB is normalised here and set to 0
+        beyond `sizes` (B,2); float is taken as normalised and padded with 0 already."""
         if images.dtype == torch.uint8:
             images = self.pixels(images)
             row = torch.arange(images.shape[2], device=images.device)
@@ -109,17 +109,17 @@ class FiberDetector(nn.Module):
         return self.backbone.image_prefix(images.to(self.head.bias.dtype))
 
     def text_prefix(self, ids: Tensor, mask: Tensor) -> TextState:
-        """Text tower up to the first fused layer, with the learned prompt if there is one."""
+        """Text tower up to the first fused layer for ids and mask (B,L) int64, with the learned prompt if any."""
         return self.backbone.text_prefix(ids, mask, self.prompt)
 
     def fuse(self, image: ImageState, text: TextState) -> FineFeatures:
-        """Fused pairs and pyramid on aligned prefixes."""
+        """Fused pairs and pyramid: row b of both states is one pair of B."""
         fused = self.backbone.fuse(image, text)
         embedded = fused.text * text.mask[..., None].to(fused.text.dtype)
         return FineFeatures(self.fpn(fused.stages[1:]), fused.text, embedded)
 
     def predict(self, features: FineFeatures) -> tuple[HeadOutput, list[Tensor]]:
-        """Head outputs and anchors (A_l,4) of every level."""
+        """Head outputs and anchors (A_l,4) of every level, pixels of the padded image."""
         grids = [(level.shape[-2], level.shape[-1]) for level in features.levels]
         anchors = make_anchors(grids, self.anchor_sizes, self.strides, features.hidden.device)
         return self.head(features.levels, features.embedded), anchors
@@ -144,34 +144,35 @@ class FiberDetector(nn.Module):
         pairs: int = 8,
         text: TextState | None = None,
     ) -> list[Detections]:
-        """Detections of each image for its own list of prompts (the chunks of a class list, or one sentence).
+        """Detections of each image (B,3,H,W), of un-padded `sizes` (B,2), for its own list of prompts (the chunks of
+        a class list, or one sentence), best first, boxes in pixels of `images`.
 
         Labels are `Prompt.classes`. Each image and each distinct prompt is prefixed once; `pairs` (image, prompt)
-        pairs go through fusion and head at a time. Every prompt yields up to `selection.keep` detections; `keep`
-        cuts their union. `text`: `read` of the distinct prompts, in the order in which they first come, for whoever
-        asks the same again and again.
+        pairs go through fusion and head at a time. Every prompt yields up to `selection.keep` detections; `keep` cuts
+        their union. `text`: `encode_prompts` of the distinct prompts in the order in which they first occur, where
+        the same prompts serve many calls.
         """
         image_state = self.image_prefix(images, sizes)
-        unique = list({id(p): p for own in prompts for p in own}.values())
-        row_of = {id(p): row for row, p in enumerate(unique)}
+        unique = list(dict.fromkeys(p for of_image in prompts for p in of_image))
+        row_of = {p: row for row, p in enumerate(unique)}
         text = self.encode_prompts(unique) if text is None else text
         length = text.mask.shape[1]
-        jobs = [(image, p) for image, own in enumerate(prompts) for p in own]
-        found: list[list[Detections]] = [[] for _ in prompts]
+        jobs = [(image, p) for image, of_image in enumerate(prompts) for p in of_image]
+        parts: list[list[Detections]] = [[] for _ in prompts]
         for start in range(0, len(jobs), pairs):
             batch = jobs[start : start + pairs]
             rows = [image for image, _ in batch]
-            output, anchors = self.predict(self.fuse(image_state[rows], text[[row_of[id(p)] for _, p in batch]]))
+            output, anchors = self.predict(self.fuse(image_state[rows], text[[row_of[p] for _, p in batch]]))
             tokens = [p.token_map[:, :length].to(images.device) for _, p in batch]
             for (image, p), d in zip(batch, detections(output, anchors, tokens, sizes[rows], selection), strict=True):
                 classes = torch.tensor(p.classes, device=d.labels.device)
-                found[image].append(replace(d, labels=classes[d.labels]))
-        merged = [Detections.cat(parts) for parts in found]
+                parts[image].append(replace(d, labels=classes[d.labels]))
+        merged = [Detections.cat(part) for part in parts]
         return [d.best(len(d.scores) if keep is None else keep) for d in merged]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[Prompt]) -> TextState:
-        """The prefixes of prompts, trimmed to the longest, which changes nothing."""
+        """Text states of P prompts, tokens (P,L,T); L is the longest of them, which changes nothing."""
         length = int(max(p.mask.sum() for p in prompts))
         columns = (torch.stack([getattr(p, name)[:length] for p in prompts]) for name in ("ids", "mask"))
         return self.text_prefix(*(column.to(self.head.bias.device) for column in columns))
@@ -182,7 +183,7 @@ class FiberDetector(nn.Module):
         """Choose what trains: "full"; "frozen_towers", fusion, pyramid and head (and the norms between the image
         tower and the pyramid); "linear", the box, centerness and text projections with temperature and biases;
         "prompt", the learned prompt alone. `frozen_stages` > 0 also freezes the patch embedding and that many image
-        stages with their merges (the pre-training recipe freezes 1)."""
+        stages with their merges (the pre-training recipe freezes 1). Raises ValueError on an unknown mode."""
         if mode not in get_args(Tuning):
             raise ValueError(f"unknown tuning mode {mode!r}: choose {', '.join(get_args(Tuning))}")
         if mode == "prompt" and self.prompt is None:

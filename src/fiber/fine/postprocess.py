@@ -5,7 +5,6 @@ Shape letters: B images, A anchors of a level, L text length, K classes of the p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +12,6 @@ from torchvision.ops import nms
 
 from fiber.fine.boxes import clip, decode
 from fiber.fine.dyhead import HeadOutput
-
-Aggregation = Literal["mean", "max", "power"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,6 @@ class BoxSelection:
     top: int = 1000
     nms: float = 0.6
     keep: int = 100
-    aggregation: Aggregation = "mean"
 
 
 DETECTION = BoxSelection()  # the release's settings for detection ...
@@ -43,7 +39,7 @@ class Detections:
     labels: Tensor
 
     def best(self, keep: int) -> "Detections":
-        """The `keep` highest scores."""
+        """The `keep` highest scores, best first; of equal scores the earlier one."""
         order = self.scores.argsort(descending=True, stable=True)[:keep]
         return Detections(self.boxes[order], self.scores[order], self.labels[order])
 
@@ -53,26 +49,16 @@ class Detections:
         return cls(*(torch.cat([getattr(p, f) for p in parts]) for f in ("boxes", "scores", "labels")))
 
 
-def class_scores(token_logits: Tensor, class_tokens: Tensor, aggregation: Aggregation = "mean") -> Tensor:
-    """Scores (...,K) in 0..1 from token logits (...,L) and the tokens that each class owns, (K,L) bool.
-
-    mean, max or power (geometric mean) of the sigmoid over the class's tokens. Raises ValueError where a class owns
-    no token: its score would silently be 0 everywhere.
+def class_scores(token_logits: Tensor, class_tokens: Tensor) -> Tensor:
+    """Scores (...,K) float32 in 0..1 from token logits (...,L) and the tokens that each class owns, (K,L) bool: the
+    mean sigmoid over the tokens of a class (GLIP, Li et al., CVPR 2022). Raises ValueError where a class owns no
+    token: its score would silently be 0 everywhere.
     """
     owned = class_tokens.sum(1)
     if (owned == 0).any():
         empty = (owned == 0).nonzero().flatten().tolist()
         raise ValueError(f"classes {empty} of the prompt own no token; build the prompt in chunks that fit the text")
-    token_logits = token_logits.float()
-    share = class_tokens.float() / owned[:, None]
-    if aggregation == "mean":
-        return token_logits.sigmoid() @ share.T
-    if aggregation == "power":
-        return (torch.nn.functional.logsigmoid(token_logits) @ share.T).exp()
-    if aggregation == "max":
-        columns = [token_logits[..., tokens].amax(-1) for tokens in class_tokens.bool()]
-        return torch.stack(columns, -1).sigmoid()
-    raise ValueError(f"unknown aggregation {aggregation!r}: choose mean, max or power")
+    return token_logits.float().sigmoid() @ (class_tokens.float() / owned[:, None]).T
 
 
 def detections(
@@ -82,22 +68,21 @@ def detections(
     sizes: Tensor,
     selection: BoxSelection,
 ) -> list[Detections]:
-    """Detections of every image of a batch.
+    """Detections of every image of a batch, best first. Raises ValueError where a class owns no token.
 
     anchors: per level (A,4); class_tokens: per image (K,L) bool; sizes (B,2) int64 (h, w) of each image before
     padding, to which boxes are clipped.
     """
-    found = []
+    batch = []
     for image, (tokens, size) in enumerate(zip(class_tokens, sizes.tolist(), strict=True)):
         levels = zip(output.deltas, output.centerness, output.tokens, anchors, strict=True)
         parts = [
-            _select_level(d[image], c[image], class_scores(t[image], tokens, selection.aggregation), a, selection)
-            for d, c, t, a in levels
+            _select_level(d[image], c[image], class_scores(t[image], tokens), a, selection) for d, c, t, a in levels
         ]
         every = Detections.cat(parts)
         every = Detections(clip(every.boxes, size), every.scores.sqrt(), every.labels)
-        found.append(_suppress(every, selection))
-    return found
+        batch.append(_suppress(every, selection))
+    return batch
 
 
 def _select_level(
@@ -116,7 +101,7 @@ def _suppress(every: Detections, selection: BoxSelection) -> Detections:
     """Non-maximum suppression within each class, then the best `keep`.
 
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
-    to a place of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
+    to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
     """
     if len(every.boxes) == 0:
         return every
