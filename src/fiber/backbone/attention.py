@@ -17,9 +17,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropo
     of dropping an attention weight (0 outside training). CUDA runs the fused kernel; on CPU the explicit form
     is faster whenever the bias needs a gradient, as every window bias does.
     """
-    if q.is_cuda:
-        return fused_attention(q, k, v, bias, dropout)
-    return explicit_attention(q, k, v, bias, dropout)
+    return (fused_attention if q.is_cuda else explicit_attention)(q, k, v, bias, dropout)
 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:

@@ -245,8 +245,6 @@ class FusionBackbone(nn.Module):
         cache.length += ids.shape[1]
         return y
 
-    # ------------------------------------------------------------------------------------------------ insides
-
     def _run_image(self, state: ImageState, places: list[tuple[int, int]]) -> ImageState:
         """Unfused blocks and merges at `places`."""
         for place in places:

@@ -89,9 +89,6 @@ class CoarseHeads(nn.Module):
         self.mlm = MlmHead(width, vocab_size)
         self.itm = nn.Linear(2 * width, 2)
         self.classes, vectors = dict(classifiers), vectors or {}
-        self.classifiers = nn.ModuleDict(
-            {
-                name: Classifier(vectors.get(name, FUSED_PAIR) * width, 2 * width, classes)
-                for name, classes in classifiers.items()
-            }
-        )
+        self.classifiers = nn.ModuleDict()
+        for name, classes in classifiers.items():
+            self.classifiers[name] = Classifier(vectors.get(name, FUSED_PAIR) * width, 2 * width, classes)

@@ -48,8 +48,6 @@ class PromptBuilder:
         self.budget = limit - SPECIALS
         self._known_costs: dict[str, tuple[int, int]] = {}
 
-    # ------------------------------------------------------------------------------------------------ prompts
-
     def sentence(self, text: str, spans: Sequence[Sequence[Span]]) -> Prompt:
         """A sentence with phrases, each a list of spans. Phrases beyond the text limit own no token: their row of the
         token map is empty, and the caller drops and counts their boxes."""
@@ -133,8 +131,6 @@ class PromptBuilder:
         if not chosen:
             raise ValueError("a detection prompt has neither a positive nor a negative class that fits its text")
         return self.classes(names, rng.permutation(chosen).tolist()), dropped
-
-    # ------------------------------------------------------------------------------------------------ insides
 
     def _costs(self, name: str) -> tuple[int, int]:
         """Tokens that a class takes with its full stop, as the first of a caption and after another class (byte-level

@@ -86,8 +86,6 @@ class FiberDetector(nn.Module):
         self.anchor_sizes, self.strides, self.text_limit = tuple(anchor_sizes), tuple(strides), text_limit
         self.pixels = PixelNorm()
 
-    # ------------------------------------------------------------------------------------------------ forward
-
     def forward(self, images: Tensor, sizes: Tensor, ids: Tensor, mask: Tensor) -> tuple[HeadOutput, list[Tensor]]:
         """images (B,3,H,W) (see `image_prefix`), sizes (B,2) int64 un-padded (h, w), ids and mask (B,L) int64 (mask
         1 = token) -> head outputs and anchors (A_l,4) of every level."""
@@ -129,8 +127,6 @@ class FiberDetector(nn.Module):
         height, width = images.shape[-2:]
         grids = [(-(-height // stride), -(-width // stride)) for stride in self.strides]
         return make_anchors(grids, self.anchor_sizes, self.strides, images.device)
-
-    # ------------------------------------------------------------------------------------------------ inference
 
     @torch.no_grad()
     def detect(
@@ -176,8 +172,6 @@ class FiberDetector(nn.Module):
         length = int(max(p.mask.sum() for p in prompts))
         columns = (torch.stack([getattr(p, name)[:length] for p in prompts]) for name in ("ids", "mask"))
         return self.text_prefix(*(column.to(self.head.bias.device) for column in columns))
-
-    # ------------------------------------------------------------------------------------------------ tuning
 
     def tune(self, mode: Tuning, frozen_stages: int = 0) -> None:
         """Choose what trains: "full"; "frozen_towers", fusion, pyramid and head (and the norms between the image
