@@ -10,6 +10,8 @@ from fiber.predict.phrases import find_phrases, noun_phrases
     [
         ("a red circle left of two dogs", ["red circle", "two dogs"]),
         ("A man in the blue shirt, holding an old-fashioned camera.", ["man", "blue shirt", "old-fashioned camera"]),
+        ("A brown dog jumps over the fence.", ["brown dog", "fence"]),
+        ("two children are playing while a man reads a book", ["two children", "man", "book"]),
         ("dogs", ["dogs"]),
         ("the", []),
     ],
@@ -31,3 +33,31 @@ def test_given_phrases_must_be_there():
         find_phrases("A red circle", ["green"])
     with pytest.raises(ValueError, match="no phrases found"):
         find_phrases("of the", None)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "phrases", "places"),
+    [
+        ("red dog and a dog", ["dog", "dog"], [(4, 7), (14, 17)]),
+        ("red dog and a dog", ["dog", "red dog"], [(14, 17), (0, 7)]),
+        ("a man in a red shirt", ["man in a red shirt", "red shirt"], [(2, 20), (11, 20)]),
+        ("concatenate the Cat", ["cat"], [(16, 19)]),
+        ("a cat (black)", ["cat (black)", " black "], [(2, 13), (7, 12)]),
+        ("\u0130stanbul is a city", ["CITY"], [(14, 18)]),  # lower() makes the first letter two
+    ],
+)
+def test_given_phrases_are_whole_words_and_each_has_its_own_place(sentence, phrases, places):
+    assert find_phrases(sentence, phrases) == (sentence, places)
+
+
+@pytest.mark.parametrize(
+    ("phrases", "message"),
+    [
+        (["cat"], "'cat' is not in the sentence"),
+        ([" "], "' ' is not in the sentence"),
+        (["dog", "dog"], "'dog' is given more often than it is in the sentence"),
+    ],
+)
+def test_phrases_that_cannot_be_placed_are_named(phrases, message):
+    with pytest.raises(ValueError, match=message):
+        find_phrases("concatenate a dog", phrases)

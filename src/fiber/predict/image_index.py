@@ -2,9 +2,12 @@
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +34,8 @@ def build_index(folder: Path, file: Path, model: str, encode: Callable[[Path], T
     """Index of `folder`, read from `file` where that holds unchanged images (same size and time of change) of the
     same model, and written back. `model` is a `fingerprint`, `encode` gives an image's feature (H,).
 
-    Raises ImageError where the folder has no readable image.
+    An index cut short (older versions wrote it in place) is built again. Raises ImageError where the folder has no
+    readable image, and where `file` is something else than an index or cannot be written.
     """
     known = _read(file, model)
     stamps, features, unreadable, encoded = {}, {}, [], 0
@@ -52,8 +56,7 @@ def build_index(folder: Path, file: Path, model: str, encode: Callable[[Path], T
         raise ImageError(f"no readable image in {folder}: {unreadable[0]}")
     stacked = np.stack(list(features.values()))
     if encoded or len(known) != len(features):
-        with file.open("wb") as out:  # np.savez would add its suffix to a name without one
-            np.savez(out, features=stacked, facts=json.dumps({"model": model, "stamps": stamps}))
+        _write(file, stacked, {"model": model, "stamps": stamps})
     return ImageIndex(folder, list(features), torch.from_numpy(stacked), encoded, unreadable)
 
 
@@ -68,11 +71,38 @@ def fingerprint(model: nn.Module, image_size: int) -> str:
 
 def _read(file: Path, model: str) -> dict[str, tuple[str, np.ndarray]]:
     """Stamp and feature of each image in an index file; nothing if it is of another model."""
-    if not file.is_file():
+    if not file.exists():
         return {}
-    with np.load(file, allow_pickle=False) as saved:
-        facts = json.loads(str(saved["facts"]))
-        if facts["model"] != model:
-            return {}
-        rows = zip(facts["stamps"].values(), saved["features"], strict=True)
-        return dict(zip(facts["stamps"], rows, strict=True))
+    if not _may_be_index(file):
+        raise ImageError(f"{file}: no index of images; name another file with --index, or delete this one")
+    try:
+        with np.load(file, allow_pickle=False) as saved:
+            facts = json.loads(str(saved["facts"]))
+            if facts["model"] != model:
+                return {}
+            rows = zip(facts["stamps"].values(), saved["features"], strict=True)
+            return dict(zip(facts["stamps"], rows, strict=True))
+    except Exception as error:  # a damaged zip raises a dozen kinds
+        print(f"{file}: a damaged index ({error}); it is built again", file=sys.stderr)
+        return {}
+
+
+def _may_be_index(file: Path) -> bool:
+    """Whether `file` is ours to replace: a .npz of an index, whole or cut short, and not, say, a photograph."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as start:
+        head = start.read(42)  # signature, 26 bytes that vary, the name of the first array
+    return b"PK\3\4".startswith(head[:4]) and b"features.npy".startswith(head[30:])
+
+
+def _write(file: Path, features: np.ndarray, facts: dict[str, Any]) -> None:
+    """Aside and renamed: a kill leaves the old index or the new one."""
+    aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
+    try:
+        with aside.open("wb") as out:  # np.savez would add its suffix to a name without one
+            np.savez(out, features=features, facts=json.dumps(facts))
+        os.replace(aside, file)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise ImageError(f"{file}: {error.strerror}; name another file with --index") from None

@@ -10,22 +10,21 @@ ARTICLES = {"a", "an", "the", "some"}
 PREPOSITIONS = """of in on at by with without from to into onto over under above below behind beside between near next
 left right front around through across along against inside outside up down out off"""
 JOINTS = "and or but while as that which who whose where there it he she they them him her its his their this these"
-VERBS = """is are was were be being been has have had do does holding wearing sitting standing walking riding playing
-looking eating running lying"""
+VERBS = """is are was were be being been has have had do does can will jumping jumps running runs sitting sits sat
+standing stands stood walking walks lying lies holding holds wearing wears riding rides playing plays looking looks
+eating eats drinking drinks throwing throws catching catches kicking kicks hitting hits swimming swims flying flies
+sleeping sleeps reading reads carrying carries pulling pulls pushing pushes chasing chases climbing climbs leaning
+leans smiling smiles talking talks waiting waits using uses making makes taking takes hanging hangs crossing crosses
+surrounded covered filled parked dressed seated"""
 BREAKS = set(f"{PREPOSITIONS} {JOINTS} {VERBS}".split())
 
 
 def find_phrases(sentence: str, phrases: Sequence[str] | None) -> tuple[str, list[Span]]:
-    """The sentence without [brackets] and the character spans of its phrases: given, bracketed, or found. Raises
-    ValueError where a given phrase is not in the sentence or none is found."""
+    """The sentence without [brackets] and the character spans of its phrases: given (`locate`), bracketed, or found.
+    Raises ValueError where a given phrase is not in the sentence or none is found."""
     spans: list[Span] = []
     if phrases:
-        for phrase in phrases:
-            start = sentence.lower().find(phrase.lower())
-            if start < 0 or not phrase.strip():
-                raise ValueError(f"phrase {phrase!r} is not in the sentence {sentence!r}")
-            spans.append((start, start + len(phrase)))
-        return sentence, spans
+        return sentence, locate(sentence, phrases)
     if "[" in sentence:
         plain = ""
         for part in re.split(r"(\[[^\[\]]*\])", sentence):
@@ -39,6 +38,29 @@ def find_phrases(sentence: str, phrases: Sequence[str] | None) -> tuple[str, lis
     if not spans:
         raise ValueError(f"no phrases found in {sentence!r}: mark them with [brackets]")
     return sentence, spans
+
+
+def locate(sentence: str, phrases: Sequence[str]) -> list[Span]:
+    """Where each phrase stands in the sentence, as whole words in any case. Longer phrases are placed first, and each
+    takes its first place that no other holds: in "red dog and a dog", "dog" beside "red dog" is the second one, and
+    "dog" given twice is both. A phrase without a free place may lie in a longer one.
+
+    Raises ValueError naming a phrase that is not there, or is given more often than it is there.
+    """
+    spans: dict[int, Span] = {}
+    for number in sorted(range(len(phrases)), key=lambda i: -len(phrases[i])):
+        phrase = phrases[number].strip()
+        pattern = rf"(?<!\w){re.escape(phrase)}(?!\w)"
+        places = [match.span() for match in re.finditer(pattern, sentence, re.IGNORECASE)] if phrase else []
+        if not places:
+            raise ValueError(f"phrase {phrases[number]!r} is not in the sentence {sentence!r} (as whole words)")
+        held = spans.values()
+        free = [span for span in places if all(span[1] <= start or end <= span[0] for start, end in held)]
+        free = free or [span for span in places if span not in held]
+        if not free:
+            raise ValueError(f"phrase {phrase!r} is given more often than it is in the sentence {sentence!r}")
+        spans[number] = free[0]
+    return [spans[number] for number in range(len(phrases))]
 
 
 def noun_phrases(sentence: str) -> list[Span]:
