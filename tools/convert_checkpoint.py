@@ -20,7 +20,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from convert_release import convert_back, convert_official, names_of, report, write
+from convert_release import convert_back, convert_official, names_of, report
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
@@ -82,7 +82,7 @@ def convert_run(arguments: argparse.Namespace) -> None:
     report(export, sorted(name for name in weights if not name.startswith("model.")))
     steps = json.loads((checkpoint / "state.json").read_text())["step"]
     card = Card([Path(source.path).name for source in config.data.train], steps)
-    write(arguments.dst, export, card)
+    export.write(arguments.dst, card)
     print(f"wrote {arguments.dst} from {checkpoint}")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fiber.data.text import load_tokenizer
 from fiber.errors import WeightsError
-from fiber.weights.export import CONFIG, Card, Export, read_export, write_export
+from fiber.weights.export import CONFIG, Card, Export, read_export
 from fiber.weights.from_export import build
 from fiber.weights.official_file import convert, derive, read_official, write_official
 from fiber.weights.program import write_program
@@ -35,7 +35,7 @@ def convert_official(arguments: argparse.Namespace) -> None:
     export = Export(facts.config, tensors, tokenizer, answers, categories, rest)
     report(export, file.dropped)
     card = Card(notes=[f"converted from the released form ({arguments.src.name})", *facts.origins])
-    write(arguments.dst, export, card)
+    export.write(arguments.dst, card)
     if "vqa" in facts.config.classifiers and not answers:
         print("note: the file has a question head but no answer vocabulary; give --answers FILE to use it")
     print(f"wrote {arguments.dst}")
@@ -58,20 +58,6 @@ def convert_back(arguments: argparse.Namespace) -> None:
     print(f"wrote {target}: {len(names)} tensors under official names")
     if not export.extras:
         print("note: this export does not come from the release, so tensors that only the release has are not there")
-
-
-def write(folder: Path, export: Export, card: Card) -> None:
-    """The export folder of `export`."""
-    write_export(
-        folder,
-        export.tensors,
-        export.config,
-        export.tokenizer,
-        card=card,
-        answers=export.answers,
-        categories=export.categories,
-        extras=export.extras,
-    )
 
 
 def report(export: Export, dropped: list[str]) -> None:

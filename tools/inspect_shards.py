@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--verify", action="store_true", help="re-read and decode everything")
     parser.add_argument("--contact-sheet", type=Path, metavar="OUT.png", help="draw samples with their annotations")
     parser.add_argument("--samples", type=int, default=16, help="images on the contact sheet")
-    parser.add_argument("--side", type=int, default=320, help="pixels of an image on the contact sheet")
+    parser.add_argument("--side", type=int, default=320, help="pixels of an image on the contact sheet, at least 320")
     parser.add_argument("--statistics-of", type=int, default=20_000, metavar="N", help="samples the histograms use")
     options = parser.parse_args(arguments)
     try:

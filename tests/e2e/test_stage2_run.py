@@ -127,6 +127,7 @@ def test_a_killed_run_equals_a_whole_one(fine_config: Path, shapes: Path, tmp_pa
     assert counted["tflops"] > 0
     faults = [json.loads(line) for line in (whole / "faults.jsonl").read_text().splitlines()]
     assert {(fault["key"], fault["reason"]) for fault in faults} == {("easy-train-1-000007", "box_without_area")}
+    assert (killed / "faults.jsonl").read_text() == (whole / "faults.jsonl").read_text()
     assert {"lr/base", "lr/gate", "gate/i2t/0", "assignment/positives_per_image"} <= set(counted)
 
     export = read_export(whole / "export")

@@ -79,7 +79,7 @@ def full_scores() -> tuple[np.ndarray, np.ndarray]:
 
 
 def recall_by_hand(scores: np.ndarray, own: np.ndarray, k: int) -> float:
-    """EvalLoader of rows whose k best columns hold one of their own."""
+    """Share of rows whose k best columns hold one of their own."""
     best = np.argsort(-scores, axis=1)[:, :k]
     return float(np.mean([own[row, columns].any() for row, columns in enumerate(best)]))
 

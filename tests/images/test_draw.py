@@ -30,6 +30,37 @@ def test_equal_labels_share_a_colour_and_odd_boxes_do_no_harm():
     assert np.array_equal(np.asarray(WHITE), np.full((400, 400, 3), 255))  # the input stays as it is
 
 
+def test_labels_cover_no_other_label_and_no_side_crosses_one():
+    """Six boxes in one place: each label is whole, as large as where it stands alone."""
+    size, box = (640, 480), [200, 200, 400, 300]
+    ground = Image.new("RGB", size, "white")
+
+    def patch(drawn: Image.Image, number: int) -> int:
+        """Height of the largest run of a colour in rows at least 20 px wide."""
+        pixels = (np.asarray(drawn) == ImageColor.getrgb(COLOURS[number])).all(-1)
+        return int((pixels.sum(1) >= 20).sum())
+
+    labels = [f"label {number}" for number in range(6)]
+    boxes = [[x + 3 * number for x in box] for number in range(6)]
+    together = draw_boxes(ground, size, boxes, labels)
+    for number in range(6):
+        alone = draw_boxes(ground, size, [boxes[number]], [labels[number]], [number])
+        assert patch(together, number) >= patch(alone, number) - 4, number
+
+
+def test_labels_stay_on_images_that_are_lower_than_a_label():
+    drawn = draw_boxes(Image.new("RGB", (3200, 8), "white"), (3200, 8), [[0, 0, 3200, 8]], ["a wide river"])
+    assert drawn.size == (1600, 4)
+
+
+def test_no_boxes_and_empty_labels_draw_no_label():
+    assert draw_boxes(WHITE, (400, 400), [], []).tobytes() == WHITE.tobytes()
+    drawn = draw_boxes(WHITE, (400, 400), [[100, 100, 200, 200]], [""], dashed=[True])
+    colour = count(drawn, COLOURS[0])
+    assert colour.min() >= 98
+    assert colour.max() <= 202
+
+
 def test_line_breaks_of_a_generated_text_are_drawn_as_blanks():
     assert draw_text(WHITE, "a red\nring\ttop").tobytes() == draw_text(WHITE, "a red ring top").tobytes()
 

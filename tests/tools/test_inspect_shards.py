@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from fiber.data.records import Sample
 from fiber.data.writer import ShardWriter, write_dataset
+from fiber.images.draw import COLOURS
 
 sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/convert")]
 import raw
@@ -104,7 +105,7 @@ def test_no_shards_is_a_clear_error(tmp_path, capsys):
 
 
 def test_contact_sheet_draws_boxes_where_they_are(tmp_path, capsys):
-    """A grey image of 64 x 48 shown 320 wide: its box comes out five times as large, and nothing else is red."""
+    """A grey image of 64 x 48 shown 320 wide: its box comes out five times as large, with its label above."""
     out = io.BytesIO()
     Image.new("RGB", (64, 48), (128, 128, 128)).save(out, "PNG")
     record = {"image_id": "x", "width": 64, "height": 48, "source": "t", "boxes": [{"box": [10.0, 8.0, 50.0, 40.0]}]}
@@ -113,9 +114,13 @@ def test_contact_sheet_draws_boxes_where_they_are(tmp_path, capsys):
     code, _, _ = inspected([tmp_path / "s", "--contact-sheet", tmp_path / "sheet.png", "--side", "320"], capsys)
     assert code == 0
     sheet = np.asarray(Image.open(tmp_path / "sheet.png").convert("RGB")).astype(int)
-    red = np.argwhere(np.abs(sheet[:240, :320] - [0xE6, 0x19, 0x4B]).sum(-1) < 30)
-    assert red.min(0).tolist() == [40, 50]
-    assert red.max(0).tolist() == [200, 250]
+    drawn = np.argwhere((sheet[:240, :320] == ImageColor.getrgb(COLOURS[0])).all(-1))
+    sides = drawn[drawn[:, 0] >= 40]
+    assert sides.min(0).tolist() == [40, 50]
+    assert sides.max(0).tolist() == [200, 250]
+    label = drawn[drawn[:, 0] < 38]
+    assert label.size
+    assert label[:, 1].min() == 50
 
 
 @pytest.mark.parametrize("name", ["nlvr2", "vqav2", "snli_ve", "mdetr_mixed", "visual_genome", "lvis", "coco_plain"])

@@ -10,8 +10,8 @@ from PIL import Image, ImageColor
 
 from fiber.data.shapes.world import WORLDS, categories, generate
 from fiber.data.writer import write_dataset
-from fiber.evaluation.figures import Shown, draw_regions, tile
-from fiber.images.draw import COLOURS
+from fiber.evaluation.figures import Shown, draw_regions
+from fiber.images.draw import COLOURS, HIT, MISS, tile
 from tiny_exports import coarse_export, fine_export
 
 REPO = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ TOOL = REPO / "tools" / "visualize.py"
 
 
 def share(figure: Image.Image, colour: str, region: tuple[int, int, int, int]) -> float:
-    """EvalLoader (0..1) of a region's pixels that have exactly a colour."""
+    """Share (0..1) of a region's pixels that have exactly a colour."""
     pixels = np.asarray(figure.crop(region))
     return float((pixels == ImageColor.getrgb(colour)).all(-1).mean())
 
@@ -40,6 +40,21 @@ def test_boxes_and_phrases_share_a_colour() -> None:
     below = (0, 320, 320, figure.height)
     assert all(share(figure, COLOURS[number], below) > 0.01 for number in (0, 1))
     assert share(figure, COLOURS[2], (0, 0, figure.width, figure.height)) == 0.0
+
+
+def test_labels_say_hit_or_miss() -> None:
+    """By IoU 0.5 with a true box of the same phrase; the colours are those of nothing else."""
+    image = Image.new("RGB", (160, 160), "white")
+    true = [[10, 60, 70, 120], [90, 60, 150, 120]]
+    for box, colour, other in (
+        ([90, 60, 150, 90], HIT, MISS),  # half of the second: 0.5
+        ([90, 60, 150, 89], MISS, HIT),
+    ):
+        figure = draw_regions(image, "a cat", [Shown((2, 5), found=[box], labels=["0.90"], true=true)])
+        assert share(figure, colour, (0, 0, 320, 320)) > 0.001
+        assert share(figure, other, (0, 0, 320, 320)) == 0.0
+    no_truth = draw_regions(image, "a cat", [Shown((2, 5), found=[[10, 60, 70, 120]], labels=["0.90"])])
+    assert share(no_truth, MISS, (0, 0, 320, 320)) > 0.001
 
 
 def test_phrases_that_were_not_found_still_show_the_truth() -> None:

@@ -12,7 +12,7 @@ import pytest
 import wandb
 from PIL import Image
 
-from fiber.training.tracking import Tracker
+from fiber.training.tracking import Tracker, keep_before
 
 VARIABLES = (
     "WANDB_MODE",
@@ -173,3 +173,16 @@ def test_what_fails_later_is_said_once_and_stops_nothing(tmp_path: Path, capsys:
     tracker.close()
     assert capsys.readouterr().err.count("going on without it") == 1
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2]
+
+
+def test_lines_of_steps_that_run_again_go_and_so_do_torn_ones(tmp_path: Path) -> None:
+    """metrics.jsonl and faults.jsonl of a killed run: what the checkpoint knows stays, byte for byte."""
+    path = tmp_path / "faults.jsonl"
+    lines = [json.dumps({"step": step, "key": f"k{step}"}) + "\n" for step in (0, 0, 3, 4, 4, 5)]
+    path.write_text("".join(lines) + '{"step": 3, "ke')
+    keep_before(path, 4)
+    assert path.read_text() == "".join(lines[:3])
+    keep_before(path, 0)
+    assert path.read_text() == ""
+    keep_before(tmp_path / "absent.jsonl", 4)
+    assert [entry.name for entry in tmp_path.glob("*.jsonl*")] == ["faults.jsonl"]

@@ -136,9 +136,7 @@ class TrainConfig:
     global_batch: Count = 4096  # = micro_batch x accumulation x ranks, checked
     micro_batch: Count = 64  # samples per rank and forward pass
     accumulation: Count = 1  # forward passes per update
-    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_truth_value)] = (
-        1  # what DeepSpeed shards: nothing, optimizer, gradients, weights
-    )
+    zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_truth_value)] = 1  # 0 shards nothing, 3 all
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     offload: Literal["none", "optimizer", "all"] = "none"  # to host memory: optimizer states, or weights too
     log_every: Count = 10  # steps

@@ -33,9 +33,7 @@ class PretrainConfig:
     itc_weight: Weight = 1.0  # of the contrastive loss
     itm_weight: Weight = 1.0  # of the matching loss
     mlm_weight: Weight = 1.0  # of the masked-language loss
-    queue_size: Annotated[Whole, Field(ge=0, le=10**7)] = (
-        4096  # past features per modality in the contrastive softmax
-    )
+    queue_size: Annotated[Whole, Field(ge=0, le=10**7)] = 4096  # past features per modality in the softmax
     gather_gradient: bool = False  # let contrastive gradients reach the other ranks' features too
     itc_only_steps: CountOrNone = 0  # warm-up during which only the contrastive loss has weight
     random_negative_steps: CountOrNone = 0  # steps during which ITM negatives are drawn uniformly

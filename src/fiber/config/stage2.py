@@ -35,9 +35,7 @@ class DetectorConfig:
     anchor_sizes: tuple[Annotated[float, Field(gt=0, le=1e5)], ...] = (64, 128, 256, 512, 1024)  # px
     strides: tuple[Size, ...] = (8, 16, 32, 64, 128)  # px
     drop_block: BelowOne = 0.3
-    log_scale: Annotated[float, Field(ge=-100, le=100)] = (
-        0.0  # initial log temperature of token logits; -2.5 is faster
-    )
+    log_scale: Annotated[float, Field(ge=-100, le=100)] = 0.0  # initial log temperature of tokens; -2.5 is faster
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -49,15 +47,11 @@ class RegionConfig:
     max_side: Size = 1333  # px
     flip: Share = 0.5  # probability of mirroring, where the caption has no left or right
     classes: Literal["sampled", "all"] = "sampled"  # in the caption of a detection sample; "all" must fit max_text
-    max_negatives: Annotated[Whole, Field(ge=0, le=65_536)] = (
-        85  # absent classes in a caption of sampled ones, at most
-    )
+    max_negatives: Annotated[Whole, Field(ge=0, le=65_536)] = 85  # absent classes in a sampled caption, at most
     token_weight: Weight = 1.0  # of the loss of token alignment
     box_weight: Weight = 2.0  # of the box loss
     centerness_weight: Weight = 1.0  # of the centerness loss
-    frozen_stages: Annotated[Whole, Field(ge=0, le=64)] = (
-        1  # image stages, with patch embedding, that keep their weights
-    )
+    frozen_stages: Annotated[Whole, Field(ge=0, le=64)] = 1  # image stages, with patch embedding, kept fixed
     chunk_classes: Size | None = None  # asked in one prompt of evaluation; null: as many as max_text holds. LVIS: 40
     figures: Annotated[Whole, Field(ge=0, le=10_000)] = 8  # images drawn at each evaluation, per set
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
 from fiber.data.shards import ShardSet
 from fiber.evaluation.progress import Progress
 from fiber.images.codec import decode_pil
+from fiber.images.draw import tile
 from fiber.training.task import Figures, Sets, TaskModule
 
 EXAMPLES = 8  # images of a set that are drawn
@@ -67,18 +67,8 @@ class EvalContext:
         for number, (sample, words) in enumerate(examples):
             name = f"{self.figures.name}_{number:02d}"
             images = [decode_pil(data) for _, data in self.shards.read(sample).images]
-            side_by_side(images).save(self.figures.with_name(f"{name}.png"))
+            tile(images, len(images)).save(self.figures.with_name(f"{name}.png"))
             self.figures.with_name(f"{name}.json").write_text(json.dumps(words, ensure_ascii=False))
-
-
-def side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """The images in a row on white."""
-    width, height = sum(image.width for image in images), max(image.height for image in images)
-    sheet, x = Image.new("RGB", (width, height), "white"), 0
-    for image in images:
-        sheet.paste(image, (x, 0))
-        x += image.width
-    return sheet
 
 
 def evaluate_sets(

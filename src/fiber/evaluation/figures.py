@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
-from torchvision.ops import nms
+from PIL import Image
+from torchvision.ops import box_iou, nms
 
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
@@ -16,12 +16,12 @@ from fiber.evaluation.regions import Classes, EvalImage, Phrases, predict, quest
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil
-from fiber.images.draw import COLOURS, draw_boxes, draw_text
+from fiber.images.draw import Box, draw_boxes, draw_lines
 
 OVERLAP = 0.6  # IoU above which two boxes stand on one place
 MOST = 30  # boxes drawn in an image: with a thousand classes asked for, more would hide it
-LEGEND = "solid: found, with its score; dashed: true"
-Box = Sequence[float]
+HIT_OVERLAP = 0.5  # IoU with a true box of its phrase or class from which a found box is a hit
+LEGEND = "solid: found, with its score (green: hit, red: miss); dashed: true"
 
 
 @dataclass
@@ -37,15 +37,20 @@ class Shown:
 
 def draw_regions(image: Image.Image, text: str, shown: Sequence[Shown]) -> Image.Image:
     """The figure of one image; each of `shown` has a colour of its own, up to seven."""
-    boxes = [box for one in shown for box in one.found]
-    labels = [label for one in shown for label in one.labels]
-    colours = [number for number, one in enumerate(shown) for _ in one.found]
-    canvas = draw_boxes(image, image.size, boxes, labels, colours)
-    scale = canvas.width / image.width
+    drawn: list[tuple[Box, str, int, bool, bool | None]] = []
     for number, one in enumerate(shown):
-        for box in one.true:
-            _dashed(canvas, [side * scale for side in box], COLOURS[number % len(COLOURS)])
-    return draw_text(draw_text(canvas, text, [one.span for one in shown]), LEGEND)
+        hits = [False] * len(one.found)
+        if one.found and one.true:
+            overlaps = box_iou(torch.tensor(one.found, dtype=torch.float64), torch.tensor(one.true).double())
+            hits = (overlaps.amax(1) >= HIT_OVERLAP).tolist()
+        drawn += [
+            (box, label, number, False, hit) for box, label, hit in zip(one.found, one.labels, hits, strict=True)
+        ]
+        drawn += [(box, "", number, True, None) for box in one.true]
+    drawn.sort(key=lambda entry: not entry[3])  # first means on top: a true box shows over one that meets it
+    boxes, labels, colours, dashed, marks = zip(*drawn, strict=True) if drawn else [()] * 5
+    canvas = draw_boxes(image, image.size, boxes, labels, colours, dashed=dashed, hits=marks)
+    return draw_lines(canvas, [(text, [one.span for one in shown], range(len(shown))), (LEGEND, (), ())])
 
 
 def draw_predictions(
@@ -82,21 +87,6 @@ def draw_predictions(
         drawn.append(draw_regions(decode_pil(stored.images[0][1]), text, shown))
     model.train(training)
     return drawn
-
-
-def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """All images in rows on white, none reduced."""
-    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    heights = [max(image.height for image in row) for row in rows]
-    width = max(sum(image.width + 8 for image in row) for row in rows)
-    sheet, y = Image.new("RGB", (width, sum(heights) + 8 * len(rows)), "white"), 0
-    for row, height in zip(rows, heights, strict=True):
-        x = 0
-        for image in row:
-            sheet.paste(image, (x, y))
-            x += image.width + 8
-        y += height + 8
-    return sheet
 
 
 def _phrases(record: Record, field: str, targets: list, found: Detections) -> tuple[str, list[Shown]]:
@@ -138,19 +128,3 @@ def _classes(
         true = [box["box"] for box in record["boxes"] if box["category"] == category]
         shown.append(Shown((start, len(text)), boxes[own].tolist(), tags, true))
     return text or "nothing", shown
-
-
-def _dashed(canvas: Image.Image, box: Box, colour: str) -> None:
-    """A dashed rectangle, on a thin dark one so that it shows on any ground."""
-    pen, width = ImageDraw.Draw(canvas), max(2, round(max(canvas.size) / 200))
-    dash = 4 * width
-    x0, y0, x1, y1 = box
-    for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
-        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
-        for at in np.arange(0, length, 2 * dash):
-            ends = [
-                tuple(a + (b - a) * t / length for a, b in zip(start, end, strict=True))
-                for t in (at, min(at + dash, length))
-            ]
-            pen.line(ends, fill="black", width=width + 2)
-            pen.line(ends, fill=colour, width=width)

@@ -157,7 +157,7 @@ def _itm_loss(
 def _swap_accuracy(
     model: CoarseModel, images: Images, texts: Texts, columns: dict[str, Tensor], batch: int, progress: Progress
 ) -> dict[str, float]:
-    """EvalLoader of captions with a relation that fit their image better than they do with the relation swapped."""
+    """Share of captions with a relation that fit their image better than they do with the relation swapped."""
     text = torch.nonzero(columns["swapped_mask"].any(1)).squeeze(1)
     if not len(text):
         return {"swap_count": 0}

@@ -1,43 +1,68 @@
-"""Images of results, drawn with Pillow alone: boxes with labels, a sentence with coloured phrases, captions."""
+"""Every drawing of the project, with Pillow alone: boxes with labels, sentences with coloured phrases, sheets."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ["#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"]
+HIT, MISS = "#1B7837", "#B2182B"  # labels of boxes that agree with the truth, and of those that do not
 MAX_SIDE = 1600  # larger images are reduced before drawing
 MIN_SIDE = 320  # smaller ones enlarged, or a label would cover them
+GAP = 8  # px between the images of a sheet
+
+Box = Sequence[float]  # [x0, y0, x1, y1]
+Line = tuple[str, Sequence[tuple[int, int]], Sequence[int]]  # text, spans [start, end) of characters, their colours
+Area = tuple[float, float, float, float]
 
 
 def draw_boxes(
     image: Image.Image,
     size: tuple[int, int],
-    boxes: Sequence[Sequence[float]],
+    boxes: Sequence[Box],
     labels: Sequence[str],
     colours: Sequence[int] | None = None,
+    *,
+    dashed: Sequence[bool] | None = None,
+    hits: Sequence[bool | None] | None = None,
 ) -> Image.Image:
     """A copy of `image` with boxes [x0, y0, x1, y1], given in pixels of the image of `size` (width, height) that
-    `image` shows, and their labels. `colours`: a number for each box (default: by label)."""
+    `image` shows, and their labels ("" = none).
+
+    `colours`: a number per box (default: by label). `dashed`: boxes with dashed sides (default: none). `hits`: True
+    or False puts the label on the colour HIT or MISS, None on that of the box. A label stands at a corner of its box
+    where it covers no other label, as far as there is such a corner.
+    """
     canvas = _fit(image)
     if colours is None:
         order = list(dict.fromkeys(labels))
         colours = [order.index(label) for label in labels]
+    dashed, hits = dashed or [False] * len(boxes), hits or [None] * len(boxes)
     pen, font = ImageDraw.Draw(canvas), _font(canvas)
     scale_x, scale_y = canvas.width / size[0], canvas.height / size[1]
-    line = max(2, round(max(canvas.size) / 400))
-    # The best box comes first and is drawn last, on top.
-    for box, label, number in reversed(list(zip(boxes, labels, colours, strict=True))):
-        colour = COLOURS[number % len(COLOURS)]
+    width = max(2, round(max(canvas.size) / 400))
+    drawn = []
+    for box, label, number, dash, hit in zip(boxes, labels, colours, dashed, hits, strict=True):
         x0, x1 = (min(max(x * scale_x, 0), canvas.width - 1) for x in sorted((box[0], box[2])))
         y0, y1 = (min(max(y * scale_y, 0), canvas.height - 1) for y in sorted((box[1], box[3])))
-        pen.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+        colour = COLOURS[number % len(COLOURS)]
+        drawn.append(((x0, y0, x1, y1), label, colour, dash, colour if hit is None else HIT if hit else MISS))
+    # The best box comes first and is drawn last, on top; its label is placed first, and no side crosses a label.
+    for corners, _, colour, dash, _ in reversed(drawn):
+        if dash:
+            _dashed(pen, corners, colour, width)
+        else:
+            pen.rectangle(corners, outline=colour, width=width)
+    taken: list[Area] = []
+    for corners, label, _, _, ground in drawn:
+        if not label:
+            continue
         left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
-        x = min(x0, max(canvas.width - (right - left) - 4, 0))
-        y = y0 - (bottom - top) - 6 if y0 > bottom - top + 6 else y0 + line
-        pen.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=colour)
-        pen.text((x + 2 - left, y + 2 - top), label, fill=_ink(colour), font=font)
+        area = _place(corners, (right - left + 4, bottom - top + 4), canvas.size, width, taken)
+        taken.append(area)
+        pen.rectangle(area, fill=ground)
+        pen.text((area[0] + 2 - left, area[1] + 2 - top), label, fill=_ink(ground), font=font)
     return canvas
 
 
@@ -46,24 +71,31 @@ def draw_text(
 ) -> Image.Image:
     """A copy of `image` with `text` written below it, wrapped; the characters [start, end) of each span lie on a
     patch of that span's colour (default: its number), as in `draw_boxes`."""
+    return draw_lines(image, [(text, spans, range(len(spans)) if colours is None else colours)])
+
+
+def draw_lines(image: Image.Image, lines: Sequence[Line]) -> Image.Image:
+    """`draw_text` of several texts, each on lines of its own."""
     fitted = _fit(image)
-    font, colours = _font(fitted), range(len(spans)) if colours is None else colours
+    font = _font(fitted)
     measure = ImageDraw.Draw(fitted)
     height = round(font.size * 1.5)
-    placed: list[tuple[int, float, str, int]] = []  # line, x, word, first character
-    line, x, position = 0, 4.0, 0
-    text = re.sub(r"\s", " ", text)  # a generated text may have line breaks; places of characters stay
-    for word in text.split(" "):
-        width = measure.textlength(word + " ", font=font)
-        if x + width > fitted.width and x > 4:
-            line, x = line + 1, 4.0
-        placed.append((line, x, word, position))
-        x, position = x + width, position + len(word) + 1
-    canvas = Image.new("RGB", (fitted.width, fitted.height + height * (line + 1) + 8), "white")
+    placed: list[tuple[int, float, str, int, Line]] = []  # row, x, word, first character, its line
+    row = -1
+    for line in lines:
+        row, x, position = row + 1, 4.0, 0
+        # A generated text may have line breaks; places of characters stay.
+        for word in re.sub(r"\s", " ", line[0]).split(" "):
+            width = measure.textlength(word + " ", font=font)
+            if x + width > fitted.width and x > 4:
+                row, x = row + 1, 4.0
+            placed.append((row, x, word, position, line))
+            x, position = x + width, position + len(word) + 1
+    canvas = Image.new("RGB", (fitted.width, fitted.height + height * (row + 1) + 8), "white")
     canvas.paste(fitted)
     pen = ImageDraw.Draw(canvas)
-    for line, x, word, position in placed:
-        y = fitted.height + 4 + line * height
+    for row, x, word, position, (_, spans, colours) in placed:
+        y = fitted.height + 4 + row * height
         for (start, end), number in zip(spans, colours, strict=True):
             first, last = max(start - position, 0), min(end - position, len(word))
             if first < last:
@@ -74,24 +106,68 @@ def draw_text(
     return canvas
 
 
-def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int = 5) -> Image.Image:
-    """Thumbnails in rows with a label below each."""
-    side = 256
-    cells = []
-    for image, label in zip(images, labels, strict=True):
-        cell = Image.new("RGB", (side, side), "white")
-        small = image.copy()
-        small.thumbnail((side, side))
-        cell.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-        cells.append(draw_text(cell, label))
-    columns = min(columns, len(cells))
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    sheet = Image.new("RGB", (columns * cells[0].width, sum(heights)), "white")
-    for y, row in zip([sum(heights[:i]) for i in range(len(rows))], rows, strict=True):
-        for column, cell in enumerate(row):
-            sheet.paste(cell, (column * cell.width, y))
+def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    """All images in rows on white, none reduced."""
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    heights = [max(image.height for image in row) for row in rows]
+    width = max(sum(image.width + GAP for image in row) for row in rows)
+    sheet, y = Image.new("RGB", (width, sum(heights) + GAP * len(rows)), "white"), 0
+    for row, height in zip(rows, heights, strict=True):
+        x = 0
+        for image in row:
+            sheet.paste(image, (x, y))
+            x += image.width + GAP
+        y += height + GAP
     return sheet
+
+
+def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int = 5) -> Image.Image:
+    """Images of one size, small ones enlarged, in rows with a label below each."""
+    cells = [
+        draw_text(ImageOps.pad(image.convert("RGB"), (MIN_SIDE, MIN_SIDE), color="white"), label)
+        for image, label in zip(images, labels, strict=True)
+    ]
+    return tile(cells, columns)
+
+
+def _place(box: Area, label: tuple[float, float], canvas: tuple[int, int], width: int, taken: Sequence[Area]) -> Area:
+    """Where a label of (width, height) covers least of the labels that stand: above its box, inside it, below it, at
+    the left or the right, always on the canvas."""
+    x0, y0, x1, y1 = box
+    wide, high = label
+
+    def areas() -> Iterator[Area]:
+        for y in (y0 - high - 2, y0 + width, y1 + 2, y1 - high - width):
+            for x in (x0, x1 - wide):
+                if 0 <= y <= canvas[1] - high - 1:
+                    left = min(max(x, 0), max(canvas[0] - wide, 0))
+                    yield left, y, left + wide, y + high
+        yield x0, 0, x0 + wide, high  # a canvas lower than a label
+
+    def covered(area: Area) -> float:
+        return sum(
+            max(0, min(area[2], other[2]) - max(area[0], other[0]) + 1)
+            * max(0, min(area[3], other[3]) - max(area[1], other[1]) + 1)
+            for other in taken
+        )
+
+    return min(areas(), key=covered)
+
+
+def _dashed(pen: ImageDraw.ImageDraw, box: Area, colour: str, width: int) -> None:
+    """A dashed rectangle, on a thin dark one so that it shows on any ground."""
+    x0, y0, x1, y1 = box
+    for start, end in (((x0, y0), (x1, y0)), ((x1, y0), (x1, y1)), ((x1, y1), (x0, y1)), ((x0, y1), (x0, y0))):
+        length = max(abs(end[0] - start[0]), abs(end[1] - start[1]))
+        at = 0.0
+        while at < length:
+            ends = [
+                tuple(a + (b - a) * t / length for a, b in zip(start, end, strict=True))
+                for t in (at, min(at + 4 * width, length))
+            ]
+            pen.line(ends, fill="black", width=width + 2)
+            pen.line(ends, fill=colour, width=width)
+            at += 8 * width
 
 
 def _fit(image: Image.Image) -> Image.Image:

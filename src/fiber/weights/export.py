@@ -92,6 +92,10 @@ class Export:
     categories: list[str]
     extras: dict[str, Tensor]
 
+    def write(self, folder: str | Path, card: Card) -> Path:
+        """`write_export` of everything it holds."""
+        return write_export(folder, card=card, **vars(self))
+
 
 def write_export(
     folder: str | Path,
@@ -143,15 +147,7 @@ def write_export(
 def write_run_export(config: RunConfig, export: Export, figures: Mapping[str, float]) -> Path:
     """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`."""
     card = Card([Path(source.path).name for source in config.data.train], config.train.steps, figures)
-    return write_export(
-        Path(config.output) / "export",
-        export.tensors,
-        export.config,
-        export.tokenizer,
-        card=card,
-        answers=export.answers,
-        categories=export.categories,
-    )
+    return export.write(Path(config.output) / "export", card)
 
 
 def read_export(path: str | Path) -> Export:

@@ -13,9 +13,8 @@ import numpy as np
 from fiber.data.shapes.outlines import Object, draw_mask
 
 SPLITS = ("train", "val", "test", "compositional")
-CLEARANCE = (
-    0.85  # smallest centre distance of two objects, in sums of their radii: corners may overlap, bodies may not
-)
+# Smallest centre distance of two objects, in sums of their radii: corners may overlap, bodies may not.
+CLEARANCE = 0.85
 MIN_DISTANCE = 0.22  # ... and in image sides, so that any two objects stand in at least one clear relation
 MIN_VISIBLE = 0.75  # smallest visible share of an object's own pixels ...
 FAMILY_KINDS = 3  # combinations of colour and shape in a family of scenes

@@ -40,7 +40,7 @@ _ASCII = str.maketrans(
 )
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TWO_WORDS = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
-# SpecialTokens the COCO tools drop. They mean to drop brackets too, but look for "-LRB-" after lower-casing.
+# Marks the COCO tools drop. They mean to drop brackets too, but look for "-LRB-" after lower-casing.
 _DROPPED = re.compile(r"""-+|\.+|[!?'"`,:;]|''|``""")
 _TOKEN = re.compile(
     r"""
