@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -180,3 +181,14 @@ def test_foreign_tars_with_missing_members_fault(tmp_path: Path) -> None:
             shards.read(i)
         reasons.append(fault.value.reason)
     assert reasons == ["missing_json", "missing_image", "bad_json", "missing_field"]
+
+
+def test_views_travel_to_other_processes_as_they_are(tmp_path: Path) -> None:
+    """Where workers are spawned, sets are pickled: a rehearsal's few samples must not come back as the whole set."""
+    write_dataset(samples(), tmp_path, name="t", max_samples=3, **LABELS)
+    shards = ShardSet(tmp_path)
+    for part, name, count in ((shards, "t", len(shards)), (shards.view("head", 4), "head", 4)):
+        arrived = pickle.loads(pickle.dumps(part))
+        assert (arrived.name, len(arrived)) == (name, count)
+        assert [arrived.read(i).key for i in range(count)] == [shards.read(i).key for i in range(count)]
+        assert arrived.counts("captions").tolist() == part.counts("captions").tolist()

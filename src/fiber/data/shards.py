@@ -5,7 +5,6 @@ A data set is a folder: NAME-000000.tar, ..., dataset.json (what it is) and an i
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -157,7 +156,8 @@ class ShardSet:
 
     def view(self, name: str, samples: int | None = None) -> ShardSet:
         """The same set under another name, or its first `samples` alone; nothing is opened again."""
-        part = copy.copy(self)
+        part = object.__new__(ShardSet)  # copy.copy would go by what travels to workers, and open the set again
+        vars(part).update(vars(self))
         part.name, part._files = name, {}
         if samples is not None:
             part.index = self.index.head(samples)
@@ -165,10 +165,11 @@ class ShardSet:
         return part
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {"path": self.path, "name": self.name, "samples": len(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         ShardSet.__init__(self, state["path"])
+        vars(self).update(vars(self.view(state["name"], state["samples"])))
 
     @property
     def categories(self) -> list[dict[str, Any]]:
