@@ -2,12 +2,14 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
 COMMANDS = {
+    "python": f'exec {sys.executable} "$@"',  # a machine need have none outside of the environment
     "srun": "exit ${TRAINING:-0}",
     "scontrol": 'if [[ $1 == requeue ]]; then echo "requeued $2"; else echo node-a; fi',
 }
