@@ -20,7 +20,7 @@ def load(
     device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". Raises WeightsError where the folder is
     not a whole export, ValueError for another dtype.
     """
-    import torch  # only here: the command line shows its help without it
+    import torch  # only here: `import fiber` takes no time
 
     from fiber.coarse.model import CoarseModel
     from fiber.weights.export import read_export
