@@ -13,7 +13,7 @@ case $name in
   *) echo "error: $name is not one of refcoco, refcoco_plus, refcocog" >&2 && exit 2 ;;
 esac
 shards=${SHARDS:-data/shards/$folder}
-run=("configs/stage2/$name.yaml" output="${OUT:-runs/$name}" init_from="${MODEL:-runs/fiber_base_fine}")
+run=("configs/stage2/$name.yaml" output="${OUT:-runs/$name}" init_from="${MODEL:-runs/fiber_base_fine_refexp_clean}")
 launch/stage2_fine.sh "${run[@]}" data.train.0.path="$shards/train" eval.data.0.path="$shards/val" "$@"
 sets=$(printf "{path: $shards/%s, field: expressions}, " $splits)
 launch/stage2_fine.sh "${run[@]}" --mode eval eval.data="[$sets]" "$@"

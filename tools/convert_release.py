@@ -62,7 +62,7 @@ def convert_back(arguments: argparse.Namespace) -> None:
 
 def report(export: Export, dropped: list[str]) -> None:
     """What becomes of every tensor, and a check that the model can be built of them."""
-    _, loaded = build(export)
+    _, loaded = build(export, as_start=True)
     loaded.unused = sorted({*loaded.unused, *export.extras})
     print(loaded.table(every=True))
     print(f"{'dropped':8} {len(dropped):5} tensors (training state)" + "".join(f"\n{'':15}{n}" for n in dropped))

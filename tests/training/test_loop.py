@@ -227,7 +227,7 @@ def test_evaluation_sees_the_averaged_weights(tmp_path: Path) -> None:
     assert torch.equal(dict(zero.read_weights(run.engine))["tower.weight"], weights["tower.weight"])
 
 
-PLATEAU = OptimConfig(lr=0.01, warmup=0, clip=1.0, schedule="plateau", patience=2)
+PLATEAU = OptimConfig(lr=0.01, warmup=0, clip=1.0, schedule="plateau", patience=1)
 ACCURACY = [0.1, 0.3, 0.2, 0.3, 0.1, 0.2, 0.1, 0.9]  # of the evaluation after each update
 CHOOSING = {"steps": 20, "save_every": 3, "keep": 1, "ema": 0.5, "best": "accuracy", "stop_after": 5}
 

@@ -73,6 +73,10 @@ def _check_optim(optim: OptimConfig) -> None:
         f"optim.warmup: a share of the steps below 1, or a whole number of steps; got {optim.warmup}",
     )
     require(
+        optim.min_lr == 0 or optim.schedule == "plateau",
+        "optim.min_lr: belongs to optim.schedule plateau, whose drops it limits",
+    )
+    require(
         optim.decay_drop == 0 or optim.schedule == "step",
         "optim.decay_drop: belongs to optim.schedule step, whose milestones it precedes",
     )

@@ -194,7 +194,7 @@ def start_from(task: GroundingTask, path: str | Path, tokenizer: PreTrainedToken
     export, model = read_export(path), task.model
     if "prompt" in export.tensors and model.prompt is None:
         raise WeightsError(f"{path} has a learned prompt, which this run would leave out: set tuning.mode=prompt")
-    allowed = NEW_IN_FINE if export.config.stage == "coarse" else ("prompt",)
+    allowed = NEW_IN_FINE if export.config.stage == "coarse" or export.towers_only else ("prompt",)
     vocabulary = (export.tokenizer.get_vocab(), tokenizer.get_vocab())
     same = vocabulary[0] == vocabulary[1]
     return load_weights(model, export.tensors, allow_new=allowed, vocabulary=None if same else vocabulary)

@@ -53,7 +53,8 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
         # ---- forward, backward, update
         run.watchdog.beat(step, "compute")
         rate = learning_rate(step, settings.steps, run.optim, run.record.drops)
-        rates = set_learning_rate(run.optimizer, rate, weight_decay_factor(step, settings.steps, run.optim))
+        factor, floor = weight_decay_factor(step, settings.steps, run.optim), run.optim.min_lr * (run.record.drops > 0)
+        rates = set_learning_rate(run.optimizer, rate, factor, floor, run.optim.lr)
         outcome = update(run, micro_batches, step)
         if run.ema is not None and not run.optimizer.skip:
             run.ema.update()

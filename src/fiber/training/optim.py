@@ -154,12 +154,15 @@ def weight_decay_factor(step: int, steps: int, config: OptimConfig) -> float:
     return config.decay ** sum(step >= config.decay_drop * share * steps for share in config.milestones)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float, decay_factor: float = 1.0) -> dict[str, float]:
+def set_learning_rate(
+    optimizer: torch.optim.Optimizer, lr: float, decay_factor: float = 1.0, floor: float = 0.0, peak: float = 0.0
+) -> dict[str, float]:
     """Give every group `lr` times its multiplier, and its weight decay times `decay_factor`; -> for the log, the rate
-    by role, with layer-wise decay that of its highest layer."""
+    by role, with layer-wise decay that of its highest layer. No group falls below `floor`, nor rises to it: one whose
+    share of the `peak` rate is less keeps that."""
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["multiplier"]
+        group["lr"] = max(lr * group["multiplier"], min(floor, peak * group["multiplier"]))
         group["weight_decay"] = group["full_decay"] * decay_factor
         name = f"lr/{group['role']}"
         rates[name] = max(rates.get(name, 0.0), group["lr"])

@@ -9,6 +9,9 @@ from typing import Any
 
 from fiber.errors import ConfigError
 
+LEAST_GAIN = 1e-4
+"""Share of the level that a value must exceed it by to end a plateau, as in torch's ReduceLROnPlateau."""
+
 
 @dataclass
 class Selection:
@@ -16,8 +19,9 @@ class Selection:
     rate and stop. Part of a run's state, the same on all ranks. `figure` None: only `evaluated` is kept.
 
     `step`, `value`, `figures`: of the best evaluation so far. `without_gain`: evaluations since then. `drops`: times
-    that the plateau schedule has lowered the learning rate, each `patience` evaluations without gain. `evaluated`:
-    the step of the newest evaluation.
+    that the plateau schedule has lowered the learning rate: after `patience` + 1 evaluations that do not clearly
+    exceed the `level` of the plateau, of which `flat` are counted since the last drop. `evaluated`: the step of the
+    newest evaluation.
     """
 
     figure: str | None
@@ -27,6 +31,8 @@ class Selection:
     figures: dict[str, float] = field(default_factory=dict)
     without_gain: int = 0
     drops: int = 0
+    level: float | None = None
+    flat: int = 0
     evaluated: int = 0
 
     def add(self, step: int, figures: Mapping[str, float]) -> bool:
@@ -45,7 +51,12 @@ class Selection:
             self.step, self.value, self.figures, self.without_gain = step, value, dict(figures), 0
         else:
             self.without_gain += 1
-            self.drops += self.without_gain % self.patience == 0
+        if math.isfinite(value) and (self.level is None or value > self.level * (1 + LEAST_GAIN)):
+            self.level, self.flat = value, 0
+        else:
+            self.flat += 1
+        if self.flat > self.patience:
+            self.drops, self.flat = self.drops + 1, 0
         return gain
 
     def state(self) -> dict[str, Any]:
@@ -59,5 +70,5 @@ class Selection:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. Of another figure only the step of the newest evaluation still holds."""
         same = state["figure"] == self.figure
-        for name in ("step", "value", "figures", "without_gain", "drops", "evaluated") if same else ("evaluated",):
+        for name in state.keys() - {"figure", "patience"} if same else {"evaluated"}:  # an older state has no level
             setattr(self, name, state[name])

@@ -92,6 +92,11 @@ class Export:
     categories: list[str]
     extras: dict[str, Tensor]
 
+    @property
+    def towers_only(self) -> bool:
+        """Whether this is a region-level model without pyramid and head: a start for training, no detector yet."""
+        return self.config.stage == "fine" and not any(name.startswith("head.") for name in self.tensors)
+
     def write(self, folder: str | Path, card: Card) -> Path:
         """`write_export` of everything it holds."""
         return write_export(folder, card=card, **vars(self))

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from fiber.backbone.build import build_backbone
 from fiber.coarse.heads import FUSED_PAIR
 from fiber.coarse.model import CoarseModel
+from fiber.errors import WeightsError
 from fiber.weights.export import Export
-from fiber.weights.load import LoadReport, load_weights
+from fiber.weights.load import NEW_IN_FINE, LoadReport, load_weights
 
 if TYPE_CHECKING:
     from fiber.fine.model import FiberDetector
@@ -22,11 +23,14 @@ OPTIONAL = {
 }
 
 
-def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
+def build(export: Export, as_start: bool = False) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
     """The model of an export with its weights, on the CPU. Heads that the file lacks as a whole stay new (their tasks
-    are not offered); a head that it has in part is a WeightsError."""
+    are not offered); a head that it has in part is a WeightsError. So is a detector without pyramid and head, unless
+    it is read `as_start` of a training."""
     config = export.config
     fine = config.stage == "fine"
+    if export.towers_only and not as_start:
+        raise WeightsError("this export has towers but no pyramid and no head: train from it (init_from=...) first")
     backbone = build_backbone(config.model, config.vocab_size, config.pad_id, config.max_text, fine=fine)
     if fine:
         from fiber.fine.model import FiberDetector  # torchvision's operators take seconds to import
@@ -40,7 +44,8 @@ def build(export: Export) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
             classifiers=config.classifiers,
             vectors={name: _vectors(export, name) for name in config.classifiers},
         )
-    absent = [pattern for pattern in OPTIONAL.values() if not matching(export.tensors, pattern)]
+    optional = NEW_IN_FINE if export.towers_only else OPTIONAL.values()
+    absent = [pattern for pattern in optional if not matching(export.tensors, pattern)]
     return model, load_weights(model, export.tensors, allow_new=absent)
 
 

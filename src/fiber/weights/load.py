@@ -18,6 +18,9 @@ from fiber.errors import WeightsError
 NEW_IN_FINE = ("backbone.image.stage_norms.*", "fpn.*", "head.*", "prompt")
 """What a detector has that a model at image level does not: `allow_new` of the transfer from stage 1 to stage 2."""
 
+NEW_IN_COARSE = ("backbone.image.norm.*", "backbone.fusion.caption_maps.*", "heads.*")
+"""What a model at image level has that a detector does not: `allow_new` of the transfer from stage 2 to stage 1."""
+
 ADAPTERS = ("*.lora_down", "*.lora_up")
 """What adapted layers have besides their weights (backbone/lora.py); no file brings it."""
 

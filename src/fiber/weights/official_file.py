@@ -12,7 +12,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.config.stage2 import DetectorConfig
 from fiber.errors import WeightsError
 from fiber.weights.export import Export, ExportConfig
 from fiber.weights.official import coarse_names, is_queue, to_official, to_ours
@@ -30,6 +31,7 @@ _NUMPY_SCALAR: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the fun
 
 HEAD_WIDTH = 64  # of RoBERTa's attention heads
 PUBLISHED = {"text": 40, "fine_text": 256, "short_side": 800, "long_side": 1333}
+FINE_DROP_PATH = 0.4  # of every published configuration of stage 2; stage 1 has the default
 
 
 class _Inert:
@@ -56,12 +58,19 @@ SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
 read as plain containers; nothing here runs code of the file."""
 
 
+class Tensors(dict[str, Tensor]):
+    """Tensors of a checkpoint by official name; one that is asked for and missing is a WeightsError."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise WeightsError(f"the file has no {name}; it is incomplete")
+
+
 @dataclass(frozen=True)
 class OfficialFile:
     """Contents of a checkpoint: `state` by official name, without queues; `dropped` names; hyper-parameters."""
 
     stage: Literal["coarse", "fine"]
-    state: dict[str, Tensor]
+    state: Tensors
     dropped: list[str]
     hyper: dict[str, Any]
 
@@ -120,7 +129,7 @@ def read_official(path: str | Path, weights: Literal["model", "model_ema"] = "mo
         nested.setdefault("image_size", state["image_input_queue"].shape[-1])
     if "text_input_queue" in state:
         nested.setdefault("max_text_len", state["text_input_queue"].shape[-1])
-    kept = {name: tensor for name, tensor in state.items() if not is_queue(name)}
+    kept = Tensors({name: tensor for name, tensor in state.items() if not is_queue(name)})
     return OfficialFile("coarse" if coarse else "fine", kept, dropped, nested)
 
 
@@ -218,11 +227,7 @@ def _backbone_config(
     file: OfficialFile, image: str, text: str, text_heads: int | None, origins: list[str]
 ) -> ModelConfig:
     state = file.state
-    needed = (f"{image}patch_embed.proj.weight", f"{text}embeddings.word_embeddings.weight")
-    missing = [name for name in needed if name not in state]
-    if missing:
-        raise WeightsError(f"the file has no {missing[0]}; it is incomplete")
-    patch, width = state[needed[0]], state[needed[1]].shape[1]
+    patch, width = state[f"{image}patch_embed.proj.weight"], state[f"{text}embeddings.word_embeddings.weight"].shape[1]
     depths = tuple(_count(state, f"{image}layers.{s}.blocks.") for s in range(_count(state, f"{image}layers.")))
     tables = [state[f"{image}layers.{s}.blocks.0.attn.relative_position_bias_table"] for s in range(len(depths))]
     windows = {(round(len(table) ** 0.5) + 1) // 2 for table in tables}
@@ -234,6 +239,10 @@ def _backbone_config(
     default = (max(width // HEAD_WIDTH, 1), f"{HEAD_WIDTH} channels per head as in RoBERTa")
     heads, origin = _choose(text_heads, file.hyper.get("num_heads"), default)
     origins.append(f"text heads {heads}: {origin}")
+    drop_path = ImageTowerConfig.drop_path
+    if file.stage == "fine":
+        drop_path = FINE_DROP_PATH
+        origins.append(f"drop path {drop_path}: the published recipe")
     fused = sum(name.startswith(image) and name.endswith("attn.alpha_i2t") for name in state)
     return ModelConfig(
         image=ImageTowerConfig(
@@ -241,6 +250,7 @@ def _backbone_config(
             depths=depths,
             heads=tuple(table.shape[1] for table in tables),
             window=windows.pop(),
+            drop_path=drop_path,
         ),
         text=TextTowerConfig(
             width=width,
@@ -261,8 +271,11 @@ def _classifiers(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _detector(state: Mapping[str, Tensor], max_text: int, origins: list[str]) -> dict[str, Any]:
-    """Arguments of FiberDetector from the shapes of a stage-2 file."""
+    """Arguments of FiberDetector from the shapes of a stage-2 file; of one with towers only, those of a new detector."""
     head = "rpn.head."
+    if not any(name.startswith(("rpn.", "fusion_backbone.backbone.fpn.")) for name in state):
+        origins.append("pyramid and head: not in the file, which is a start for training; those of a new detector")
+        return asdict(DetectorConfig()) | {"text_limit": max_text, "prompt_tuning": False}
     levels, block = _count(state, f"{head}scales."), state[f"{head}dyhead_tower.0.DyConv.0.conv.weight"]
     sizes = [64 * 2**i for i in range(levels)]
     names = [f"rpn.anchor_generator.cell_anchors.{i}" for i in range(levels)]
