@@ -54,7 +54,7 @@ def names() -> list[str]:
 
 
 def rows(name: str, recipes: dict[str, Any]) -> list[Row]:
-    """The rows of a configuration, of all sections that hold for it; a later section's row stands for an earlier's."""
+    """The rows of a configuration, of all sections that hold for it; a later section wins."""
     found: dict[str, Row] = {}
     places: dict[str, str] = {}
     for patterns, section in recipes.items():
@@ -67,7 +67,7 @@ def rows(name: str, recipes: dict[str, Any]) -> list[Row]:
 
 
 def values(name: str) -> dict[str, Any]:
-    """Every key of a configuration as it is loaded, defaults included: dotted key -> value, with lists as lists and
+    """Every key of a configuration as it is loaded, defaults included: dotted key -> value, lists as lists and
     training sets as "SET/SPLIT" or "SET/SPLIT x WEIGHT"."""
     kind = Stage1Config if name.startswith("stage1") else Stage2Config
     config = load_config(kind, REPO / "configs" / f"{name}.yaml")
@@ -101,7 +101,13 @@ def page() -> str:
 
 
 def _shown(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:g}" if type(value) is float else str(value)
+    return (
+        ", ".join(map(str, value))
+        if isinstance(value, list)
+        else f"{value:g}"
+        if type(value) is float
+        else str(value)
+    )
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The configurations of full size against the table of the release's numbers (configs/recipes.yaml): neither drifts."""
+"""Configurations of full size against the table of the release's numbers (configs/recipes.yaml): neither drifts."""
 
 from fnmatch import fnmatchcase
 from typing import Any

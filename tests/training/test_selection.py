@@ -9,7 +9,7 @@ import torch
 
 from fiber.config.base import OptimConfig
 from fiber.errors import ConfigError
-from fiber.training.optim import learning_rate, set_learning_rate
+from fiber.training.optim import apply_schedule
 from fiber.training.selection import Selection
 
 
@@ -29,14 +29,16 @@ def test_gains_drops_and_patience() -> None:
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_drops_are_those_of_torch(patience: int) -> None:
-    """The scheduler that the release builds on: drops after `patience` + 1 evaluations without gain, counts anew, takes
-    a gain below 0.01 % for none, and never goes below the floor."""
+    """The scheduler that the release builds on: drops after `patience` + 1 evaluations without gain, counts from
+    there again, takes a gain below 0.01 % for none, and never goes below the floor."""
     draw = random.Random(patience)
     sequences = [[0.9, *[0.5] * 9], [0.5, 0.50004, 0.50008, 0.5001, 0.4, 0.2], [0.0, 0.0, 0.1]]
     sequences += [[draw.choice([0.1, 0.3, 0.30001, 0.5, math.nan]) for _ in range(40)] for _ in range(20)]
     config = OptimConfig(lr=1e-4, warmup=0, schedule="plateau", patience=patience, min_lr=1e-6)
     for values in sequences:
-        groups = [{"params": [torch.zeros(1)], "lr": 1e-4 * factor, "multiplier": factor} for factor in (1.0, 0.1, 2e-3)]
+        groups = [
+            {"params": [torch.zeros(1)], "lr": 1e-4 * factor, "multiplier": factor} for factor in (1.0, 0.1, 2e-3)
+        ]
         optimizer, ours = torch.optim.AdamW(groups), torch.optim.AdamW(groups)
         for group in ours.param_groups:
             group |= {"role": "base", "full_decay": 0.0}
@@ -47,8 +49,7 @@ def test_drops_are_those_of_torch(patience: int) -> None:
         for step, value in enumerate(values):
             scheduler.step(value)
             record.add(step, {"ap": value})
-            floor = config.min_lr * (record.drops > 0)
-            set_learning_rate(ours, learning_rate(step, 100, config, record.drops), 1.0, floor, config.lr)
+            apply_schedule(ours, step, 100, config, record.drops)
             assert [g["lr"] for g in ours.param_groups] == pytest.approx([g["lr"] for g in optimizer.param_groups])
             fell.append(record.drops)
         if patience == 3 and values[:2] == [0.9, 0.5]:  # best, then nine worse

@@ -60,9 +60,9 @@ def tune(model: CoarseModel, tuning: TuningConfig, seed: int) -> None:
 
 
 def start_from(task: CoarseTask, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
-    """Put the weights of a run or export of either stage into the model of `task`, in place. Answer heads may stay new
-    (and do where the file's stands for other answers), and so may parts that the task does not reach; from a detector
-    all heads and the image tower's last norm do. Raises WeightsError."""
+    """Put the weights of a run or export of either stage into the model of `task`, in place. Answer heads may stay
+    new (and do where the file's stands for other answers), and so may parts that the task does not reach; from a
+    detector all heads do, and the image tower's last norm. Raises WeightsError."""
     export = read_export(path)
     tensors = export.tensors
     if task.answers and list(task.answers) != export.answers:

@@ -42,7 +42,7 @@ from fiber.fine.model import FiberDetector
 from fiber.training.flops import FlopsPerSample, image_cost
 from fiber.training.task import Figures, Losses, Task, TaskModule
 from fiber.weights.export import Export, ExportConfig, categories_of_export, read_export
-from fiber.weights.load import NEW_IN_FINE, LoadReport, load_weights
+from fiber.weights.load import NEW_IN_FINE, UNREAD_IN_FINE, LoadReport, load_weights
 
 # ---------------------------------------------------------------------------------------------- what it reads
 
@@ -194,7 +194,7 @@ def start_from(task: GroundingTask, path: str | Path, tokenizer: PreTrainedToken
     export, model = read_export(path), task.model
     if "prompt" in export.tensors and model.prompt is None:
         raise WeightsError(f"{path} has a learned prompt, which this run would leave out: set tuning.mode=prompt")
-    allowed = NEW_IN_FINE if export.config.stage == "coarse" or export.towers_only else ("prompt",)
+    allowed = NEW_IN_FINE if export.config.stage == "coarse" or export.towers_only else UNREAD_IN_FINE
     vocabulary = (export.tokenizer.get_vocab(), tokenizer.get_vocab())
     same = vocabulary[0] == vocabulary[1]
     return load_weights(model, export.tensors, allow_new=allowed, vocabulary=None if same else vocabulary)

@@ -21,7 +21,7 @@ from fiber import distributed
 from fiber.errors import NonFiniteError
 from fiber.training import zero
 from fiber.training.ema import Ema
-from fiber.training.optim import learning_rate, set_learning_rate, weight_decay_factor
+from fiber.training.optim import apply_schedule
 from fiber.training.speed import SpeedMeter
 from fiber.training.state import Batch, Run
 
@@ -52,9 +52,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
 
         # ---- forward, backward, update
         run.watchdog.beat(step, "compute")
-        rate = learning_rate(step, settings.steps, run.optim, run.record.drops)
-        factor, floor = weight_decay_factor(step, settings.steps, run.optim), run.optim.min_lr * (run.record.drops > 0)
-        rates = set_learning_rate(run.optimizer, rate, factor, floor, run.optim.lr)
+        rates = apply_schedule(run.optimizer, step, settings.steps, run.optim, run.record.drops)
         outcome = update(run, micro_batches, step)
         if run.ema is not None and not run.optimizer.skip:
             run.ema.update()

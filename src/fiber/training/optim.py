@@ -154,12 +154,21 @@ def weight_decay_factor(step: int, steps: int, config: OptimConfig) -> float:
     return config.decay ** sum(step >= config.decay_drop * share * steps for share in config.milestones)
 
 
+def apply_schedule(
+    optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig, drops: int = 0
+) -> dict[str, float]:
+    """Give every group its rate and weight decay of update `step`; -> for the log, as `set_learning_rate`. A drop
+    takes no group below `min_lr`; one that starts below it stays where it is."""
+    lr, factor = learning_rate(step, steps, config, drops), weight_decay_factor(step, steps, config)
+    return set_learning_rate(optimizer, lr, factor, config.min_lr * (drops > 0), config.lr)
+
+
 def set_learning_rate(
     optimizer: torch.optim.Optimizer, lr: float, decay_factor: float = 1.0, floor: float = 0.0, peak: float = 0.0
 ) -> dict[str, float]:
-    """Give every group `lr` times its multiplier, and its weight decay times `decay_factor`; -> for the log, the rate
-    by role, with layer-wise decay that of its highest layer. No group falls below `floor`, nor rises to it: one whose
-    share of the `peak` rate is less keeps that."""
+    """Give every group `lr` times its multiplier, but at least the lower of `floor` and `peak` times its multiplier,
+    and its weight decay times `decay_factor`; -> for the log, the rate by role, with layer-wise decay that of its
+    highest layer."""
     rates: dict[str, float] = {}
     for group in optimizer.param_groups:
         group["lr"] = max(lr * group["multiplier"], min(floor, peak * group["multiplier"]))

@@ -8,7 +8,7 @@ from fiber.coarse.heads import FUSED_PAIR
 from fiber.coarse.model import CoarseModel
 from fiber.errors import WeightsError
 from fiber.weights.export import Export
-from fiber.weights.load import NEW_IN_FINE, LoadReport, load_weights
+from fiber.weights.load import CAPTION_MAPS, NEW_IN_FINE, LoadReport, load_weights
 
 if TYPE_CHECKING:
     from fiber.fine.model import FiberDetector
@@ -19,7 +19,7 @@ OPTIONAL = {
     "temperature": "heads.temperature.*",
     "itm": "heads.itm.*",
     "mlm": "heads.mlm.*",
-    "caption_maps": "backbone.fusion.caption_maps.*",
+    "caption_maps": CAPTION_MAPS,
 }
 
 

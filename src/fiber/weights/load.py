@@ -15,10 +15,16 @@ from torch import Tensor, nn
 
 from fiber.errors import WeightsError
 
-NEW_IN_FINE = ("backbone.image.stage_norms.*", "fpn.*", "head.*", "prompt")
+CAPTION_MAPS = "backbone.fusion.caption_maps.*"
+"""What captioning alone reads. The release's files have it only after captioning."""
+
+UNREAD_IN_FINE = (CAPTION_MAPS, "prompt")
+"""What a detector may lack of another's: `allow_new` from stage 2 to stage 2."""
+
+NEW_IN_FINE = ("backbone.image.stage_norms.*", "fpn.*", "head.*", *UNREAD_IN_FINE)
 """What a detector has that a model at image level does not: `allow_new` of the transfer from stage 1 to stage 2."""
 
-NEW_IN_COARSE = ("backbone.image.norm.*", "backbone.fusion.caption_maps.*", "heads.*")
+NEW_IN_COARSE = ("backbone.image.norm.*", CAPTION_MAPS, "heads.*")
 """What a model at image level has that a detector does not: `allow_new` of the transfer from stage 2 to stage 1."""
 
 ADAPTERS = ("*.lora_down", "*.lora_up")

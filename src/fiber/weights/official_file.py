@@ -227,7 +227,10 @@ def _backbone_config(
     file: OfficialFile, image: str, text: str, text_heads: int | None, origins: list[str]
 ) -> ModelConfig:
     state = file.state
-    patch, width = state[f"{image}patch_embed.proj.weight"], state[f"{text}embeddings.word_embeddings.weight"].shape[1]
+    patch, width = (
+        state[f"{image}patch_embed.proj.weight"],
+        state[f"{text}embeddings.word_embeddings.weight"].shape[1],
+    )
     depths = tuple(_count(state, f"{image}layers.{s}.blocks.") for s in range(_count(state, f"{image}layers.")))
     tables = [state[f"{image}layers.{s}.blocks.0.attn.relative_position_bias_table"] for s in range(len(depths))]
     windows = {(round(len(table) ** 0.5) + 1) // 2 for table in tables}
@@ -271,7 +274,7 @@ def _classifiers(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _detector(state: Mapping[str, Tensor], max_text: int, origins: list[str]) -> dict[str, Any]:
-    """Arguments of FiberDetector from the shapes of a stage-2 file; of one with towers only, those of a new detector."""
+    """Arguments of FiberDetector from the shapes of a stage-2 file; of towers alone, those of a new detector."""
     head = "rpn.head."
     if not any(name.startswith(("rpn.", "fusion_backbone.backbone.fpn.")) for name in state):
         origins.append("pyramid and head: not in the file, which is a start for training; those of a new detector")
