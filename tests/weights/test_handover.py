@@ -114,8 +114,8 @@ def test_drop_path_of_a_released_detector_reaches_a_run_that_starts_from_it(shar
     assert all(fnmatchcase(name, CAPTION_MAPS) for name in report.new)  # which the file does not have
 
 
-def test_a_released_pre_trained_file_starts_a_detector(shared: Path, tmp_path: Path) -> None:
-    """It has no maps of captioning, which a detector does not read."""
+def test_a_released_pre_trained_file_starts_a_detector_and_captioning(shared: Path, tmp_path: Path) -> None:
+    """It has no maps of captioning, which a detector does not read and a captioner learns."""
     lightning_file(shared, tmp_path / "a.ckpt")
     file = read_official(tmp_path / "a.ckpt")
     for name in [name for name in file.state if name.startswith("cross_modal_att_layers")]:
@@ -127,6 +127,18 @@ def test_a_released_pre_trained_file_starts_a_detector(shared: Path, tmp_path: P
     report = regions.start_from(regions.build_module(settings, words), path, words)
     new = [name for name in report.new if name.startswith("backbone")]
     assert all(fnmatchcase(name, CAPTION_MAPS) or ".stage_norms." in name for name in new)
+    settings = config(
+        Stage1Config,
+        "stage1/caption_mle",
+        f"init_from={path}",
+        "image_size=128",
+        "max_text=12",
+        "model.image.window=4",
+    )
+    row = task_of(settings)
+    report = row.start_from(row.build_module(settings, words), path, words)
+    assert len(report.new) == 8  # of the fused layers but the last two
+    assert all(fnmatchcase(name, CAPTION_MAPS) for name in report.new)
 
 
 def test_a_detector_starts_a_model_at_image_level(tmp_path: Path) -> None:

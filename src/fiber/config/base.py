@@ -117,9 +117,7 @@ class OptimConfig:
     schedule: Literal["linear", "step", "plateau"] = "linear"
     milestones: tuple[float, ...] = ()  # schedule "step": shares of the steps at which lr is multiplied by decay
     decay: Annotated[float, Field(gt=0, le=1)] = 0.1  # factor on lr at a milestone or plateau
-    patience: Count = (
-        3  # schedule "plateau": evaluations without gain in train.best that pass; one more, and lr falls
-    )
+    patience: Count = 3  # schedule "plateau": evaluations without gain in train.best; at the next one lr falls
     min_lr: Share = 0.0  # schedule "plateau": no group of parameters falls below this rate
     decay_drop: Share = 0.0  # share of each milestone at which weight_decay is multiplied by decay; 0 never
     clip: Annotated[float, Field(ge=0, le=1e6)] = 0.0  # global gradient norm; 0 does not clip

@@ -20,7 +20,7 @@ from fiber.data.collate import collate
 from fiber.training.flops import FlopsPerSample, PairCost, pair_cost
 from fiber.training.task import Task, TaskModule
 from fiber.weights.export import Export, coarse_config, read_export
-from fiber.weights.load import NEW_IN_COARSE, LoadReport, load_weights
+from fiber.weights.load import CAPTION_MAPS, NEW_IN_COARSE, LoadReport, load_weights
 
 
 class CoarseTask(TaskModule):
@@ -61,14 +61,14 @@ def tune(model: CoarseModel, tuning: TuningConfig, seed: int) -> None:
 
 def start_from(task: CoarseTask, path: str | Path, tokenizer: PreTrainedTokenizerBase) -> LoadReport:
     """Put the weights of a run or export of either stage into the model of `task`, in place. Answer heads may stay
-    new (and do where the file's stands for other answers), and so may parts that the task does not reach; from a
-    detector all heads do, and the image tower's last norm. Raises WeightsError."""
+    new (and do where the file's stands for other answers), and so may parts that the task does not reach, and what
+    captioning adds; from a detector all heads do, and the image tower's last norm. Raises WeightsError."""
     export = read_export(path)
     tensors = export.tensors
     if task.answers and list(task.answers) != export.answers:
         heads = tuple(f"heads.classifiers.{name}." for name in task.model.heads.classifiers)
         tensors = {name: x for name, x in tensors.items() if not name.startswith(heads)}
-    new = ("heads.classifiers.*", "*.lora_down", "*.lora_up", *task.unused_parameters)
+    new = ("heads.classifiers.*", "*.lora_down", "*.lora_up", CAPTION_MAPS, *task.unused_parameters)
     new += NEW_IN_COARSE if export.config.stage == "fine" else ()
     return load_weights(task.model, tensors, allow_new=new)
 
