@@ -64,6 +64,15 @@ class RegionOptimConfig(OptimConfig):
 
 
 @dataclass(frozen=True, config=STRICT)
+class RegionEvalConfig(EvalConfig):
+    """As `EvalConfig`."""
+
+    multi_scale: bool = (
+        False  # ask at 12 sizes, mirrored too, and vote; the release's multi-scale test, 24 x the cost
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class Stage2Config(RunConfig):
     """Everything at region level."""
 
@@ -75,7 +84,7 @@ class Stage2Config(RunConfig):
     regions: RegionConfig = RegionConfig()
     data: DataConfig = DataConfig()
     optim: RegionOptimConfig = RegionOptimConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: RegionEvalConfig = RegionEvalConfig()
 
 
 def validate_stage2(config: Stage2Config, world: int | None) -> None:

@@ -76,7 +76,7 @@ def draw_predictions(
     for index in map(int, chosen):
         stored = shards.read(index)
         sample = image(stored, field, 0, np.random.default_rng(0))
-        ((_, found),) = predict(model, [sample], asked, pairs=8)
+        ((_, found),) = predict(model, [sample], asked, pairs=8, multi_scale=image.multi_scale)
         if field == "boxes":
             names = {category["id"]: category["name"] for category in shards.categories}
             assert isinstance(asked, Classes)
