@@ -1,0 +1,165 @@
+"""Every launch script from end to end: data in its authors' format, the real configuration with nothing but sizes,
+paths and the card's precision changed, a few steps, and what a user gets in the end."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import COARSE, HEAD, TOWERS
+
+import make_shards
+from fiber.data.shapes.world import WORLDS, categories, generate
+from fiber.data.writer import write_dataset
+
+Launch = Callable[..., str]
+Convert = Callable[..., Path]
+
+STEPS = [
+    "train.steps=2", "train.global_batch=2", "train.micro_batch=2", "train.accumulation=1", "train.save_every=2",
+    "train.log_every=1", "train.precision=fp32", "eval.every=2", "eval.batch=4", "data.workers=0", "tracking.wandb=off",
+]  # fmt: skip
+IMAGES = [*STEPS, "image_size=64", "model.image.window=2"]
+REGIONS = [
+    *STEPS, "regions.short_sides=[64]", "regions.test_side=64", "regions.max_side=96", "regions.figures=1",
+    "max_text=64",
+]  # fmt: skip
+PLAIN = ["train.precision=fp32", "tracking.wandb=off", "data.workers=0"]
+
+
+def last(printed: str) -> dict:
+    """The figures that a job prints at the end."""
+    return json.loads([line for line in printed.splitlines() if line.startswith('{"step"')][-1])
+
+
+def summary(run: Path) -> dict:
+    return json.loads((run / "summary.json").read_text())
+
+
+def paths(train: Path | list[Path], evaluate: Path) -> list[str]:
+    trains = train if isinstance(train, list) else [train]
+    return [f"data.train.{i}.path={p}" for i, p in enumerate(trains)] + [f"eval.data.0.path={evaluate}"]
+
+
+# ---------------------------------------------------------------------------------------------- pre-training
+
+
+def test_stage1_coarse(launch: Launch, converted: Convert, tokenizer: Path, tmp_path: Path) -> None:
+    """The five sets of coarse pre-training."""
+    coco, flickr = converted("coco_karpathy") / "made", converted("flickr30k") / "made"
+    sets = [coco, coco, converted("visual_genome") / "made", converted("sbu") / "made", converted("cc3m_vilt") / "made"]
+    words = [*STEPS, *COARSE, f"tokenizer={tokenizer}", "pretrain.queue_size=4", "eval.rerank_k=2"]
+    launch("stage1_coarse.sh", "configs/stage1/fiber_base.yaml", f"output={tmp_path}", *paths(sets, flickr), *words)
+    assert summary(tmp_path)["steps"] == 2
+    assert "t2i_r1" in summary(tmp_path)["eval"]
+    assert (tmp_path / "export" / "config.json").exists()
+
+
+def test_stage2_fine(launch: Launch, converted: Convert, tokenizer: Path, coarse: Path, tmp_path: Path) -> None:
+    """The three sets of fine pre-training, from a stage-1 run."""
+    flickr, mixed = converted("flickr30k_entities") / "made", converted("mdetr_mixed") / "made"
+    sets = [flickr, mixed, converted("objects365") / "made"]
+    boxes = f"eval.data.1.path={converted('coco_detection') / 'made'}"
+    words = [*REGIONS, *HEAD, f"tokenizer={tokenizer}", f"init_from={coarse}", *paths(sets, flickr), boxes]
+    launch("stage2_fine.sh", "configs/stage2/fiber_base.yaml", f"output={tmp_path}", *words)
+    assert {"grounding_r1", "ap", "absent_false_rate"} <= set(summary(tmp_path)["eval"])
+    assert (tmp_path / "export" / "config.json").exists()
+
+
+# ---------------------------------------------------------------------------------------------- image level
+
+
+@pytest.mark.parametrize(
+    ("script", "data", "figure", "words"),
+    [
+        ("vqa.sh", "vqav2", "accuracy", []),
+        ("nlvr2.sh", "nlvr2", "accuracy", []),
+        ("snli_ve.sh", "snli_ve", "accuracy", []),
+        ("retrieval.sh", "coco_karpathy", "r_mean", ["pretrain.queue_size=4"]),
+        ("classification.sh", "classes", "top1", []),
+    ],
+)
+def test_image_tasks(
+    script: str, data: str, figure: str, words: list[str], launch: Launch, converted: Convert, tokenizer: Path,
+    coarse: Path, tmp_path: Path,
+) -> None:  # fmt: skip
+    """Fine-tuned, then the weights of the best evaluation scored again on TEST."""
+    folder = class_folders(tmp_path / "classes") if data == "classes" else converted(data) / "made"
+    several = [folder, folder] if data == "coco_karpathy" else folder
+    words = [*IMAGES, *words, f"tokenizer={tokenizer}", *paths(several, folder)]
+    printed = launch(script, *words, STAGE1=coarse, OUT=tmp_path / "run", TEST=folder)
+    assert summary(tmp_path / "run")["best"]["figure"] == figure
+    assert 0 <= last(printed)[figure] <= 1
+    assert last(printed)["step"] == 2
+    assert any((tmp_path / "run" / "predictions").iterdir())
+
+
+def class_folders(folder: Path) -> Path:
+    """A shard set of two class folders of two images."""
+    from raw import put, write_image
+
+    for number, name in enumerate(("sea lion", "sea lion", "moped", "moped")):
+        put(folder / "raw" / "train" / name / f"{number}.jpg", write_image(number))
+    make_shards.main(["class_folders", "--raw", str(folder / "raw"), "--split", "train", "--out", str(folder / "made")])
+    return folder / "made"
+
+
+def test_caption(launch: Launch, converted: Convert, tokenizer: Path, coarse: Path, tmp_path: Path) -> None:
+    """Cross-entropy, GOLD and CIDEr-D, each from the one before, then the test set."""
+    coco = converted("coco_karpathy") / "made"
+    small = ["caption.max_new_tokens=3", "caption.beam=2"]
+    words = [*IMAGES, *small, f"tokenizer={tokenizer}", *paths([coco, coco], coco)]
+    printed = launch("caption.sh", *words, STAGE1=coarse, OUT=tmp_path, TEST=coco)
+    assert "cider" in last(printed)
+    for objective, before in (("mle", coarse), ("gold", tmp_path / "mle"), ("cider", tmp_path / "gold")):
+        assert summary(tmp_path / objective)["best"]["figure"] == "cider"
+        assert f"init_from: {before}\n" in (tmp_path / objective / "config.yaml").read_text()
+
+
+# ---------------------------------------------------------------------------------------------- region level
+
+
+@pytest.mark.parametrize(("name", "split"), [("coco_detection", "val"), ("lvis", "minival")])
+def test_detection(
+    name: str, split: str, launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path
+) -> None:
+    """Figures before and after, and the server's files."""
+    shards = converted(name, "train", split)
+    places = {"MODEL": fine, "OUT": tmp_path, "SHARDS": shards}
+    launch("detection.sh", name, *REGIONS, f"tokenizer={tokenizer}", **places)
+    before, after = (json.loads((tmp_path / f"{when}.json").read_text()) for when in ("before", "after"))
+    assert (before["step"], after["step"]) == (0, 2)
+    assert {"fixed_ap" if name == "lvis" else "ap", "absent_false_rate"} <= set(after)
+    assert list((tmp_path / "predictions").glob("*_boxes_results.json"))
+
+
+@pytest.mark.parametrize("name", ["refcoco", "refcoco_plus", "refcocog"])
+def test_refcoco(
+    name: str, launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path
+) -> None:
+    splits = ("val", "test") if name == "refcocog" else ("val", "testA", "testB")
+    shards = converted("refcoco", "train", *splits)
+    places = {"MODEL": fine, "OUT": tmp_path, "SHARDS": shards}
+    printed = launch("refcoco.sh", name, *REGIONS, f"tokenizer={tokenizer}", **places)
+    assert sum(key.endswith("referring_p1") for key in last(printed)) == len(splits)
+    assert summary(tmp_path)["best"]["figure"] == "referring_p1"
+
+
+def test_grounding(launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path) -> None:
+    flickr = converted("flickr30k_entities") / "made"
+    words = [word for word in REGIONS if not word.startswith(("train.", "eval.every"))] + [f"tokenizer={tokenizer}"]
+    sets = [f"eval.data.{i}.path={flickr}" for i in range(2)]
+    printed = launch("grounding.sh", *words, *sets, f"output={tmp_path}", "train.precision=fp32", MODEL=fine)
+    assert sum(key.endswith("grounding_r1") for key in last(printed)) == 2
+
+
+def test_odinw(launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path) -> None:
+    """Zero-shot, one image a class, and full."""
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "Aquarium").symlink_to(converted("odinw", "train", "val", "test"))
+    words = [word for word in REGIONS if not word.startswith("eval.every")]
+    places = {"MODEL": fine, "SHARDS": tmp_path / "sets", "OUT": tmp_path / "out", "SHOTS": "0 1 full", "SEEDS": "3"}
+    launch("odinw.sh", "Aquarium", "--", *words, f"tokenizer={tokenizer}", **places)
+    assert "ap" in json.loads((tmp_path / "out" / "Aquarium" / "zero_shot" / "figures.json").read_text())
+    for run in ("1_shot_full_3", "full_full"):
+        assert summary(tmp_path / "out" / "Aquarium" / run)["best"]["figure"] == "ap"
