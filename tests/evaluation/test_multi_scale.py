@@ -17,7 +17,8 @@ from fiber.evaluation.multi_scale import (
     vote_boxes,
 )
 from fiber.evaluation.predictions import read_predictions
-from fiber.evaluation.regions import EvalImage, evaluate_regions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import evaluate_regions
 from fiber.fine.postprocess import Detections
 
 IMAGE = torch.arange(3 * 20 * 40, dtype=torch.float32).view(3, 20, 40).to(torch.uint8)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import raw
+from small_sizes import COARSE, HEAD, TOWERS
 from warm import write_commands
 
 import make_shards
@@ -26,16 +27,9 @@ from fiber.weights.export import coarse_config, write_export, write_run_export
 
 REPO = Path(__file__).resolve().parents[2]
 TEXTS = [
-    "What is this? Two guys with shaggy hair look on in the yard. No dog at all. A man on a moped. the lady with the "
-    "blue shirt. person. stop sign. toothbrush. acorn. aerosol can. zucchini. fish. jellyfish. net 2 0 1 3 4 5 6 7 8 9"
+    "What is this? Two guys with shaggy hair look on in the yard. No dog at all. A man on a moped. the lady ",
+    "with the blue shirt. person. stop sign. toothbrush. acorn. aerosol can. zucchini. fish. jellyfish. net 2 0 1 3 4 5 6 7 8",
 ]
-TOWERS = [
-    "model.image.embed_dim=8", "model.image.depths=[1,1,2,1]", "model.image.heads=[1,2,2,4]", "model.image.window=2",
-    "model.text.width=16", "model.text.layers=3", "model.text.heads=2", "model.text.intermediate=32",
-    "model.num_fused=2", "model.image.pretrained=null", "model.text.pretrained=null",
-]  # fmt: skip
-HEAD = [f"detector.{key}" for key in ("channels=16", "head_channels=16", "head_blocks=1", "groups=4")]
-COARSE = [*TOWERS, "model.head_width=16", "image_size=64"]
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +96,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def coarse(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of configs/stage1/fiber_base.yaml but for its sizes, as far as its export goes: weights drawn at random."""
+    """A run of configs/stage1/fiber_base.yaml, but small, as far as its export goes: weights drawn at random."""
     folder, words = tmp_path_factory.mktemp("coarse"), load_tokenizer(tokenizer)
     config = load_config(Stage1Config, REPO / "configs/stage1/fiber_base.yaml", [*COARSE, f"output={folder}"])
     backbone = build_backbone(config.model, len(words), words.pad_token_id, config.max_text)

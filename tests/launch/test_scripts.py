@@ -6,25 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import COARSE, HEAD, TOWERS
+from raw import put, write_image
+from small_sizes import COARSE, HEAD, IMAGES, REGIONS, STEPS
 
 import make_shards
-from fiber.data.shapes.world import WORLDS, categories, generate
+from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
 from fiber.data.writer import write_dataset
 
 Launch = Callable[..., str]
 Convert = Callable[..., Path]
-
-STEPS = [
-    "train.steps=2", "train.global_batch=2", "train.micro_batch=2", "train.accumulation=1", "train.save_every=2",
-    "train.log_every=1", "train.precision=fp32", "eval.every=2", "eval.batch=4", "data.workers=0", "tracking.wandb=off",
-]  # fmt: skip
-IMAGES = [*STEPS, "image_size=64", "model.image.window=2"]
-REGIONS = [
-    *STEPS, "regions.short_sides=[64]", "regions.test_side=64", "regions.max_side=96", "regions.figures=1",
-    "max_text=64",
-]  # fmt: skip
-PLAIN = ["train.precision=fp32", "tracking.wandb=off", "data.workers=0"]
 
 
 def last(printed: str) -> dict:
@@ -47,7 +38,13 @@ def paths(train: Path | list[Path], evaluate: Path) -> list[str]:
 def test_stage1_coarse(launch: Launch, converted: Convert, tokenizer: Path, tmp_path: Path) -> None:
     """The five sets of coarse pre-training."""
     coco, flickr = converted("coco_karpathy") / "made", converted("flickr30k") / "made"
-    sets = [coco, coco, converted("visual_genome") / "made", converted("sbu") / "made", converted("cc3m_vilt") / "made"]
+    sets = [
+        coco,
+        coco,
+        converted("visual_genome") / "made",
+        converted("sbu") / "made",
+        converted("cc3m_vilt") / "made",
+    ]
     words = [*STEPS, *COARSE, f"tokenizer={tokenizer}", "pretrain.queue_size=4", "eval.rerank_k=2"]
     launch("stage1_coarse.sh", "configs/stage1/fiber_base.yaml", f"output={tmp_path}", *paths(sets, flickr), *words)
     assert summary(tmp_path)["steps"] == 2
@@ -96,11 +93,11 @@ def test_image_tasks(
 
 def class_folders(folder: Path) -> Path:
     """A shard set of two class folders of two images."""
-    from raw import put, write_image
-
     for number, name in enumerate(("sea lion", "sea lion", "moped", "moped")):
         put(folder / "raw" / "train" / name / f"{number}.jpg", write_image(number))
-    make_shards.main(["class_folders", "--raw", str(folder / "raw"), "--split", "train", "--out", str(folder / "made")])
+    make_shards.main(
+        ["class_folders", "--raw", str(folder / "raw"), "--split", "train", "--out", str(folder / "made")]
+    )
     return folder / "made"
 
 
@@ -134,9 +131,7 @@ def test_detection(
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco_plus", "refcocog"])
-def test_refcoco(
-    name: str, launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path
-) -> None:
+def test_refcoco(name: str, launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path) -> None:
     splits = ("val", "test") if name == "refcocog" else ("val", "testA", "testB")
     shards = converted("refcoco", "train", *splits)
     places = {"MODEL": fine, "OUT": tmp_path, "SHARDS": shards}
@@ -163,3 +158,22 @@ def test_odinw(launch: Launch, converted: Convert, tokenizer: Path, fine: Path, 
     assert "ap" in json.loads((tmp_path / "out" / "Aquarium" / "zero_shot" / "figures.json").read_text())
     for run in ("1_shot_full_3", "full_full"):
         assert summary(tmp_path / "out" / "Aquarium" / run)["best"]["figure"] == "ap"
+
+
+def test_coarse_to_fine(launch: Launch, tmp_path: Path) -> None:
+    """A short stage 1, then stage 2 from nothing, from it and from a longer one; a table of both figures."""
+    shapes, easy = tmp_path / "shapes", WORLDS["easy"]
+    about = {"categories": categories(easy), "provenance": "drawn", "licence": "none", "name": "shapes"}
+    for split, count in (("train", 64), ("val", 4)):
+        write_dataset(generate(easy, split, count, seed=0), shapes / split, split=split, **about)
+    for split in ("arranged", "paired"):
+        (shapes / split).symlink_to(shapes / "train")
+    train_bpe(vocabulary_texts(easy, 40), 400, shapes / "tokenizer")
+    small = "train.global_batch=4 train.micro_batch=4 data.workers=0 train.log_every=1 train.precision=fp32"
+    places = {"SHAPES": shapes, "OUT": tmp_path / "out", "STAGE1": tmp_path / "out" / "stage1_short"}
+    words = [*small.split(), "train.steps=2", "eval.every=1", "regions.figures=0"]
+    launch("coarse_to_fine.sh", *words, COARSE=small, SHORT=4, SEEDS="0", **places)
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert all(start in table for start in ("from nothing", "after 4 steps of stage 1", "after the longer stage 1"))
+    assert (tmp_path / "out" / "coarse_to_fine.png").exists()
+    assert summary(tmp_path / "out" / "longer_0")["steps"] == 2

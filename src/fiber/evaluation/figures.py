@@ -12,7 +12,8 @@ from torchvision.ops import box_iou, nms
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
-from fiber.evaluation.regions import Classes, EvalImage, Phrases, predict, questions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import Classes, Phrases, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil

@@ -57,6 +57,13 @@ def score_boxes(records: Iterator[Record], categories: list[dict[str, Any]], pat
     return figures if rate is None else figures | {"absent_false_rate": rate}
 
 
+def score_absent(field: str, path: Path) -> dict[str, float]:
+    """The rate of absent phrases, from their merged rows; no figure where no phrase is known to be absent."""
+    name = {"captions": "grounding", "expressions": "referring"}[field]
+    rate = absent_rate.absent_phrase_rate(read_predictions(path))
+    return {} if rate is None else {f"{name}_absent_false_rate": rate}
+
+
 def expression_id(record: Record, number: int) -> str | int:
     """The id of an expression in its data set, or one made of the image's."""
     return record["expressions"][number].get("id", f"{record['image_id']}#{number}")

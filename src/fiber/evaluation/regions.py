@@ -12,6 +12,7 @@ detection proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -22,11 +23,10 @@ import torch
 
 from fiber import distributed
 from fiber.backbone.states import TextState
-from fiber.config.stage2 import Stage2Config
 from fiber.data.loader import eval_loader
-from fiber.data.prompts import Prompt, PromptBuilder
-from fiber.data.records import Record, Sample
-from fiber.data.samples.regions import read_image
+from fiber.data.prompts import SEPARATOR, Prompt, PromptBuilder
+from fiber.data.records import Record, image_hash
+from fiber.data.samples.phrases import PhraseBank
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError
 from fiber.evaluation import region_scores
@@ -35,41 +35,13 @@ from fiber.evaluation.metrics import lvis_ap as lvis
 from fiber.evaluation.multi_scale import MultiScale, detect_multi_scale
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions
 from fiber.evaluation.progress import Progress
-from fiber.fine.inference import Query, fit, run_queries
+from fiber.evaluation.region_images import EvalImage, as_list
+from fiber.fine.inference import Query, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, REFERRING, BoxSelection, Detections
 
 SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
-
-
-@dataclass(frozen=True)
-class EvalImage:
-    """make_sample of evaluation: the whole image with its short side at `short`, its long side at most `longest`
-    (px), uint8 (3,h,w), and its record. With `multi_scale` the image as it is stored, which `predict` resizes."""
-
-    short: int
-    longest: int
-    multi_scale: MultiScale | None = None
-
-    @classmethod
-    def of(cls, config: Stage2Config) -> EvalImage:
-        """As the run's configuration says."""
-        multi_scale = MultiScale() if config.eval.multi_scale else None
-        return cls(config.regions.test_side, config.regions.max_side, multi_scale)
-
-    def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Raises SampleFault."""
-        pixels = read_image(sample)
-        if self.multi_scale is None:
-            image = fit(pixels, self.short, self.longest)
-        else:
-            image = torch.tensor(pixels).permute(2, 0, 1)
-        return {"image": image, "record": sample.record}
-
-
-def as_list(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of images of any sizes."""
-    return {"samples": samples}
+ABSENT_PHRASES = 4  # asked of an image in vain, all in one prompt
 
 
 # ---------------------------------------------------------------------------------------------- what is asked
@@ -99,16 +71,19 @@ def expressions(record: Record) -> list[Target]:
 
 @dataclass(frozen=True)
 class Phrases:
-    """Find the phrases that `targets` lists in a record, with one prompt a text."""
+    """Find the phrases that `targets` lists in a record, with one prompt a text; and, with one more, phrases of
+    `bank` that the image does not show."""
 
     targets: Callable[[Record], list[Target]]
     builder: PromptBuilder
+    bank: PhraseBank
     key: tuple[str, ...]
     selection: BoxSelection
     keep: None = None
 
     def prompts(self, record: Record) -> list[Prompt]:
-        """Classes are places in `targets`. A phrase that the text limit cuts off is in no prompt: it is a miss."""
+        """Classes are places in `targets`, then those of absent phrases. A phrase that the text limit cuts off is in
+        no prompt: it is a miss."""
         found, place = [], 0
         for (text, _), group in groupby(self.targets(record), key=lambda t: (t[1], t[0].get("caption"))):
             spans = [[(start, end) for start, end in spans] for _, _, spans in group]
@@ -118,12 +93,31 @@ class Phrases:
                 classes, own = [place + row for row in seen], [prompt.spans[row] for row in seen]
                 found.append(replace(prompt, token_map=prompt.token_map[seen], spans=own, classes=classes))
             place += len(spans)
-        return found
+        absent = self.absent(record)
+        return [*found, replace(absent, classes=[place + n for n in absent.classes])] if absent.classes else found
+
+    def absent(self, record: Record) -> Prompt:
+        """Phrases that the image does not show, the same whenever they are asked for; those that the text holds."""
+        rng = np.random.default_rng([0, image_hash(record["image_id"])])
+        phrases = self.bank.absent_phrases(record, ABSENT_PHRASES, rng)
+        starts = np.cumsum([0, *(len(phrase) + len(SEPARATOR) for phrase in phrases)]).tolist()
+        spans = [[(start, start + len(phrase))] for start, phrase in zip(starts, phrases, strict=False)]
+        prompt = self.builder.sentence(SEPARATOR.join(phrases), spans)
+        held = int(prompt.token_map.any(1).sum())  # the first ones
+        return replace(prompt, token_map=prompt.token_map[:held], spans=spans[:held], classes=list(range(held)))
 
     def rows(self, record: Record, found: Detections) -> Iterator[Row]:
         """One row per phrase: its boxes, best first."""
         for place, (identity, _, _) in enumerate(self.targets(record)):
             yield identity | {"boxes": rounded(found.boxes[found.labels == place], BOX_DIGITS)}
+
+    def absent_rows(self, record: Record, found: Detections) -> Iterator[Row]:
+        """One row per absent phrase: the best score of its detections, 0 where there is none."""
+        first, absent = len(self.targets(record)), self.absent(record)
+        for number, ((start, end),) in enumerate(absent.spans):
+            best = max(rounded(found.scores[found.labels == first + number], SCORE_DIGITS), default=0.0)
+            row = {"image_id": record["image_id"], "absent": number, "phrase": absent.text[start:end]}
+            yield row | {"score": best}
 
 
 @dataclass(frozen=True)
@@ -162,9 +156,10 @@ def questions(
     image no limit of its own, which fixed AP wants. Raises ShardError where the set lists no categories.
     """
     if field == "captions":
-        return Phrases(caption_phrases, builder, ("image_id", "caption", "phrase"), DETECTION)
+        key: tuple[str, ...] = ("image_id", "caption", "phrase")
+        return Phrases(caption_phrases, builder, PhraseBank(shards, field), key, DETECTION)
     if field == "expressions":
-        return Phrases(expressions, builder, ("expression_id",), REFERRING)
+        return Phrases(expressions, builder, PhraseBank(shards, field), ("expression_id",), REFERRING)
     if not shards.categories:
         raise ShardError(f"{shards.path}: its dataset.json lists no categories, so there is nothing to look for")
     categories = sorted(shards.categories, key=lambda category: category["id"])
@@ -201,7 +196,8 @@ def evaluate_regions(
 
     field "captions": grounding_r1, _r5, _r10, _upper_bound by the ANY protocol, merged_* by the other, and
     class_agnostic_*, what a perfect localiser that ignores the words would get (ANY). "expressions": referring_p1,
-    _p5, _p10 and referring_giou_*. "boxes", all classes of the set asked for: the COCO box metrics (ap, ap50, ...);
+    _p5, _p10 and referring_giou_*. Both: grounding_ or referring_absent_false_rate (`absent_rate`), whose rows are
+    SET_FIELD_absent.jsonl. "boxes", all classes of the set asked for: the COCO box metrics (ap, ap50, ...);
     of a set with a long tail lvis_ap, lvis_apr, ... and fixed_ap, ...; absent_false_rate. A set without any box has
     no figures. `folder`/SET_boxes_results.json and _annotations.json: see `server_files`.
     """
@@ -213,9 +209,11 @@ def evaluate_regions(
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        figures = region_scores.score(
-            shards, field, merge_predictions(folder, f"{shards.name}_{field}", world, asked.key)
-        )
+        path = merge_predictions(folder, f"{shards.name}_{field}", world, asked.key)
+        figures = region_scores.score(shards, field, path)
+        if isinstance(asked, Phrases):
+            absent = merge_predictions(folder, f"{shards.name}_{field}_absent", world, ("image_id", "absent"))
+            figures |= region_scores.score_absent(field, absent)
     return distributed.broadcast_object(figures)
 
 
@@ -239,11 +237,18 @@ def write_predictions(
     loader = eval_loader(shards, field, image, as_list, batch=batch, rank=rank, world=world, workers=workers, per=per)
     batches = -(-len(range(rank, images, world)) // batch)
     text = model.encode_prompts(asked.prompts_of_set) if isinstance(asked, Classes) else None
-    with PredictionWriter(folder, f"{shards.name}_{field}", rank, world) as writer:
+    with ExitStack() as files:
+        writer = files.enter_context(PredictionWriter(folder, f"{shards.name}_{field}", rank, world))
+        absent = PredictionWriter(folder, f"{shards.name}_{field}_absent", rank, world)
+        if isinstance(asked, Phrases):
+            files.enter_context(absent)
         for samples in progress(loader, f"{shards.name} {field}", batches):
             for sample, found in predict(model, samples["samples"], asked, batch, text, image.multi_scale):
                 for row in asked.rows(sample["record"], found):
                     writer.add(row)
+                if isinstance(asked, Phrases):
+                    for row in asked.absent_rows(sample["record"], found):
+                        absent.add(row)
 
 
 def predict(

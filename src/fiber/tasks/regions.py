@@ -28,7 +28,8 @@ from fiber.data.shards import ShardSet, dataset_info
 from fiber.errors import WeightsError
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.evaluation.figures import draw_predictions
-from fiber.evaluation.regions import EvalImage, evaluate_regions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import evaluate_regions
 from fiber.fine.losses import (
     PUBLISHED_WEIGHTS,
     Assignment,
