@@ -1,4 +1,6 @@
-"""The launch scripts of the region-level tasks, a few steps of each, from a small detector."""
+"""launch/shapes_region_tasks.sh, a few steps of each task from a small detector; the tuning modes at every ZeRO stage.
+
+The scripts of single tasks have tests in tests/launch."""
 
 import json
 import subprocess
@@ -6,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launcher import REPO, Job, environment, free_port, losses, metrics
+from launcher import REPO, Job, environment, free_port, losses
 from small_detector import write_detector
 
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
@@ -14,10 +16,6 @@ from fiber.data.writer import write_dataset
 from fiber.weights.export import read_export
 
 MODES = ("full", "frozen_towers", "lora", "linear", "prompt")
-SMALL = [
-    "train.precision=fp32", "train.log_every=1", "regions.short_sides=[64]", "regions.test_side=64",
-    "regions.max_side=96", "regions.figures=1", "eval.batch=8", "data.workers=0", "model.checkpointing=false",
-]  # fmt: skip
 
 
 def run(command: str, folder: Path, **variables: object) -> str:
@@ -124,37 +122,3 @@ def test_every_zero_stage_and_resume(world: Path, tasks: Path, tmp_path: Path) -
         assert name not in resumed or losses(tmp_path / "halves" / name) == whole, name
         assert whole == pytest.approx(losses(tmp_path / "whole" / f"{mode}_0"), rel=1e-5), name
         assert whole[3] != whole[0]
-
-
-def test_before_and_after_on_several_sets(world: Path) -> None:
-    """launch/detection.sh: the same sets zero-shot and fine-tuned; launch/refcoco.sh: every split by its name."""
-    out, common = world / "coco", f"tokenizer={world / 'tokenizer'} {' '.join(SMALL)} optim.warmup=0"
-    places = {"MODEL": world / "stage2", "RANKS": 1, "SHARDS": world}
-    kept = {"OUT": out, "KEEP": world / "compositional"}
-    batch = "train.steps=2 train.global_batch=4 train.micro_batch=4"
-    run(f"launch/detection.sh coco_detection max_text=128 {common} {batch}", world, **places, **kept)
-    before, after = (json.loads((out / f"{name}.json").read_text()) for name in ("before", "after"))
-    assert (before["step"], after["step"]) == (0, 2)
-    assert set(before) == set(after) >= {"shapes_easy_val/ap", "shapes_easy_compositional/ap"}
-
-    (world / "testA").symlink_to(world / "test")
-    (world / "testB").symlink_to(world / "compositional")
-    printed = run(f"launch/refcoco.sh refcoco {common} {batch}", world, **places, OUT=world / "refcoco")
-    figures = json.loads(next(line for line in printed.splitlines() if line.startswith('{"step"')))
-    assert {f"shapes_easy_{split}/referring_p1" for split in ("val", "test", "compositional")} <= set(figures)
-
-
-def test_sets_of_odinw_zero_shot_and_with_a_few_images(world: Path) -> None:
-    """launch/odinw.sh: the best weights on val are kept; its runs are what the table reads."""
-    sets, out = world / "sets", world / "odinw"
-    sets.mkdir()
-    (sets / "Shapes").symlink_to(world)
-    words = " ".join(["max_text=128", f"tokenizer={world / 'tokenizer'}", "train.steps=4", "eval.every=2", *SMALL])
-    places = {"MODEL": world / "stage2", "SHARDS": sets, "OUT": out, "RANKS": 1, "SHOTS": "0 1", "SEEDS": 3}
-    run(f"launch/odinw.sh Shapes -- {words}", world, **places)
-    assert json.loads((out / "Shapes" / "zero_shot" / "figures.json").read_text())["step"] == 0
-    summary = json.loads((out / "Shapes" / "1_shot_full_3" / "summary.json").read_text())
-    assert summary["best"]["figure"] == "ap"
-    assert len([line for line in metrics(out / "Shapes" / "1_shot_full_3") if "eval/ap" in line]) == 2
-    table = run(f"python tools/odinw_table.py {out}", world)
-    assert set(json.loads(table.splitlines()[-1])) == {"zero-shot", "1-shot full"}

@@ -27,8 +27,9 @@ from fiber.weights.export import coarse_config, write_export, write_run_export
 
 REPO = Path(__file__).resolve().parents[2]
 TEXTS = [
-    "What is this? Two guys with shaggy hair look on in the yard. No dog at all. A man on a moped. the lady ",
-    "with the blue shirt. person. stop sign. toothbrush. acorn. aerosol can. zucchini. fish. jellyfish. net 2 0 1 3 4 5 6 7 8",
+    "What is this? Two guys with shaggy hair look on in the yard. No dog at all. A man on a moped.",
+    "the lady with the blue shirt. person. stop sign. toothbrush. acorn. aerosol can. zucchini. fish. jellyfish.",
+    "net 2 0 1 3 4 5 6 7 8",
 ]
 
 

@@ -10,6 +10,7 @@ from raw import put, write_image
 from small_sizes import COARSE, HEAD, IMAGES, REGIONS, STEPS
 
 import make_shards
+import odinw_table
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
 from fiber.data.writer import write_dataset
@@ -120,14 +121,15 @@ def test_caption(launch: Launch, converted: Convert, tokenizer: Path, coarse: Pa
 def test_detection(
     name: str, split: str, launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path
 ) -> None:
-    """Figures before and after, and the server's files."""
-    shards = converted(name, "train", split)
-    places = {"MODEL": fine, "OUT": tmp_path, "SHARDS": shards}
+    """Figures before and after, of another set (KEEP) too, and the server's files."""
+    shards, other = converted(name, "train", split), converted("objects365") / "made"
+    places = {"MODEL": fine, "OUT": tmp_path, "SHARDS": shards, "KEEP": other}
     launch("detection.sh", name, *REGIONS, f"tokenizer={tokenizer}", **places)
     before, after = (json.loads((tmp_path / f"{when}.json").read_text()) for when in ("before", "after"))
     assert (before["step"], after["step"]) == (0, 2)
-    assert {"fixed_ap" if name == "lvis" else "ap", "absent_false_rate"} <= set(after)
-    assert list((tmp_path / "predictions").glob("*_boxes_results.json"))
+    figures = {"fixed_ap" if name == "lvis" else "ap", "absent_false_rate"}
+    assert set(before) == set(after) >= {f"{name}/{figure}" for figure in figures} | {"objects365/ap"}
+    assert [path.parent.name for path in (tmp_path / "predictions").glob("*/*_boxes_results.json")] == [name]
 
 
 @pytest.mark.parametrize("name", ["refcoco", "refcoco_plus", "refcocog"])
@@ -148,8 +150,11 @@ def test_grounding(launch: Launch, converted: Convert, tokenizer: Path, fine: Pa
     assert sum(key.endswith("grounding_r1") for key in last(printed)) == 2
 
 
-def test_odinw(launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path) -> None:
-    """Zero-shot, one image a class, and full."""
+def test_odinw(
+    launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Zero-shot, one image a class, and full; the table reads its runs."""
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "Aquarium").symlink_to(converted("odinw", "train", "val", "test"))
     words = [word for word in REGIONS if not word.startswith("eval.every")]
@@ -158,13 +163,15 @@ def test_odinw(launch: Launch, converted: Convert, tokenizer: Path, fine: Path, 
     assert "ap" in json.loads((tmp_path / "out" / "Aquarium" / "zero_shot" / "figures.json").read_text())
     for run in ("1_shot_full_3", "full_full"):
         assert summary(tmp_path / "out" / "Aquarium" / run)["best"]["figure"] == "ap"
+    assert odinw_table.main([str(tmp_path / "out")]) == 0
+    assert {"zero-shot", "1-shot full", "full full"} <= set(json.loads(capsys.readouterr().out.splitlines()[-1]))
 
 
 def test_coarse_to_fine(launch: Launch, tmp_path: Path) -> None:
     """A short stage 1, then stage 2 from nothing, from it and from a longer one; a table of both figures."""
     shapes, easy = tmp_path / "shapes", WORLDS["easy"]
     about = {"categories": categories(easy), "provenance": "drawn", "licence": "none", "name": "shapes"}
-    for split, count in (("train", 64), ("val", 4)):
+    for split, count in (("train", 16), ("val", 4)):
         write_dataset(generate(easy, split, count, seed=0), shapes / split, split=split, **about)
     for split in ("arranged", "paired"):
         (shapes / split).symlink_to(shapes / "train")

@@ -43,7 +43,7 @@ def write_commands(folder: Path, address: Path) -> None:
 
 def serve(address: Path) -> None:
     """One job after the other, until this process is ended."""
-    import deepspeed  # noqa: F401 (so that jobs need not)
+    # What every job would import, the compiler that DeepSpeed's optimizers pull in most of all.
 
     import fiber.stage1_coarse
     import fiber.stage2_fine  # noqa: F401
