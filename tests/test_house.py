@@ -182,3 +182,20 @@ def test_tests_mirror_the_sources() -> None:
     none(sorted(str(room) for room in rooms - tested), "every room has its tests")
     beyond = {Path(room) for room in (".", "e2e", "golden", "fuzz", "tools", "docs", "launch")}
     none(sorted(str(room) for room in tested - rooms - beyond), "every folder of tests is named after a room")
+
+
+def test_docstrings_give_batches_the_shapes_of_the_list_of_keys() -> None:
+    """ "images (B,3,S,S), ids and mask (B,L)" in a docstring is what data/batches.py says of these keys."""
+    declared = defaultdict(set)
+    batches = (SOURCES / "data/batches.py").read_text()
+    for key, shape, more in re.findall(
+        r"^    (\w+): Tensor  # (\([A-Z][^)]*\))(?:[^;\n]*; (\(\S*\)))?", batches, re.M
+    ):
+        declared[key] |= {shape, more}
+    assert len(declared) > 15
+    wrong = []
+    for path in [*(SOURCES / "tasks").glob("*.py"), *(SOURCES / "data").glob("*.py")]:
+        for words, shape in re.findall(r"((?:\w+(?:,\s+|\s+and\s+))*\w+)\s+(\([BN],[^)]*\))", path.read_text()):
+            keys = [key for key in re.findall(r"\w+", words) if key in declared]
+            wrong += [f"{name(path)}: {key} {shape}" for key in keys if shape not in declared[key]]
+    none(wrong, "shapes of batches are those of data/batches.py")

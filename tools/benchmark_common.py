@@ -71,7 +71,7 @@ def make_batch(config: BenchConfig, size: int) -> dict:
         "masked_ids": torch.where(chosen, config.bench.vocabulary - 1, ids),
         "mlm_labels": torch.where(chosen, ids, IGNORED),
         "image_id": torch.arange(size),
-        "uniform": torch.rand(size, 4, generator=generator, dtype=torch.float64),
+        "uniform": torch.rand(size, 2, generator=generator, dtype=torch.float64),
         "step": config.train.steps,
     }
     device = distributed.device()

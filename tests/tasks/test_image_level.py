@@ -71,7 +71,7 @@ def make_batch(name: str) -> dict:
         "labels": torch.arange(B) % 2,
         "image_id": torch.arange(B).clamp(min=1),
         "position": torch.arange(B) + 4,
-        "uniform": torch.rand(B, 4, generator=draw, dtype=torch.float64),
+        "uniform": torch.rand(B, 2, generator=draw, dtype=torch.float64),
         "step": 0,
     }
 

@@ -59,7 +59,7 @@ def make_batch(size: int = 4, step: int = 0) -> dict:
         "masked_ids": torch.where(chosen, VOCABULARY - 1, ids),
         "mlm_labels": torch.where(chosen, ids, IGNORED),
         "image_id": image_id,
-        "uniform": torch.rand(size, 4, generator=generator, dtype=torch.float64),
+        "uniform": torch.rand(size, 2, generator=generator, dtype=torch.float64),
         "step": step,
     }
 

@@ -241,7 +241,7 @@ def make_loader(
     make_sample(sample, field, annotation, rng) decodes and transforms one sample, all chance taken from rng, which
     depends on (seed, position) alone and is good for this call only; it raises SampleFault on bad data. collate makes
     a dict of a list of its results; its key "dropped", faults of parts of samples, is added to the batch's faults. To
-    that the stream adds: keys list[str]; position, image_id int64 (B,); uniform float64 (B, 4), draws in [0, 1) that
+    that the stream adds: keys list[str]; position, image_id int64 (B,); uniform float64 (B,2), draws in [0, 1) that
     depend on (seed, position) alone; faults list[Fault] met for this batch; data_seconds, the time this process
     waited for it. Raises DataFaultError when more than max_fault_share of the samples read (of at least 1000) are
     faults, those of records.BY_RULE left aside, or where no substitute is any better.

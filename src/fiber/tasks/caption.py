@@ -118,8 +118,8 @@ class CaptionTask(CoarseTask):
         return {"caption": int((caption_labels(batch["ids"], self.pad_id) != IGNORED).sum())}
 
     def forward(self, batch: CaptionBatch) -> Losses:
-        """images (B,3,side,side), ids and mask (B,L) -> weighted losses and report; "cider" also takes draws
-        (B,S,T) uniform in [0,1) and references, B lists of texts."""
+        """images (B,3,S,S) uint8, ids and mask (B,L) -> weighted losses and report; "cider" also takes draws
+        (B,K,T) uniform in [0,1) and references, B lists of texts."""
         longest = int(batch["mask"].sum(1).max())  # columns of padding alone change nothing
         ids, mask = batch["ids"][:, :longest], batch["mask"][:, :longest]
         images = start_captions(self.model, batch["images"])

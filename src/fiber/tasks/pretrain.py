@@ -88,8 +88,8 @@ class PretrainTask(CoarseTask):
         return {"mlm": masked_tokens(batch["mlm_labels"])}
 
     def forward(self, batch: PretrainBatch) -> Losses:
-        """images (B,3,S,S) uint8, ids, mask, masked_ids and mlm_labels (B,L) int64, image_id (B,), uniform (B,4),
-        step -> losses "itc", "mlm", "itm" (or "itc" and "fused" in the first warm-up) and their report."""
+        """images (B,3,S,S) uint8, ids, mask, masked_ids and mlm_labels (B,L) int64, image_id (B,), uniform (B,2),
+        step -> losses "itc", "mlm", "itm" (or "itc", "fused" in the first warm-up) and their report."""
         image = self.model.image_prefix(batch["images"])
         # One pass over both versions of the captions.
         text, masked = self._text_prefixes(batch)

@@ -55,7 +55,8 @@ class RetrievalItcTask(CoarseTask):
         freeze(model, self.unused_parameters)
 
     def forward(self, batch: TextBatch) -> Losses:
-        """images (B,3,S,S), ids and mask (B,L), image_id (B,) -> losses, report."""
+        """images (B,3,S,S) uint8, ids, mask (B,L), image_id (B,) int64 -> losses, report. The target is a pair's own
+        column; other columns of the same image are left out."""
         image = self.model.image_embedding(self.model.image_prefix(batch["images"]))
         text = self.model.text_embedding(self.model.text_prefix(batch["ids"], batch["mask"]))
         temperature = self.model.heads.temperature()
@@ -94,7 +95,7 @@ class RetrievalItmTask(CoarseTask):
             freeze(model, (*UNFUSED_HEADS, *ends_of_towers(model)))
 
     def forward(self, batch: TextBatch) -> Losses:
-        """images (B,3,S,S), ids and mask (B,L), image_id and position (B,), uniform (B,4) -> losses, report."""
+        """images (B,3,S,S) uint8, ids, mask (B,L), image_id, position (B,) int64, uniform (B,2) -> losses, report."""
         image = self.model.image_prefix(batch["images"])
         text = self.model.text_prefix(batch["ids"], batch["mask"])
         losses: dict[str, Tensor] = {}
@@ -161,7 +162,8 @@ def build_itm(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Retri
 
 
 def evaluate(task: CoarseTask, context: EvalContext) -> Figures:
-    """Recall both ways (`evaluate_retrieval`), and the best hits of every image and of every text as JSON."""
+    """Recall@1, 5, 10 both ways, i2t_r1 ... t2i_r10 (`evaluate_retrieval`), and the best hits of
+    every image and of every text as JSON."""
     config = context.config
     images, texts = retrieval_sets(
         context.shards,

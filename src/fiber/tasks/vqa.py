@@ -95,11 +95,11 @@ class VqaTask(CoarseTask):
         freeze(model, self.unused_parameters)
 
     def logits(self, batch: TextBatch) -> Tensor:
-        """images (B,3,S,S), ids and mask (B,L) -> (B,A) fp32, one sigmoid per answer."""
+        """images (B,3,S,S) uint8, ids, mask (B,L) int64 -> (B,A) fp32, one sigmoid per answer."""
         return self.model.heads.classifiers["vqa"](fused(self.model, batch)).float()
 
     def forward(self, batch: TextBatch) -> Losses:
-        """The above and targets (B,A) in [0,1] -> losses, report. The accuracy is the target of the best answer."""
+        """The above and targets (B,A) float32 in [0,1] -> losses, report. Accuracy: the target of the best answer."""
         logits, targets = self.logits(batch), batch["targets"]
         smooth = targets + self.label_smoothing * (1 / targets.shape[1] - targets)
         loss = F.binary_cross_entropy_with_logits(logits, smooth, reduction="sum") / len(logits)
