@@ -154,7 +154,7 @@ def test_odinw(
     launch: Launch, converted: Convert, tokenizer: Path, fine: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Zero-shot, one image a class, and full, chosen on val and reported on val and test; the table reads the runs."""
+    """Zero-shot, one image a class, and full, chosen on val, reported on both; the table reads the runs."""
     (tmp_path / "sets").mkdir()
     (tmp_path / "sets" / "Aquarium").symlink_to(converted("odinw", "train", "val", "test"))
     words = [word for word in REGIONS if not word.startswith("eval.every")]
