@@ -3,16 +3,19 @@
 # stage 1 and from the longer one, three seeds each; table and plot of grounding and detection along the schedule
 # (docs/shapes.md). Run again to go on.
 #   launch/coarse_to_fine.sh [key.path=value ...]     of stage 2
-# STAGE1: the longer run to start from; SHORT: steps of the short one; SHAPES: the shards; SEEDS; OUT
+# STAGE1: the longer run to start from; SHORT: steps of the short one, COARSE: key.path=value words for it; SHAPES: the
+# shards; SEEDS; OUT
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [[ -d .venv ]] && source .venv/bin/activate
 
 shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine} short=${SHORT:-300}
+# shellcheck disable=SC2086 # the words are several
 launch/stage1_coarse.sh configs/stage1/shapes_long.yaml output="$out/stage1_short" init_from=null \
   tokenizer="$shapes/tokenizer" \
   data.train.0.path="$shapes/train" data.train.1.path="$shapes/arranged" data.train.2.path="$shapes/paired" \
-  eval.data=[] train.steps="$short" pretrain.itc_only_steps=$((short / 4)) pretrain.random_negative_steps=$((short * 3 / 4))
+  eval.data=[] train.steps="$short" pretrain.itc_only_steps=$((short / 4)) pretrain.random_negative_steps=$((short * 3 / 4)) \
+  ${COARSE:-}
 
 starts=(nothing short longer)
 declare -A init=([nothing]=null [short]="$out/stage1_short" [longer]="$stage1") runs=()

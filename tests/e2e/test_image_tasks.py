@@ -1,23 +1,19 @@
-"""Tasks fine-tuned at image level as a user runs them: every launch script on its shapes twin, from a stage-1 export;
-the same training at every ZeRO stage; interrupted runs that go on bit for bit."""
+"""Tasks fine-tuned at image level from a stage-1 export: the same training at every ZeRO stage; interrupted runs that
+go on bit for bit. (The launch scripts have tests in tests/launch.)"""
 
-import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from launcher import REPO, Job, environment, free_port, losses, metrics
+from launcher import Job, losses, metrics
 
-import fiber
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
-from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.data.writer import write_dataset
 from fiber.tasks.table import TABLE
@@ -122,56 +118,3 @@ def test_interrupted_runs_go_on_bit_for_bit(runs: Path, task_config: Path, sets:
         for name in ("model", "optimizer"):
             path = Path(f"{task}1", "checkpoints", f"step_{STEPS:06d}", f"{name}.safetensors")
             assert (tmp_path / path).read_bytes() == (runs / path).read_bytes(), (task, name)
-
-
-# ---------------------------------------------------------------------------------------------- the launch scripts
-
-
-@pytest.fixture(scope="module")
-def table(start: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `launch/shapes_image_tasks.sh` fills in a few steps of every task but captioning, which has a
-    test of its own."""
-    folder = tmp_path_factory.mktemp("table")
-    variables = {"STAGE1": start, "SHAPES": sets, "OUT": folder / "out", "PAIRS": 32, "STEPS": 2, "STARTS": "stage1"}
-    variables |= {"TASKS": "vqa nlvr2 snli_ve retrieval_itc retrieval_itm", "MASTER_PORT": free_port()}
-    for split in ("train", "val", "test"):
-        shutil.rmtree(sets / f"pairs_{split}")
-    small = ["train.global_batch=8", "train.micro_batch=4", "train.log_every=1", "eval.batch=8", "max_text=24"]
-    run = subprocess.run(
-        [REPO / "launch" / "shapes_image_tasks.sh", *small],
-        env=environment(folder) | {name: str(value) for name, value in variables.items()},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert "Traceback" not in run.stderr
-    return folder / "out"
-
-
-def test_every_task_trains_keeps_its_best_weights_and_lands_in_the_table(table: Path) -> None:
-    figures = {"vqa": "accuracy", "nlvr2": "accuracy", "snli_ve": "accuracy"}
-    figures |= {"retrieval_itc": "r_mean", "retrieval_itm": "reranked_r_mean"}
-    for name, figure in figures.items():
-        folder = table / f"{name}_stage1"
-        tested, summary = (json.loads((folder / f).read_text()) for f in ("test.json", "summary.json"))
-        assert summary["best"]["figure"] == figure
-        assert 0 <= tested[figure] <= 1
-        assert tested["step"] == summary["best"]["step"]
-        assert (folder / "predictions").is_dir()
-        assert fiber.load(folder).config.model.image.embed_dim == 16  # the sizes of the run it started from
-    lines = (table / "table.md").read_text().splitlines()
-    assert lines[0] == "| score | from stage 1 | baseline | |"
-    assert len(lines) == 2 + 8
-    assert any(line.startswith("| questions: accuracy | ") for line in lines)
-
-
-def test_the_model_that_was_trained_answers(table: Path, sets: Path, tmp_path: Path) -> None:
-    extension, data = ShardSet(sets / "test").read(0).images[0]
-    (tmp_path / f"a.{extension}").write_bytes(data)
-    model = fiber.load(table / "vqa_stage1")
-    assert model.tasks == ("answer",)
-    (found,) = model.answer(tmp_path / f"a.{extension}", "is there a red circle?")
-    assert {answer.text for answer in found} <= set(answers(WORLDS["easy"]))
-    assert fiber.load(table / "retrieval_itm_stage1").tasks == ("match", "retrieve")
-    assert fiber.load(table / "retrieval_itc_stage1").tasks == ("retrieve",)

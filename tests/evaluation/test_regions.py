@@ -30,7 +30,8 @@ from fiber.data.writer import write_dataset
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.predictions import read_predictions
 from fiber.evaluation.progress import Progress
-from fiber.evaluation.regions import EvalImage, evaluate_regions, questions, write_predictions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import evaluate_regions, questions, write_predictions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.draw import COLOURS

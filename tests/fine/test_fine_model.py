@@ -16,7 +16,7 @@ from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import GROUNDING, BoxSelection, detections
+from fiber.fine.postprocess import REFERRING, BoxSelection, detections
 from fiber.tasks.regions import GroundingTask
 
 SIZES = torch.tensor([[50, 64], [64, 41]])
@@ -79,7 +79,7 @@ def test_anchors_over_padding_are_kept_and_need_no_forward_pass() -> None:
 def test_detections_stay_in_the_unpadded_image(tokenizer: RobertaTokenizerFast) -> None:
     model, builder = tiny_detector().eval(), PromptBuilder(tokenizer, LIMIT)
     prompt = builder.classes(["red cat", "dogs"])
-    for found, (height, width) in zip(model.detect(pixels(), SIZES, [[prompt]] * 2, GROUNDING), SIZES, strict=True):
+    for found, (height, width) in zip(model.detect(pixels(), SIZES, [[prompt]] * 2, REFERRING), SIZES, strict=True):
         assert len(found.boxes) > 5
         assert found.boxes.min() >= 0
         assert found.boxes[:, 0::2].max() <= width - 1

@@ -9,7 +9,7 @@ from PIL import Image
 import fiber
 from fiber.coarse.decoding import SpecialTokens, beam_search
 from fiber.errors import WeightsError
-from fiber.fine.postprocess import GROUNDING
+from fiber.fine.postprocess import REFERRING
 from fiber.images.resize import resize_pil
 from fiber.predict.base import TaskError
 from fiber.predict.sources import ImageError, open_image
@@ -117,7 +117,7 @@ def test_regions_lie_in_pixels_of_the_original(fine, scenes, size):
     pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
     pixels = F.pad(pixels, (0, -width % 32, 0, -height % 32))
     prompt = fine.prompts.sentence("the left half", [[(0, 13)]])
-    (direct,) = fine.model.detect(pixels, torch.tensor([[height, width]]), [[prompt]], GROUNDING)
+    (direct,) = fine.model.detect(pixels, torch.tensor([[height, width]]), [[prompt]], REFERRING)
     expected = direct.boxes[:3] * torch.tensor([size[0] / width, size[1] / height] * 2)
     np.testing.assert_allclose([r.box for r in regions], expected.numpy(), atol=1e-3)
     assert [r.score for r in regions] == pytest.approx(direct.scores[:3].tolist(), abs=1e-6)

@@ -49,6 +49,9 @@ class RegionConfig:
     classes: Literal["sampled", "all"] = "sampled"  # in the caption of a detection sample; "all" must fit max_text
     shuffle_classes: bool = False  # classes "all": a new order in each training caption
     max_negatives: Annotated[Whole, Field(ge=0, le=65_536)] = 85  # absent classes in a sampled caption, at most
+    negatives: Literal["drawn", "most"] = "drawn"  # how many, of the listed; or always as many of all as fit (LVIS)
+    absent_phrases: Annotated[Whole, Field(ge=0, le=64)] = 0  # of other images, put behind a grounding caption
+    other_caption: Share = 0.0  # probability that a grounding caption is another image's, all of it absent
     token_weight: Weight = 1.0  # of the loss of token alignment
     box_weight: Weight = 2.0  # of the box loss
     centerness_weight: Weight = 1.0  # of the centerness loss
@@ -65,6 +68,15 @@ class RegionOptimConfig(OptimConfig):
 
 
 @dataclass(frozen=True, config=STRICT)
+class RegionEvalConfig(EvalConfig):
+    """As `EvalConfig`."""
+
+    multi_scale: bool = (
+        False  # ask at 12 sizes, mirrored too, and vote; the release's multi-scale test, 24 x the cost
+    )
+
+
+@dataclass(frozen=True, config=STRICT)
 class Stage2Config(RunConfig):
     """Everything at region level."""
 
@@ -76,7 +88,7 @@ class Stage2Config(RunConfig):
     regions: RegionConfig = RegionConfig()
     data: DataConfig = DataConfig()
     optim: RegionOptimConfig = RegionOptimConfig()
-    eval: EvalConfig = EvalConfig()
+    eval: RegionEvalConfig = RegionEvalConfig()
 
 
 def validate_stage2(config: Stage2Config, world: int | None) -> None:

@@ -12,7 +12,8 @@ from torchvision.ops import box_iou, nms
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
-from fiber.evaluation.regions import Classes, EvalImage, Phrases, predict, questions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import Classes, Phrases, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil
@@ -76,7 +77,7 @@ def draw_predictions(
     for index in map(int, chosen):
         stored = shards.read(index)
         sample = image(stored, field, 0, np.random.default_rng(0))
-        ((_, found),) = predict(model, [sample], asked, pairs=8)
+        ((_, found),) = predict(model, [sample], asked, pairs=8, multi_scale=image.multi_scale)
         if field == "boxes":
             names = {category["id"]: category["name"] for category in shards.categories}
             assert isinstance(asked, Classes)

@@ -12,56 +12,36 @@ detection proves nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from fiber import distributed
 from fiber.backbone.states import TextState
-from fiber.config.stage2 import Stage2Config
 from fiber.data.loader import eval_loader
-from fiber.data.prompts import Prompt, PromptBuilder
-from fiber.data.records import Record, Sample
-from fiber.data.samples.regions import read_image
+from fiber.data.prompts import SEPARATOR, Prompt, PromptBuilder
+from fiber.data.records import Record, image_hash
+from fiber.data.samples.phrases import PhraseBank
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError
+from fiber.evaluation import region_scores
 from fiber.evaluation.metrics import coco_ap as detection
-from fiber.evaluation.metrics import grounding_recall as grounding
 from fiber.evaluation.metrics import lvis_ap as lvis
-from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
+from fiber.evaluation.multi_scale import MultiScale, detect_multi_scale
+from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions
 from fiber.evaluation.progress import Progress
-from fiber.fine.inference import Query, fit, run_queries
+from fiber.evaluation.region_images import EvalImage, as_list
+from fiber.fine.inference import Query, run_queries
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import DETECTION, GROUNDING, BoxSelection, Detections
+from fiber.fine.postprocess import DETECTION, REFERRING, BoxSelection, Detections
 
 SCORE_DIGITS, BOX_DIGITS = 6, 2  # of predictions on disk: probability, px
-
-
-@dataclass(frozen=True)
-class EvalImage:
-    """make_sample of evaluation: the whole image with its short side at `short`, its long side at most `longest`
-    (px), uint8 (3,h,w), and its record."""
-
-    short: int
-    longest: int
-
-    @classmethod
-    def of(cls, config: Stage2Config) -> EvalImage:
-        """As the run's configuration says."""
-        return cls(config.regions.test_side, config.regions.max_side)
-
-    def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Raises SampleFault."""
-        return {"image": fit(read_image(sample), self.short, self.longest), "record": sample.record}
-
-
-def as_list(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of images of any sizes."""
-    return {"samples": samples}
+ABSENT_PHRASES = 4  # asked of an image in vain, all in one prompt
 
 
 # ---------------------------------------------------------------------------------------------- what is asked
@@ -84,28 +64,26 @@ def caption_phrases(record: Record) -> list[Target]:
 def expressions(record: Record) -> list[Target]:
     """The referring expressions of a record: the phrase that stands for the object, or the whole text."""
     return [
-        ({"expression_id": expression_id(record, n)}, e["text"], e.get("span") or [[0, len(e["text"])]])
+        ({"expression_id": region_scores.expression_id(record, n)}, e["text"], e.get("span") or [[0, len(e["text"])]])
         for n, e in enumerate(record.get("expressions", ()))
     ]
 
 
-def expression_id(record: Record, number: int) -> str | int:
-    """The id of an expression in its data set, or one made of the image's."""
-    return record["expressions"][number].get("id", f"{record['image_id']}#{number}")
-
-
 @dataclass(frozen=True)
 class Phrases:
-    """Find the phrases that `targets` lists in a record, with one prompt a text."""
+    """Find the phrases that `targets` lists in a record, with one prompt a text; and, with one more, phrases of
+    `bank` that the image does not show."""
 
     targets: Callable[[Record], list[Target]]
     builder: PromptBuilder
+    bank: PhraseBank
     key: tuple[str, ...]
-    selection: BoxSelection = GROUNDING
+    selection: BoxSelection
     keep: None = None
 
     def prompts(self, record: Record) -> list[Prompt]:
-        """Classes are places in `targets`. A phrase that the text limit cuts off is in no prompt: it is a miss."""
+        """Classes are places in `targets`, then those of absent phrases. A phrase that the text limit cuts off is in
+        no prompt: it is a miss."""
         found, place = [], 0
         for (text, _), group in groupby(self.targets(record), key=lambda t: (t[1], t[0].get("caption"))):
             spans = [[(start, end) for start, end in spans] for _, _, spans in group]
@@ -115,12 +93,31 @@ class Phrases:
                 classes, own = [place + row for row in seen], [prompt.spans[row] for row in seen]
                 found.append(replace(prompt, token_map=prompt.token_map[seen], spans=own, classes=classes))
             place += len(spans)
-        return found
+        absent = self.absent(record)
+        return [*found, replace(absent, classes=[place + n for n in absent.classes])] if absent.classes else found
+
+    def absent(self, record: Record) -> Prompt:
+        """Phrases that the image does not show, the same whenever they are asked for; those that the text holds."""
+        rng = np.random.default_rng([0, image_hash(record["image_id"])])
+        phrases = self.bank.absent_phrases(record, ABSENT_PHRASES, rng)
+        starts = np.cumsum([0, *(len(phrase) + len(SEPARATOR) for phrase in phrases)]).tolist()
+        spans = [[(start, start + len(phrase))] for start, phrase in zip(starts, phrases, strict=False)]
+        prompt = self.builder.sentence(SEPARATOR.join(phrases), spans)
+        held = int(prompt.token_map.any(1).sum())  # the first ones
+        return replace(prompt, token_map=prompt.token_map[:held], spans=spans[:held], classes=list(range(held)))
 
     def rows(self, record: Record, found: Detections) -> Iterator[Row]:
         """One row per phrase: its boxes, best first."""
         for place, (identity, _, _) in enumerate(self.targets(record)):
             yield identity | {"boxes": rounded(found.boxes[found.labels == place], BOX_DIGITS)}
+
+    def absent_rows(self, record: Record, found: Detections) -> Iterator[Row]:
+        """One row per absent phrase: the best score of its detections, 0 where there is none."""
+        first, absent = len(self.targets(record)), self.absent(record)
+        for number, ((start, end),) in enumerate(absent.spans):
+            best = max(rounded(found.scores[found.labels == first + number], SCORE_DIGITS), default=0.0)
+            row = {"image_id": record["image_id"], "absent": number, "phrase": absent.text[start:end]}
+            yield row | {"score": best}
 
 
 @dataclass(frozen=True)
@@ -159,9 +156,10 @@ def questions(
     image no limit of its own, which fixed AP wants. Raises ShardError where the set lists no categories.
     """
     if field == "captions":
-        return Phrases(caption_phrases, builder, ("image_id", "caption", "phrase"))
+        key: tuple[str, ...] = ("image_id", "caption", "phrase")
+        return Phrases(caption_phrases, builder, PhraseBank(shards, field), key, DETECTION)
     if field == "expressions":
-        return Phrases(expressions, builder, ("expression_id",))
+        return Phrases(expressions, builder, PhraseBank(shards, field), ("expression_id",), REFERRING)
     if not shards.categories:
         raise ShardError(f"{shards.path}: its dataset.json lists no categories, so there is nothing to look for")
     categories = sorted(shards.categories, key=lambda category: category["id"])
@@ -198,8 +196,10 @@ def evaluate_regions(
 
     field "captions": grounding_r1, _r5, _r10, _upper_bound by the ANY protocol, merged_* by the other, and
     class_agnostic_*, what a perfect localiser that ignores the words would get (ANY). "expressions": referring_p1,
-    _p5, _p10 and referring_giou_*. "boxes", all classes of the set asked for: the COCO box metrics (ap, ap50, ...);
-    of a set with a long tail lvis_ap, lvis_apr, ... and fixed_ap, ...
+    _p5, _p10 and referring_giou_*. Both: grounding_ or referring_absent_false_rate (`absent_rate`), whose rows are
+    SET_FIELD_absent.jsonl. "boxes", all classes of the set asked for: the COCO box metrics (ap, ap50, ...);
+    of a set with a long tail lvis_ap, lvis_apr, ... and fixed_ap, ...; absent_false_rate. A set without any box has
+    no figures. `folder`/SET_boxes_results.json and _annotations.json: see `server_files`.
     """
     asked, world = questions(shards, field, builder, chunk_classes), distributed.world_size()
     training = model.training
@@ -209,7 +209,11 @@ def evaluate_regions(
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        figures = score(shards, field, merge_predictions(folder, f"{shards.name}_{field}", world, asked.key))
+        path = merge_predictions(folder, f"{shards.name}_{field}", world, asked.key)
+        figures = region_scores.score(shards, field, path)
+        if isinstance(asked, Phrases):
+            absent = merge_predictions(folder, f"{shards.name}_{field}_absent", world, ("image_id", "absent"))
+            figures |= region_scores.score_absent(field, absent)
     return distributed.broadcast_object(figures)
 
 
@@ -226,16 +230,25 @@ def write_predictions(
 ) -> None:
     """This rank's share of the predictions, row by row into its file: the memory is that of a batch."""
     rank, world = distributed.rank(), distributed.world_size()
-    loader = eval_loader(
-        shards, field, image, as_list, batch=batch, rank=rank, world=world, workers=workers, per="image"
-    )
-    batches = -(-len(range(rank, np.count_nonzero(shards.counts(field)), world)) // batch)
+    # A test set whose boxes are kept secret has no such field, and every image of it is asked.
+    secret = field == "boxes" and not shards.count(field)
+    per: Literal["image", "every_image"] = "every_image" if secret else "image"
+    images = len(shards) if secret else np.count_nonzero(shards.counts(field))
+    loader = eval_loader(shards, field, image, as_list, batch=batch, rank=rank, world=world, workers=workers, per=per)
+    batches = -(-len(range(rank, images, world)) // batch)
     text = model.encode_prompts(asked.prompts_of_set) if isinstance(asked, Classes) else None
-    with PredictionWriter(folder, f"{shards.name}_{field}", rank, world) as writer:
+    with ExitStack() as files:
+        writer = files.enter_context(PredictionWriter(folder, f"{shards.name}_{field}", rank, world))
+        absent = PredictionWriter(folder, f"{shards.name}_{field}_absent", rank, world)
+        if isinstance(asked, Phrases):
+            files.enter_context(absent)
         for samples in progress(loader, f"{shards.name} {field}", batches):
-            for sample, found in predict(model, samples["samples"], asked, batch, text):
+            for sample, found in predict(model, samples["samples"], asked, batch, text, image.multi_scale):
                 for row in asked.rows(sample["record"], found):
                     writer.add(row)
+                if isinstance(asked, Phrases):
+                    for row in asked.absent_rows(sample["record"], found):
+                        absent.add(row)
 
 
 def predict(
@@ -244,50 +257,23 @@ def predict(
     asked: Phrases | Classes,
     pairs: int,
     text: TextState | None = None,
+    multi_scale: MultiScale | None = None,
 ) -> Iterator[tuple[dict[str, Any], Detections]]:
     """Samples of EvalImage, of any sizes, each with its detections in pixels of the stored image, best first.
-    `text`: the prompts as `model.read` gives them, where they are the same for all images."""
+    `text`: the prompts as `model.encode_prompts` gives them, where they are the same for all images.
+    `multi_scale`: of that EvalImage."""
     records = [sample["record"] for sample in samples]
     searches = [
         Query(sample["image"], (record["width"], record["height"]), asked.prompts(record))
         for sample, record in zip(samples, records, strict=True)
     ]
-    found = run_queries(model, searches, asked.selection, keep=asked.keep, pairs=pairs, text=text)
+    if multi_scale is None:
+        found = run_queries(model, searches, asked.selection, keep=asked.keep, pairs=pairs, text=text)
+    else:
+        found = [
+            detect_multi_scale(
+                model, q.image, q.prompts, asked.selection, multi_scale, keep=asked.keep, pairs=pairs, text=text
+            )
+            for q in searches
+        ]
     return zip(samples, found, strict=True)
-
-
-def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:
-    """Figures of merged predictions, see `evaluate_regions`."""
-    records = (shards.record(i) for i, count in enumerate(shards.counts(field)) if count)
-    if field == "boxes":
-        return score_boxes(records, shards.categories, path)
-    if field == "expressions":
-        targets = {
-            expression_id(record, n): record["boxes"][e["box"]]["box"]
-            for record in records
-            for n, e in enumerate(record["expressions"])
-        }
-        return prefixed("referring", grounding.referring_precision(targets, read_predictions(path)))
-    phrases = [phrase for record in records for phrase in grounding.phrases_of(record)]
-    figures: dict[str, float] = {}
-    for name, merged in (("grounding", False), ("merged", True)):
-        recall = grounding.phrase_recall(phrases, read_predictions(path), merged)
-        figures |= prefixed(name, {k: x for k, x in recall.items() if k != "by_type"})
-    return figures | prefixed("class_agnostic", grounding.class_agnostic_recall(phrases))
-
-
-def score_boxes(records: Iterator[Record], categories: list[dict[str, Any]], path: Path) -> dict[str, float]:
-    """By the rules of COCO, of LVIS, or both, as the records and categories have it."""
-    truth = detection.coco_ground_truth(records, categories)
-    figures: dict[str, float] = {}
-    if not any(image["not_exhaustive_category_ids"] for image in truth["images"]):
-        found = detection.coco_ap(truth, read_predictions(path), per_image=DETECTION.keep)
-        figures |= {name.lower(): x for name, x in found.items()}
-    if lvis.has_frequencies(categories):
-        for name, rule in (("lvis", lvis.lvis_ap), ("fixed", lvis.fixed_ap)):
-            figures |= prefixed(name, {k.lower(): x for k, x in rule(truth, read_predictions(path)).items()})
-    return figures
-
-
-def prefixed(name: str, figures: dict[str, float]) -> dict[str, float]:
-    return {f"{name}_{key}": x for key, x in figures.items()}

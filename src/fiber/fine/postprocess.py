@@ -25,8 +25,8 @@ class BoxSelection:
     keep: int = 100
 
 
-DETECTION = BoxSelection()  # the release's settings for detection ...
-GROUNDING = BoxSelection(threshold=0.0, top=3000)  # ... and for phrases and referring expressions
+DETECTION = BoxSelection()  # the release's settings for detection and phrase grounding ...
+REFERRING = BoxSelection(threshold=0.0, top=3000)  # ... and for referring expressions
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def detections(
         ]
         every = Detections.cat(parts)
         every = Detections(clip(every.boxes, size), every.scores.sqrt(), every.labels)
-        batch.append(_suppress(every, selection))
+        batch.append(suppress(every, selection.nms, selection.keep))
     return batch
 
 
@@ -97,8 +97,8 @@ def _select_level(
     return Detections(decode(deltas[anchor], anchors[anchor]), best, label)
 
 
-def _suppress(every: Detections, selection: BoxSelection) -> Detections:
-    """Non-maximum suppression within each class, then the best `keep`.
+def suppress(every: Detections, overlap: float, keep: int | None = None) -> Detections:
+    """Non-maximum suppression within each class, of IoU above `overlap`, then the best `keep`, best first.
 
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
     to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
@@ -108,5 +108,5 @@ def _suppress(every: Detections, selection: BoxSelection) -> Detections:
     boxes = every.boxes.double()
     apart = (boxes.max() + 2) * every.labels[:, None]
     moved = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) + apart
-    keep = nms(moved, every.scores.double(), selection.nms)[: selection.keep]
+    keep = nms(moved, every.scores.double(), overlap)[:keep]
     return Detections(every.boxes[keep], every.scores[keep], every.labels[keep])

@@ -10,7 +10,7 @@ from torch import Tensor
 from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import DETECTION, GROUNDING, BoxSelection, Detections
+from fiber.fine.postprocess import DETECTION, REFERRING, BoxSelection, Detections
 from fiber.predict.base import Predictor, many
 from fiber.predict.phrases import Span, find_phrases
 from fiber.predict.sources import ImageSource, open_image
@@ -55,7 +55,7 @@ class FinePredictor(Predictor):
         if not prompt.token_map.any(1).all():
             raise ValueError(f"the sentence is longer than the {self.config.max_text} tokens that this model reads")
         results = []
-        for found in self._detect(images, [prompt], GROUNDING):
+        for found in self._detect(images, [prompt], REFERRING):
             own = []
             for label, span in enumerate(spans):
                 own += self._regions(found, sentence[slice(*span)], span, found.labels == label)[:top]
@@ -68,7 +68,7 @@ class FinePredictor(Predictor):
         prompt = self.prompts.sentence(expression, [[(0, len(expression))]])
         if not prompt.token_map.any(1).all():
             raise ValueError("the expression is empty")
-        return [self._regions(found, expression)[:top] for found in self._detect(images, [prompt], GROUNDING)]
+        return [self._regions(found, expression)[:top] for found in self._detect(images, [prompt], REFERRING)]
 
     def detect(
         self,

@@ -28,7 +28,8 @@ from fiber.data.shards import ShardSet, dataset_info
 from fiber.errors import WeightsError
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.evaluation.figures import draw_predictions
-from fiber.evaluation.regions import EvalImage, evaluate_regions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import evaluate_regions
 from fiber.fine.losses import (
     PUBLISHED_WEIGHTS,
     Assignment,
@@ -56,7 +57,11 @@ def build_sample(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Re
         max_side=regions.max_side,
         flip=regions.flip,
         classes=regions.classes,
+        shuffle=regions.shuffle_classes,
         max_negatives=regions.max_negatives,
+        most_negatives=regions.negatives == "most",
+        absent_phrases=regions.absent_phrases,
+        other_caption=regions.other_caption,
     )
 
 
