@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fiber.data import records
 from fiber.data.loader import Fault
 from fiber.data.prompts import MAX_NEGATIVES, Prompt, PromptBuilder
 from fiber.data.records import Record, Sample, SetFacts
+from fiber.data.samples.phrases import phrases_with_boxes
 from fiber.data.shards import ShardSet
 from fiber.data.workers import empty
 from fiber.errors import SampleFault, ShardError
@@ -195,17 +195,6 @@ class RegionSample:
         if facts.path not in self._whole:
             self._whole[facts.path] = self.builder.classes(facts.names)
         return self._whole[facts.path]
-
-
-def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str, list[tuple[list, list[int]]]]:
-    """The text of a caption or an expression and its phrases, each (spans, indices of its boxes); an expression
-    without span means its whole text. Phrases without boxes are left out."""
-    text = records.annotation_text(record, field, annotation)
-    entry = records.annotation(record, field, annotation)
-    if field == "expressions":
-        return text, [(entry.get("span") or [[0, len(text)]], [entry["box"]])]
-    phrases = [(phrase["span"], phrase["boxes"]) for phrase in entry.get("phrases", ()) if phrase.get("boxes")]
-    return text, phrases
 
 
 def box_at(record: Record, index: int) -> Any:
