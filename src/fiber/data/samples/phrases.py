@@ -18,12 +18,10 @@ from fiber.data.shards import ShardSet
 from fiber.errors import SampleFault
 
 BANK_IMAGES = 1000  # the first images of a set: their phrases serve for all the others
-PEOPLE = frozenset("""man men woman women person people boy girl child children kid baby toddler guy lady gentleman
-player worker rider someone crowd group couple family team adult male female""".split())  # fmt: skip
-COMMON = frozenset(
-    """a an the this that these those some two three four several many one other another his her its
-their of in on at to by with from for and or is are left right front back top bottom middle side""".split()
-)
+PEOPLE = """man men woman women person people boy girl child children kid baby babies toddler guy lady ladies gentleman
+player worker rider someone crowd group couple family team adult male female"""
+COMMON = """a an the this that these those some two three four several many one other another his her its their of in on
+at to by with from for and or is are left right front back top bottom middle side"""
 
 
 def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str, list[tuple[list, list[int]]]]:
@@ -38,10 +36,12 @@ def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str
 
 
 def content_words(text: str) -> frozenset[str]:
-    """The words of a text that name or describe something, in lower case and without a plural's s."""
-    words = {word for word in re.findall(r"\w+", text.lower()) if word not in COMMON}
-    singular = {word[:-1] if len(word) > 3 and word[-1] == "s" != word[-2] else word for word in words}
-    return frozenset("person" if {word, word + "s"} & PEOPLE else word for word in singular)
+    """Stems of the words of a text that name or describe something: in lower case, without an ending of e, i, s, y,
+    so that "bus" and "buses", "puppy" and "puppies" are the same; every word for people is "person"."""
+    people, common = PEOPLE.split(), COMMON.split()
+    words = {word for word in re.findall(r"\w+", text.lower()) if word not in common}
+    named = {"person" if word in people or word.removesuffix("s") in people else word for word in words}
+    return frozenset(word.rstrip("eisy") or word for word in named)
 
 
 def words_of(record: Record, facts: SetFacts) -> frozenset[str]:
