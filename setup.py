@@ -43,6 +43,8 @@ setup(
         ],
         "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-tqdm", "types-psutil"],
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
+        # root noun phrases of RefCOCO; its English model: python -m spacy download en_core_web_sm
+        "refer": ["spacy>=3.7,<4"],
     },
     entry_points={"console_scripts": ["fiber=fiber.cli.main:main"]},
 )

@@ -3,20 +3,14 @@
 import re
 from collections.abc import Sequence
 
+from fiber.data.convert.root_phrase import BREAKS as END_OF_PHRASE
+
 Span = tuple[int, int]  # [start, end) characters
 
 ARTICLES = {"a", "an", "the", "some"}
-# Words that end a noun phrase: a plain list does for short captions; [brackets] or explicit phrases overrule it.
-PREPOSITIONS = """of in on at by with without from to into onto over under above below behind beside between near next
-left right front around through across along against inside outside up down out off"""
-JOINTS = "and or but while as that which who whose where there it he she they them him her its his their this these"
-VERBS = """is are was were be being been has have had do does can will jumping jumps running runs sitting sits sat
-standing stands stood walking walks lying lies holding holds wearing wears riding rides playing plays looking looks
-eating eats drinking drinks throwing throws catching catches kicking kicks hitting hits swimming swims flying flies
-sleeping sleeps reading reads carrying carries pulling pulls pushing pushes chasing chases climbing climbs leaning
-leans smiling smiles talking talks waiting waits using uses making makes taking takes hanging hangs crossing crosses
-surrounded covered filled parked dressed seated"""
-BREAKS = set(f"{PREPOSITIONS} {JOINTS} {VERBS}".split())
+# Words that end a noun phrase: a plain list does for short captions; [brackets] or explicit phrases overrule it. Here
+# a place ends one too: a caption that says "left" names what is there before or after it.
+BREAKS = frozenset({*END_OF_PHRASE, "left", "right", "front"})
 
 
 def find_phrases(sentence: str, phrases: Sequence[str] | None) -> tuple[str, list[Span]]:

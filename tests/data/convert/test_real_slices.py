@@ -251,6 +251,9 @@ def test_refcoco_reference(real, tmp_path, capsys):
         ("lady with back to us", 1),
         ("blue shirt", 2),
     ]
+    roots = [[e["text"][slice(*span)] for span in e["span"]] for e in record["expressions"]]
+    assert roots == [["the lady"], ["lady"], ["blue shirt"]]
+    assert shards.info["provenance"]["root_phrases"].startswith(("spacy ", "rule"))
     assert {record["boxes"][e["box"]]["id"] for e in record["expressions"]} == {1719310}
 
 

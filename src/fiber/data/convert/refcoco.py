@@ -1,11 +1,12 @@
 """RefCOCO, RefCOCO+ and RefCOCOg from their own files: refs(*).p and instances.json (lichengunc/refer).
 
-The pickles are read by an unpickler that can build nothing but plain data.
+The pickles are read by an unpickler that can build nothing but plain data. They have no spans: the root noun phrase
+of each expression, which its box answers to, is computed (root_phrase).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from fiber.data.convert import coco_folder
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
 from fiber.data.convert.json_stream import Grouped, iter_array
 from fiber.data.convert.plain_pickle import load_plain
+from fiber.data.convert.root_phrase import Span, root_phrases
+from fiber.data.records import clean_text
 
 SPLITS = ("train", "val", "testA", "testB", "test")
 VARIANTS = ("refcoco-unc", "refcoco-google", "refcoco+-unc", "refcocog-umd", "refcocog-google")
@@ -48,12 +51,20 @@ def read(request: Request) -> RawDataset:
     for ref in refs:
         if ref["split"] == request.split:
             by_image.setdefault(ref["image_id"], []).append(ref)
-    provenance = {"converter": "refcoco", "variant": request.variant, "file": path.name, "bytes": path.stat().st_size}
+    root_phrase, found_by, note = root_phrases()
+    provenance = {"converter": "refcoco", "variant": request.variant, "file": path.name, "bytes": path.stat().st_size,
+                  "root_phrases": found_by}  # fmt: skip
     name = f"{data.replace('+', 'plus')}_{split_by}"
-    return RawDataset(name, request.split, LICENCE, provenance, _items(by_image, instances, request), len(by_image))
+    items = _items(by_image, instances, request, root_phrase)
+    return RawDataset(name, request.split, LICENCE, provenance, items, len(by_image), notes=[note])
 
 
-def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: Request) -> Iterator[RawItem]:
+def _items(
+    by_image: dict[int, list[dict[str, Any]]],
+    instances: Path,
+    request: Request,
+    root_phrase: Callable[[str], Span],
+) -> Iterator[RawItem]:
     annotations = Grouped(instances, "annotations", lambda entry: entry["id"])
     sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in iter_array(instances, "images")
              if entry["id"] in by_image}  # fmt: skip
@@ -69,8 +80,15 @@ def _items(by_image: dict[int, list[dict[str, Any]]], instances: Path, request: 
             box = {"box": [x, y, x + width, y + height], "id": ref["ann_id"]}
             boxes.setdefault(ref["ann_id"], (len(boxes), box))
             number = boxes[ref["ann_id"]][0]
-            expressions += [{"text": s["sent"], "box": number, "id": s["sent_id"]} for s in ref["sentences"]]
+            expressions += [_expression(sentence, number, root_phrase) for sentence in ref["sentences"]]
         record = {"image_id": image_id, "source": (request.variant or VARIANTS[0]).partition("-")[0],
                   "boxes": [box for _, box in boxes.values()], "expressions": expressions}  # fmt: skip
         raw_image = coco_folder.coco_image(request, image, "train2014")
         yield RawItem(record, (raw_image,), sizes.get(image), tuple(drops))
+
+
+def _expression(sentence: dict[str, Any], box: int, root_phrase: Callable[[str], Span]) -> dict[str, Any]:
+    text = clean_text(sentence["sent"])
+    start, end = root_phrase(text)
+    span = {"span": [[start, end]]} if start < end else {}
+    return {"text": text, "box": box, "id": sentence["sent_id"], **span}

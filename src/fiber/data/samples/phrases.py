@@ -18,10 +18,10 @@ from fiber.data.shards import ShardSet
 from fiber.errors import SampleFault
 
 BANK_IMAGES = 1000  # the first images of a set: their phrases serve for all the others
-PEOPLE = """man men woman women person people boy girl child children kid baby babies toddler guy lady ladies gentleman
-player worker rider someone crowd group couple family team adult male female"""
-COMMON = """a an the this that these those some two three four several many one other another his her its their of in on
-at to by with from for and or is are left right front back top bottom middle side"""
+PEOPLE = """man men woman women person people boy girl child children kid baby babies toddler guy lady ladies
+gentleman player worker rider someone crowd group couple family team adult male female"""
+COMMON = """a an the this that these those some two three four several many one other another his her its their of in
+on at to by with from for and or is are left right front back top bottom middle side"""
 
 
 def phrases_with_boxes(record: Record, field: str, annotation: int) -> tuple[str, list[tuple[list, list[int]]]]:
