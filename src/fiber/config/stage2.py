@@ -47,7 +47,11 @@ class RegionConfig:
     max_side: Size = 1333  # px
     flip: Share = 0.5  # probability of mirroring, where the caption has no left or right
     classes: Literal["sampled", "all"] = "sampled"  # in the caption of a detection sample; "all" must fit max_text
+    shuffle_classes: bool = False  # classes "all": a new order in each training caption
     max_negatives: Annotated[Whole, Field(ge=0, le=65_536)] = 85  # absent classes in a sampled caption, at most
+    negatives: Literal["drawn", "most"] = "drawn"  # how many, of the listed; or always as many of all as fit (LVIS)
+    absent_phrases: Annotated[Whole, Field(ge=0, le=64)] = 0  # of other images, put behind a grounding caption
+    other_caption: Share = 0.0  # probability that a grounding caption is another image's, all of it absent
     token_weight: Weight = 1.0  # of the loss of token alignment
     box_weight: Weight = 2.0  # of the box loss
     centerness_weight: Weight = 1.0  # of the centerness loss

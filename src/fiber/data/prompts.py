@@ -9,7 +9,7 @@ Shape letters: K phrases of a prompt, L text limit in tokens, special tokens inc
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,14 +56,14 @@ class PromptBuilder:
         return self._prompt(text, tokens, rows, [list(s) for s in spans], list(range(len(spans))))
 
     def classes(self, names: Sequence[str], order: Sequence[int] | None = None) -> Prompt:
-        """Class names joined by ". ", in the order of the class indices `order` (all in order if None). Raises
-        ValueError if they do not fit the limit or a class owns no token."""
+        """Class names (`in_context`) joined by ". ", in the order of the class indices `order` (all in order if
+        None). Raises ValueError if they do not fit the limit or a class owns no token."""
         order = list(range(len(names)) if order is None else order)
         text, spans = "", []
         for index in order:
-            name = clean_name(names[index])
-            start = len(text) + (len(SEPARATOR) if text else 0)
-            text = text + SEPARATOR + name if text else name
+            before, name, after = in_context(names[index])
+            start = len(text) + (len(SEPARATOR) if text else 0) + len(before)
+            text += (SEPARATOR if text else "") + before + name + after
             spans.append([(start, start + len(name))])
         tokens, offsets = self._encode(text, truncation=False)
         if len(tokens) > self.limit:
@@ -96,17 +96,19 @@ class PromptBuilder:
     def detection(
         self,
         names: Sequence[str],
-        positives: Sequence[int],
+        positives: Iterable[int],
         rng: np.random.Generator,
         negatives: Sequence[int] | None = None,
         max_negatives: int = MAX_NEGATIVES,
+        most: bool = False,
     ) -> tuple[Prompt, list[int]]:
         """Training prompt of a detection sample and the positive classes that did not fit (their boxes are dropped
         and counted by the caller).
 
         positives: class indices present in the image, which are shuffled and added while they fit; then negatives,
         drawn from `negatives` (default: all other classes), only those that fit: one (5 %), none (5 %),
-        `max_negatives` (50 %), else uniformly 1..max_negatives. All are shuffled. ValueError if no class fits.
+        `max_negatives` (50 %), else uniformly 1..max_negatives; always `max_negatives` if `most`. All are shuffled.
+        ValueError if no class fits.
         """
         present = set(positives)
         pool = sorted((set(range(len(names))) if negatives is None else set(negatives)) - present)
@@ -120,7 +122,7 @@ class PromptBuilder:
             fits = costs[index][1] <= room
             (chosen if fits else dropped).append(index)
             room -= costs[index][1] if fits else 0
-        wanted = number_of_negatives(rng, max_negatives)
+        wanted = max_negatives if most else number_of_negatives(rng, max_negatives)
         if not chosen:
             wanted = max(wanted, 1)  # a caption needs words
         for index in rng.permutation(pool).astype(int).tolist():
@@ -136,7 +138,7 @@ class PromptBuilder:
         """Tokens that a class takes with its full stop, as the first of a caption and after another class (byte-level
         BPE writes a word after a blank differently)."""
         if name not in self._known_costs:
-            end = clean_name(name) + SEPARATOR.rstrip()
+            end = "".join(in_context(name)) + SEPARATOR.rstrip()
             first, later = (self.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (end, " " + end))
             self._known_costs[name] = len(first), len(later)
         return self._known_costs[name]
@@ -166,6 +168,13 @@ def clean_name(name: str) -> str:
     if not short:
         raise ValueError(f"class name {name!r} is blank")
     return short
+
+
+def in_context(name: str) -> tuple[str, str, str]:
+    """What stands before the words of a class, the words, what stands behind. A name may say more than its words,
+    which are then in [brackets]: "[penguin], which is black and white"; what is around them stays as it is."""
+    marked = re.fullmatch(r"([^\[\]]*)\[([^\[\]]+)\]([^\[\]]*)", name)
+    return (marked[1], clean_name(marked[2]), marked[3]) if marked else ("", clean_name(name), "")
 
 
 def number_of_negatives(rng: np.random.Generator, most: int) -> int:

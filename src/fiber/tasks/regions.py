@@ -56,7 +56,11 @@ def build_sample(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Re
         max_side=regions.max_side,
         flip=regions.flip,
         classes=regions.classes,
+        shuffle=regions.shuffle_classes,
         max_negatives=regions.max_negatives,
+        most_negatives=regions.negatives == "most",
+        absent_phrases=regions.absent_phrases,
+        other_caption=regions.other_caption,
     )
 
 

@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.data.loader import Fault
-from fiber.data.prompts import MAX_NEGATIVES, Prompt, PromptBuilder
+from fiber.data.prompts import MAX_NEGATIVES, SEPARATOR, Prompt, PromptBuilder
 from fiber.data.records import Record, Sample, SetFacts
-from fiber.data.samples.phrases import phrases_with_boxes
+from fiber.data.samples.phrases import PhraseBank, phrases_with_boxes
 from fiber.data.shards import ShardSet
 from fiber.data.workers import empty
 from fiber.errors import SampleFault, ShardError
@@ -91,9 +91,14 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 class RegionSample:
     """make_sample of stage 2, see `__call__`. short_sides: one is drawn for each sample; max_side caps the other side
-    (px). flip: probability of mirroring an image whose caption has no left or right. classes: what the caption of an
-    image with labels names: "sampled", the classes in it and absent ones drawn at random, shuffled; "all", every
-    class of the set in order, as evaluation asks for them."""
+    (px). flip: probability of mirroring an image whose caption has no left or right.
+
+    classes: what the caption of an image with labels names: "sampled", the classes in it and absent ones drawn at
+    random, in random order; "all", every class of the set in order, as evaluation asks for them, or, with `shuffle`,
+    in random order. most_negatives: of all absent classes as many as fit, `max_negatives` at most.
+
+    absent_phrases: so many phrases that the image does not show are put behind its caption. other_caption:
+    probability of a caption of another image, of which this one shows nothing, in place of its own."""
 
     def __init__(
         self,
@@ -103,11 +108,18 @@ class RegionSample:
         max_side: int,
         flip: float = 0.5,
         classes: Literal["sampled", "all"] = "sampled",
+        shuffle: bool = False,
         max_negatives: int = MAX_NEGATIVES,
+        most_negatives: bool = False,
+        absent_phrases: int = 0,
+        other_caption: float = 0.0,
     ) -> None:
         self.builder, self.short_sides, self.max_side = builder, tuple(short_sides), max_side
-        self.flip, self.classes, self.max_negatives = flip, classes, max_negatives
+        self.flip, self.classes, self.shuffle = flip, classes, shuffle
+        self.max_negatives, self.most_negatives = max_negatives, most_negatives
+        self.absent_phrases, self.other_caption = absent_phrases, other_caption
         self._whole: dict[str, Prompt] = {}  # prompts of all classes, by set
+        self._banks: dict[str, PhraseBank] = {}  # phrases of captions, by set
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """image uint8 (3,h,w); prompt; boxes (n,4) float32 xyxy px of that image, clipped to it; box_tokens (n,L)
@@ -120,7 +132,7 @@ class RegionSample:
         if field == "boxes":
             prompt, tokens, reasons = self._labels(record, sample.facts, rng)
         else:
-            prompt, tokens, reasons = self._phrases(record, field, annotation)
+            prompt, tokens, reasons = self._phrases(record, field, annotation, sample.facts, rng)
         image = read_image(sample)
         height, width = image.shape[:2]
         new_width, new_height = fitted(width, height, side, self.max_side)
@@ -146,10 +158,21 @@ class RegionSample:
             "dropped": [Fault(sample.facts.path, sample.key, reason) for reason in reasons],
         }
 
-    def _phrases(self, record: Record, field: str, annotation: int) -> tuple[Prompt, dict[int, Tensor], list[str]]:
+    def _phrases(
+        self, record: Record, field: str, annotation: int, facts: SetFacts, rng: np.random.Generator
+    ) -> tuple[Prompt, dict[int, Tensor], list[str]]:
         """Prompt, tokens (L,) by index of the box, reasons of boxes left out: of a caption or an expression."""
         text, phrases = phrases_with_boxes(record, field, annotation)
-        prompt = self.builder.sentence(text, [span for span, _ in phrases])
+        asked = text
+        if field == "captions" and (self.absent_phrases or self.other_caption):
+            if facts.path not in self._banks:
+                self._banks[facts.path] = PhraseBank(ShardSet(facts.path), field)
+            bank = self._banks[facts.path]
+            if rng.random() < self.other_caption and (other := bank.other_text(record, rng)):
+                return self.builder.sentence(other, []), {}, []
+            for phrase in bank.absent_phrases(record, self.absent_phrases, rng):
+                asked += (" " if asked.rstrip().endswith(".") else SEPARATOR) + phrase
+        prompt = self.builder.sentence(asked, [span for span, _ in phrases])
         tokens: dict[int, Tensor] = {}
         reasons: list[str] = []
         for row, (span, boxes) in zip(prompt.token_map, phrases, strict=True):
@@ -165,8 +188,8 @@ class RegionSample:
     def _labels(
         self, record: Record, facts: SetFacts, rng: np.random.Generator
     ) -> tuple[Prompt, dict[int, Tensor], list[str]]:
-        """The same of an image with class labels. Absent classes are sampled from the record's list where it has one
-        (a set that is not annotated exhaustively), else from all others."""
+        """The same of an image with class labels. Absent classes are drawn from the record's list where it has one (a
+        set that is not annotated exhaustively), else, and with `most_negatives`, from all others."""
         labels: dict[int, int] = {}
         reasons = []
         for place, box in enumerate(record.get("boxes", [])):
@@ -176,22 +199,25 @@ class RegionSample:
                 labels[place] = facts.index[box["category"]]
             else:
                 reasons.append("unknown_category")
-        if self.classes == "all":
-            prompt = self._all_classes(facts)
-            left_out: list[int] = []
-        else:
-            listed = record.get("negative_categories")
-            negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]
-            positives = sorted(set(labels.values()))
-            try:
-                prompt, left_out = self.builder.detection(facts.names, positives, rng, negatives, self.max_negatives)
-            except ValueError as error:
-                raise SampleFault("empty_prompt", str(error)) from None
+        left_out: list[int] = []
+        try:
+            if self.classes == "all":
+                prompt = self._all_classes(facts, rng)
+            else:
+                listed = None if self.most_negatives else record.get("negative_categories")
+                negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]
+                prompt, left_out = self.builder.detection(
+                    facts.names, labels.values(), rng, negatives, self.max_negatives, self.most_negatives
+                )
+        except ValueError as error:
+            raise SampleFault("empty_prompt", str(error)) from None
         rows = dict(zip(prompt.classes, prompt.token_map, strict=True))
         reasons += ["class_beyond_text_limit" for label in labels.values() if label in set(left_out)]
         return prompt, {place: rows[label] for place, label in labels.items() if label in rows}, reasons
 
-    def _all_classes(self, facts: SetFacts) -> Prompt:
+    def _all_classes(self, facts: SetFacts, rng: np.random.Generator) -> Prompt:
+        if self.shuffle:
+            return self.builder.classes(facts.names, rng.permutation(len(facts.names)).tolist())
         if facts.path not in self._whole:
             self._whole[facts.path] = self.builder.classes(facts.names)
         return self._whole[facts.path]
