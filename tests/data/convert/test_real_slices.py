@@ -12,11 +12,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from transformers import RobertaTokenizerFast
 
 from fiber.data.convert import flickr30k_entities, odinw, vqav2
 from fiber.data.convert.answers import normalize_answer
+from fiber.data.prompts import PromptBuilder, in_context
 from fiber.data.records import clean_text
 from fiber.data.shards import ShardSet
 
@@ -375,16 +378,22 @@ def test_odinw_configurations(real, tmp_path, capsys):
     paths = sorted((real / "odinw").glob("*/*.yaml"))
     assert len(paths) == 49
     prompts = 0
+    splits = ("train", "val", "test", *odinw.FEW_SHOT)
     for path in paths:
         section = odinw.load_config(path)
-        assert all(odinw.registered(section, split)["ann_file"] for split in ("train", "val", "test", "train_5_30"))
+        assert all(odinw.registered(section, split)["ann_file"] for split in splits)
         if "minival" in section["TEST"]:
             assert odinw.registered(section, "val") == section["REGISTER"]["minival"]
-        classes = odinw.override(section, prompts=False)
-        assert [c["id"] for c in classes] == list(range(1, len(classes) + 1))
+            assert odinw.registered(section, "val_5_30") == section["REGISTER"]["minival_5_30"]
+        given = yaml.safe_load(section["OVERRIDE_CATEGORY"])
+        found = [{"id": entry["id"], "name": "of the file"} for entry in given]
+        classes = odinw.named(found, section, prompts=False)
+        assert classes == [{"id": entry["id"], "name": entry["name"]} for entry in given]
         if section.get("CAPTION_PROMPT"):
             prompts += 1
-            assert len(odinw.override(section, prompts=True)) == len(classes)
+            said = [in_context(entry["name"]) for entry in odinw.named(found, section, prompts=True)]
+            written = [tuple(entry.values()) for entry in yaml.safe_load(section["CAPTION_PROMPT"])]
+            assert said == written  # prefix, name, suffix, to the character
     assert prompts == 4
     config = real / "odinw" / "odinw_35" / "Aquarium_Aquarium_Combined.v2-raw-1024.coco.yaml"
     entry = odinw.registered(odinw.load_config(config), "val")
@@ -393,8 +402,17 @@ def test_odinw_configurations(real, tmp_path, capsys):
     for name in names:
         raw.put(tmp_path / entry["img_dir"] / name, raw.write_image(1))
     arguments = ["odinw", "--split", "val", "--raw", tmp_path, "--config", config]
-    _, shards = convert([*arguments, "--out", tmp_path / "names"], capsys)
+    _, shards = convert([*arguments, "--variant", "names", "--out", tmp_path / "names"], capsys)
     fish = ["fish", "jellyfish", "penguin", "puffin", "shark", "starfish", "stingray"]
     assert [c["name"] for c in shards.categories] == fish
-    _, shards = convert([*arguments, "--variant", "prompts", "--out", tmp_path / "prompts"], capsys)
-    assert shards.categories[2]["name"] == "penguin , which is black and white"
+    assert shards.info["provenance"]["class_names"] == "names"
+    _, shards = convert([*arguments, "--out", tmp_path / "prompts"], capsys)
+    assert shards.info["provenance"]["class_names"] == "prompts"
+    tokenizer = RobertaTokenizerFast.from_pretrained(real / "roberta_tokenizer")
+    prompt = PromptBuilder(tokenizer).classes(shards.facts.names)
+    assert prompt.text == (
+        " fish. jellyfish. penguin , which is black and white. puffin with orange beaks . shark. starfish. "
+        "stingray which is flat and round"
+    )
+    owned = [tokenizer.decode(prompt.ids[row]).strip() for row in prompt.token_map]
+    assert owned == fish  # of "penguin , which is black and white" the penguin alone

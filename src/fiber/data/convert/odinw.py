@@ -3,7 +3,8 @@
 RAW is the folder of one set. Annotations are RAW/SPLIT/annotations_without_background.json (or
 _annotations.coco.json, annotations.json, ...) with the images next to them, or RAW/annotations/SPLIT.json, or what
 --annotations and --images say. Split train_5_3 is the few-shot file of 5 shots, seed 3. With --config, one of ODinW's
-YAML files, RAW is the folder above `odinw/`, and the file says where things are and how categories are called.
+YAML files, RAW is the folder above `odinw/`, and the file says where things are and how categories are called: by
+their names, or (CAPTION_PROMPT) by names in a context, of which the name alone stands for the class.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from fiber.data.records import clean_text
 FEW_SHOT = tuple(f"{part}_{shots}_{seed}" for part in ("train", "val") for shots in (1, 3, 5, 10)
                  for seed in (3, 30, 300))  # fmt: skip
 SPLITS = ("train", "val", "test", *FEW_SHOT)
-VARIANTS = ("names", "prompts")
+VARIANTS = ("prompts", "names")
 OPTIONS = ("raw", "annotations", "images", "config")
 
 LICENCE = "as stated by the publisher of the set (Roboflow's carry a README with it); check before use"
@@ -34,11 +35,9 @@ def read(request: Request) -> RawDataset:
     """One record per image. Category ids stay as they are, only Roboflow's empty super-category 0 goes."""
     annotations, images, name = _places(request)
     classes = _classes(annotations)
-    if request.config is not None:
-        names = {e["id"]: e["name"] for e in override(load_config(request.config), request.variant == "prompts")}
-        classes = [{**entry, "name": names.get(entry["id"], entry["name"])} for entry in classes]
-    elif request.variant == "prompts":
-        raise ConversionError("--variant prompts takes its words from --config")
+    section = {} if request.config is None else load_config(request.config)
+    prompts = request.variant == "prompts" and bool(section.get("CAPTION_PROMPT"))
+    classes = named(classes, section, prompts)
     items = coco_format.items(
         annotations,
         name,
@@ -49,7 +48,7 @@ def read(request: Request) -> RawDataset:
     provenance = {
         "converter": "odinw",
         "set": name,
-        "variant": request.variant,
+        "class_names": "prompts" if prompts else "names",
         "file": annotations.name,
         "bytes": annotations.stat().st_size,
     }
@@ -69,7 +68,8 @@ def _places(request: Request) -> tuple[Path, Path, str]:
         return path, request.images or path.parent, name
     part, *few = request.split.split("_")
     folders = FOLDERS[part]
-    files = (f"fewshot_{part}_shot{few[0]}_seed{few[1]}.json",) if few else FILES
+    few_shot = [f"fewshot_{name}_shot{few[0]}_seed{few[1]}.json" for name in (part, f"mini{part}")] if few else []
+    files = few_shot or FILES
     next_to = [request.raw / folder / file for folder in folders for file in files]
     apart = [request.raw / "annotations" / f"{k}{folder}.json" for k in ("instances_", "") for folder in folders]
     path = existing([*next_to, *apart], f"annotations of {request.split}")
@@ -93,27 +93,37 @@ def load_config(path: Path) -> dict[str, Any]:
 
 def registered(section: dict[str, Any], split: str) -> dict[str, str]:
     """{"ann_file", "img_dir"} of a split. "val" is what the published numbers are on: minival where it is tested."""
-    entries = section["REGISTER"]
-    name = "minival" if split == "val" and "minival" in str(section.get("TEST")) else split
+    entries, small = section["REGISTER"], "minival" in str(section.get("TEST"))
+    name = f"mini{split}" if split.startswith("val") and small and f"mini{split}" in entries else split
     if name not in entries:
         raise ConversionError(f"the configuration registers no split {split!r}; it has {', '.join(entries)}")
     return entries[name]
 
 
-def override(section: dict[str, Any], prompts: bool) -> list[dict[str, Any]]:
-    """[{"id", "name"}] in place of the annotation file's names; [] if the configuration has none.
+def named(classes: list[dict[str, Any]], section: dict[str, Any], prompts: bool) -> list[dict[str, Any]]:
+    """The categories of an annotation file by the names that a configuration gives them, if it does.
 
-    prompts: names dressed by CAPTION_PROMPT ("hand" -> "hand of a person"), which the order of the list assigns.
+    prompts: in their context, CAPTION_PROMPT, which the order of the list assigns; the name is in [brackets]
+    (`data.prompts.in_context`): {"prefix": "", "name": "hand", "suffix": " of a person"} is "[hand] of a person".
     """
     # Some lists are JSON, some Python's repr: YAML reads both.
-    classes = yaml.safe_load(section.get("OVERRIDE_CATEGORY") or "[]")
-    names = [entry["name"] for entry in classes]
+    given = yaml.safe_load(section.get("OVERRIDE_CATEGORY") or "[]")
+    names = {entry["id"]: entry["name"] for entry in given or classes}
     if prompts:
-        dressed = yaml.safe_load(section.get("CAPTION_PROMPT") or "[]")
-        if len(dressed) != len(classes) or not classes:
-            raise ConversionError("the configuration has no CAPTION_PROMPT for its categories; use --variant names")
-        names = [clean_text(f"{entry['prefix']}{entry['name']}{entry['suffix']}") for entry in dressed]
-    return [{"id": entry["id"], "name": name} for entry, name in zip(classes, names, strict=True)]
+        contexts = yaml.safe_load(section["CAPTION_PROMPT"])
+        if len(contexts) != len(names):
+            raise ConversionError(
+                f"CAPTION_PROMPT has {len(contexts)} entries for {len(names)} categories; use --variant names"
+            )
+        names = dict(zip(names, map(_in_context, contexts), strict=True))
+    return [{**entry, "name": names.get(entry["id"], entry["name"])} for entry in classes]
+
+
+def _in_context(entry: dict[str, str]) -> str:
+    before, name, after = (str(entry.get(key, "")) for key in ("prefix", "name", "suffix"))
+    if not clean_text(name) or set(before + name + after) & set("[]"):
+        raise ConversionError(f"CAPTION_PROMPT {entry}: needs a name, and no square brackets; use --variant names")
+    return f"{before}[{name}]{after}" if before or after else name
 
 
 def _classes(path: Path) -> list[dict[str, Any]]:
