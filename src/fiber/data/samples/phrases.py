@@ -39,7 +39,7 @@ def content_words(text: str) -> frozenset[str]:
     """Stems of the words of a text that name or describe something: in lower case, without an ending of e, i, s, y,
     so that "bus" and "buses", "puppy" and "puppies" are the same; every word for people is "person"."""
     people, common = PEOPLE.split(), COMMON.split()
-    words = {word for word in re.findall(r"\w+", text.lower()) if word not in common}
+    words = {word for word in re.findall(r"[^\W_]+", text.lower()) if word not in common}
     named = {"person" if word in people or word.removesuffix("s") in people else word for word in words}
     return frozenset(word.rstrip("eisy") or word for word in named)
 
