@@ -29,6 +29,11 @@ def validate_training(config: Any, world: int | None) -> None:
     _check_selection(config)
     weighted = [source.weight is not None for source in config.data.train]
     require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
+    for i, source in enumerate(config.data.train):
+        require(
+            source.sampling == "each" or (source.field == "boxes" and source.weight is not None),
+            f"data.train.{i}.sampling: class_aware needs field boxes and a weight (for every source)",
+        )
     training: Sequence[EvalSourceConfig] = () if world is None else config.data.train
     for section, sources in (("data.train", training), ("eval.data", config.eval.data)):
         for i, source in enumerate(sources):

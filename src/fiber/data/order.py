@@ -6,7 +6,8 @@ stream, so it is the same for any number of either, and the state of a run is th
 
 An epoch walks every annotation once: shards are permuted, then everything within a window of shards is shuffled. The
 positions left over at the end of an epoch, fewer than G, are dropped. With weights there are no epochs to keep whole:
-every block of positions holds each source in proportion, and each source walks round its own epochs.
+every block of positions holds each source in proportion, and each source walks round its own epochs, or, class-aware,
+round its classes.
 
 A sample that cannot be used is replaced from the order of its own source: attempt k takes the item that stands
 k * stride items later in the same epoch, round its end, where stride is the first number above G that shares no
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -26,15 +28,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from fiber.data.shards import OPEN_FILES, ShardSet
-from fiber.errors import ShardError
+from fiber.errors import SampleFault, ShardError
 
 Per = Literal["annotation", "image"]
+Sampling = Literal["each", "class_aware"]
 
 MIX_BLOCK = 4096  # positions over which the mixing weights hold exactly (to one part in so many)
 
 # What a random generator is for: each purpose has its own stream of numbers.
 PURPOSES = 8
-SHARDS, WINDOW, MIX, CHOICE, SAMPLE, DRAWS = range(6)
+SHARDS, WINDOW, MIX, CHOICE, SAMPLE, DRAWS, CLASSES, CLASS_IMAGES = range(PURPOSES)
 
 
 class Item(NamedTuple):
@@ -50,13 +53,15 @@ class Source:
     """A data set in the mix.
 
     field: one of records.FIELDS. per: "annotation" walks every annotation once per epoch, "image" every image
-    that has one, with one of its annotations at random. weight: share of the mix; all or none have one.
+    that has one, with one of its annotations at random. weight: share of the mix; all or none have one. sampling:
+    with a weight and field "boxes" it may be "class_aware" (see `_ClassWalk`).
     """
 
     shards: ShardSet
     field: str = "captions"
     weight: float | None = None
     per: Per = "annotation"
+    sampling: Sampling = "each"
 
 
 def _generator(*seed: int) -> np.random.Generator:
@@ -124,6 +129,49 @@ class _Walk:
         return _rows(source.shards.counts(source.field)[first:last], source.per, number, int(first))
 
 
+class _ClassWalk:
+    """Classes in turn, in a new order each round, and of each its images in turn, in a new order when all had theirs.
+
+    So every class that has an image stands at as many positions as any other, however rare. Any position is found
+    without those before it; memory is one number per class of an image. Images may come from any shard.
+    """
+
+    def __init__(self, number: int, source: Source, seed: int, stride: int):
+        self.number, self.seed, self.stride = number, seed, stride
+        index, labels, samples = source.shards.facts.index, array("i"), array("i")
+        for sample in np.flatnonzero(source.shards.counts(source.field)).tolist():
+            try:
+                boxes = source.shards.record(sample)["boxes"]
+            except SampleFault:
+                continue  # no position has it
+            for label in sorted(
+                {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
+            ):
+                labels.append(label)
+                samples.append(sample)
+        if not samples:
+            raise ShardError(f"{source.shards.path}: no boxes with classes to sample by (sampling: class_aware)")
+        self.samples = np.array(samples)[np.argsort(labels, kind="stable")]
+        self.counts = np.unique(labels, return_counts=True)[1]
+        self.starts = np.cumsum(self.counts) - self.counts
+        self.length = len(self.samples)
+        self._rounds: dict = {}
+
+    def item(self, epoch: int, offset: int, attempt: int) -> Item:
+        """As `_Walk.item`; the epoch only counts on."""
+        classes = len(self.counts)
+        turn, place = divmod(epoch * self.length + offset + attempt * self.stride, classes)
+        drawn = (self.seed, CLASSES, self.number, turn)
+        label = int(_remember(self._rounds, turn, lambda: _generator(*drawn).permutation(classes))[place])
+        count = int(self.counts[label])
+        again, visit = divmod(turn, count)
+        draw = _generator(self.seed, CLASS_IMAGES, self.number, label, again)
+        first, step = draw.integers(count), int(draw.integers(1, count + 1))
+        while math.gcd(step, count) > 1:  # a step that comes by every image
+            step += 1
+        return Item(self.number, int(self.samples[self.starts[label] + (first + visit * step) % count]), 0)
+
+
 def _rows(counts: np.ndarray, per: Per, source: int = 0, first: int = 0) -> np.ndarray:
     """int64 (items, 3): source, sample, annotation, of samples first.. that have `counts` annotations each."""
     counts = np.minimum(counts, 1) if per == "image" else counts
@@ -144,7 +192,12 @@ class MixedStream:
                 raise ShardError(f"{source.shards.path} has no {source.field}")
         numbered = list(enumerate(sources))
         groups = [[pair] for pair in numbered] if self.weighted else [numbered]
-        self.walks = [_Walk(group, seed, window_shards, global_batch + 1) for group in groups]
+        self.walks: list[_Walk | _ClassWalk] = [
+            _ClassWalk(*group[0], seed, global_batch + 1)
+            if group[0][1].sampling == "class_aware" and self.weighted
+            else _Walk(group, seed, window_shards, global_batch + 1)
+            for group in groups
+        ]
         self.epoch_length = sum(walk.length for walk in self.walks)
         self.steps_per_epoch = self.epoch_length // global_batch
         if self.steps_per_epoch == 0 and not self.weighted:
@@ -175,7 +228,11 @@ class MixedStream:
         return self._hash([s.shards.fingerprint for s in self.sources])
 
     def _hash(self, sets: list[str]) -> str:
-        parts = [(name, s.field, s.weight, s.per) for name, s in zip(sets, self.sources, strict=True)]
+        parts = [
+            (name, s.field, s.weight, s.per)
+            + ((s.sampling,) if s.sampling != "each" else ())  # as older runs have it
+            for name, s in zip(sets, self.sources, strict=True)
+        ]
         return hashlib.sha256(repr((parts, self.window_shards)).encode()).hexdigest()[:16]
 
     def epoch(self, position: int) -> tuple[int, int]:

@@ -96,7 +96,7 @@ class Job:
         """The training order over `data.train`; says on one rank what an epoch leaves out. Raises ShardError."""
         config, per = self.config, self.task.per(self.config)
         stream = MixedStream(
-            [Source(open_shards(s.path), s.field, s.weight, per) for s in config.data.train],
+            [Source(open_shards(s.path), s.field, s.weight, per, s.sampling) for s in config.data.train],
             seed=config.seed,
             global_batch=config.train.global_batch,
             window_shards=config.data.window_shards,
