@@ -257,6 +257,31 @@ def test_objects365_tsv_boxes_are_corners(records):
     assert records["objects365_v1_00000001"]["boxes"] == []
 
 
+def test_objects365_names_are_words_of_captions(tmp_path, capsys):
+    made = raw.objects365(tmp_path / "json")
+    path = made.folder / "annotations" / "zhiyuan_objv2_train.json"
+    content = json.loads(path.read_text())
+    content["categories"] += [{"id": 3, "name": "Noddles"}, {"id": 4, "name": "Formula 1 "}, {"id": 5, "name": "suv"}]
+    raw.put(path, content)
+    convert(made, tmp_path / "a", capsys)
+    assert ShardSet(tmp_path / "a").categories == [
+        {"id": 1, "name": "person", "original_name": "Person"},
+        {"id": 2, "name": "sneakers", "original_name": "Sneakers"},
+        {"id": 3, "name": "noodles", "original_name": "Noddles"},
+        {"id": 4, "name": "formula 1", "original_name": "Formula 1 "},
+        {"id": 5, "name": "suv"},
+    ]
+    # Of GLIP's list, labels in any spelling go to one class.
+    made = raw.objects365_tsv(tmp_path / "tsv")
+    raw.put(made.folder / "object365_vgoiv6_class2ind.json", {"Person": 1, "Cup": 2, "person": 3})
+    _, records = convert(made, tmp_path / "b", capsys)
+    assert [c["id"] for c in ShardSet(tmp_path / "b").categories] == [1, 2]
+    assert records["objects365_v1_00000000"]["boxes"][0]["category"] == 1
+    (made.folder / "object365_vgoiv6_class2ind.json").unlink()
+    convert(made, tmp_path / "c", capsys)
+    assert [c["name"] for c in ShardSet(tmp_path / "c").categories] == ["cup", "person", "unheard of"]
+
+
 def test_odinw_drops_only_roboflows_empty_super_category(tmp_path, capsys):
     made = raw.odinw(tmp_path / "raw")
     convert(made, tmp_path / "a", capsys)

@@ -2,6 +2,9 @@
 
 JSON: zhiyuan_objv2_*.json, images in patch folders. TSV: images.tsv (base64) with train.label.tsv next to it; there
 boxes are corners, and categories come from object365_vgoiv6_class2ind.json or, without it, from the labels.
+
+Class names are words of captions, which the text tower knows in lower case and well spelled: "Person", "Noddles"
+become "person", "noodles". dataset.json keeps the original name of each class that changes (`original_name`).
 """
 
 from __future__ import annotations
@@ -15,9 +18,29 @@ from typing import Any
 from fiber.data.convert import coco_format
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing, image_in
 from fiber.data.convert.json_stream import count_array, load, open_text
+from fiber.data.records import clean_text
 
 SPLITS = ("train", "val")
 VARIANTS = ("json", "tsv")
+
+MISSPELLED = {
+    "bakset": "basket",
+    "ballon": "balloon",
+    "billards": "billiards",
+    "buttefly": "butterfly",
+    "campel": "camel",
+    "dinning table": "dining table",
+    "extention cord": "extension cord",
+    "french": "french horn",
+    "hamimelon": "hami melon",
+    "hotair ballon": "hot air balloon",
+    "moniter/tv": "monitor/tv",
+    "mushroon": "mushroom",
+    "noddles": "noodles",
+    "table teniis paddle": "table tennis paddle",
+    "tape measur/ ruler": "tape measure/ruler",
+}
+"""Names of version 2 in lower case, as they are and as they should be."""
 
 LICENCE = "annotations CC-BY-4.0 (Objects365); images: terms of Flickr, academic use"
 
@@ -32,7 +55,7 @@ def _read_json(request: Request) -> RawDataset:
     folders = (request.raw / "annotations", request.raw / request.split, request.raw)
     paths = [folder / name for folder in folders for name in names]
     path = existing([request.annotations] if request.annotations else paths, names[0])
-    classes = coco_format.categories(path)
+    classes = [_category(entry["id"], entry["name"]) for entry in coco_format.categories(path)]
     items = coco_format.items(
         path,
         "objects365",
@@ -43,6 +66,17 @@ def _read_json(request: Request) -> RawDataset:
     provenance = {"converter": "objects365", "variant": "json", "file": path.name, "bytes": path.stat().st_size}
     total = count_array(path, "images")
     return RawDataset("objects365", request.split, LICENCE, provenance, items, total, categories=classes)
+
+
+def _category(number: int, name: str) -> dict[str, Any]:
+    """{"id", "name", "original_name"?}."""
+    words = _words(name)
+    return {"id": number, "name": words, **({} if words == name else {"original_name": name})}
+
+
+def _words(name: str) -> str:
+    lower = clean_text(name.lower())
+    return MISSPELLED.get(lower, lower)
 
 
 def _image_id(file_name: str) -> str:
@@ -78,9 +112,10 @@ def _read_tsv(request: Request) -> RawDataset:
 def _tsv_classes(raw: Path, labels: Path) -> list[dict[str, Any]]:
     listed = raw / "object365_vgoiv6_class2ind.json"
     if listed.exists():
-        return [{"id": number, "name": name} for name, number in load(listed).items()]
-    names = {entry["class"] for _, entries in _rows(labels) for entry in entries}
-    return [{"id": number, "name": name} for number, name in enumerate(sorted(names), 1)]
+        unique = {_words(name): (number, name) for name, number in reversed(load(listed).items())}
+        return [_category(*entry) for entry in reversed(unique.values())]  # of two spellings the first one's id
+    names = {_words(entry["class"]): entry["class"] for _, entries in _rows(labels) for entry in entries}
+    return [_category(number, names[words]) for number, words in enumerate(sorted(names), 1)]
 
 
 def _rows(labels: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -100,8 +135,9 @@ def _tsv_items(labels: Path, images: Path, offsets: Path, ids: dict[str, int]) -
             if row is None or offset is None:
                 raise ConversionError(f"{labels} and {offsets} have different numbers of rows")
             entries, image_id = row[1], _image_id(row[0])
-            drops = [Drop("unknown category", image_id, e["class"]) for e in entries if e["class"] not in ids]
-            boxes = [{"box": e["rect"], "category": ids[e["class"]]} for e in entries if e["class"] in ids]
+            labels_of = [(entry, ids.get(_words(entry["class"]))) for entry in entries]
+            drops = [Drop("unknown category", image_id, e["class"]) for e, label in labels_of if label is None]
+            boxes = [{"box": e["rect"], "category": label} for e, label in labels_of if label is not None]
             raw_image = RawImage((str(images),), int(offset), line=True)
             record = {"image_id": image_id, "source": "objects365", "boxes": boxes}
             yield RawItem(record, (raw_image,), drops=tuple(drops))
