@@ -47,23 +47,29 @@ class Cell:
 def read_runs(folder: str | Path) -> dict[tuple[str, str], dict[int | None, float]]:
     """The scores of FOLDER/SET/{zero_shot,full_MODE,K_shot_MODE_SEED}, as launch/odinw.sh leaves them.
 
-    Settings are "zero-shot", "K-shot MODE", "full MODE". Runs that have not ended are left out. ValueError names a
-    file without `ap`, or says that there is no run.
+    Settings are "zero-shot", "K-shot MODE", "full MODE", of the set that the weights were chosen by, and each with
+    ", test" of the one that they were evaluated on afterwards. Runs that have not ended are left out. ValueError
+    names a file without `ap`, or says that there is no run.
     """
     scores: dict[tuple[str, str], dict[int | None, float]] = {}
     for run in sorted(Path(folder).glob("*/*")):
-        file = run / ("figures.json" if run.name == "zero_shot" else "summary.json")
-        if (named := _setting(run.name)) is None or not file.is_file() or not file.stat().st_size:
+        if (named := _setting(run.name)) is None:
             continue
-        found = json.loads(file.read_text())
-        ap = found.get("eval", found).get("ap")
-        if not isinstance(ap, int | float) or ap < 0:
-            raise ValueError(f"{file}: no ap in it, but {ap!r}; was the set evaluated by its boxes?")
         setting, seed = named
-        scores.setdefault((run.parent.name, setting), {})[seed] = ap
+        ended = "figures.json" if run.name == "zero_shot" else "summary.json"
+        for column, file in ((setting, run / ended), (f"{setting}, test", run / "test.json")):
+            if file.is_file() and file.stat().st_size and (run / ended).is_file():
+                scores.setdefault((run.parent.name, column), {})[seed] = _ap(file)
     if not scores:
         raise ValueError(f"{folder}: no finished run in SET/zero_shot, SET/full_MODE or SET/K_shot_MODE_SEED")
     return scores
+
+
+def drawn_subsets(folder: str | Path) -> list[str]:
+    """SET/K_SEED of the few-shot subsets that launch/odinw.sh drew itself, having no published ones."""
+    return sorted(
+        f"{info.parents[2].name}/{info.parent.name}" for info in Path(folder).glob("*/shards/*/dataset.json")
+    )
 
 
 def settings_of(scores: Scores) -> list[str]:
@@ -71,7 +77,7 @@ def settings_of(scores: Scores) -> list[str]:
 
     def order(setting: str) -> tuple[int, str]:
         shots = re.match(r"(\d+)-shot", setting)
-        return (int(shots[1]) if shots else 0 if setting == "zero-shot" else 10**9), setting
+        return (int(shots[1]) if shots else 0 if setting.startswith("zero-shot") else 10**9), setting
 
     return sorted({setting for _, setting in scores}, key=order)
 
@@ -113,6 +119,14 @@ def table(scores: Scores, sets: Sequence[str], allow_missing: bool = False) -> t
         shown = (cells[setting].get(name) for setting in settings)
         lines.append(_row(name, [_text(cell, len(sets) if name == "mean" else 1) for cell in shown]))
     return "\n".join(lines), cells
+
+
+def _ap(file: Path) -> float:
+    found = json.loads(file.read_text())
+    ap = found.get("eval", found).get("ap")
+    if not isinstance(ap, int | float) or ap < 0:
+        raise ValueError(f"{file}: no ap in it, but {ap!r}; was the set evaluated by its boxes?")
+    return ap
 
 
 def _setting(run: str) -> tuple[str, int | None] | None:

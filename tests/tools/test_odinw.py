@@ -28,6 +28,7 @@ def runs(tmp_path: Path) -> Path:
         write(f"{name}/shards/1_3/dataset.json", {})
         for seed, ap in zip((3, 30, 300), few, strict=True):
             write(f"{name}/1_shot_frozen_towers_{seed}/summary.json", {"eval": {"ap": ap}})
+        write(f"{name}/full_full/test.json", {"step": 9, "ap": full - 0.1})
     (tmp_path / "b/1_shot_frozen_towers_300/summary.json").unlink()
     return tmp_path
 
@@ -42,7 +43,8 @@ def test_suites_are_the_releases_lists(shared: Path) -> None:
 
 def test_means_and_spreads_by_hand(runs: Path) -> None:
     scores = read_runs(runs)
-    assert settings_of(scores) == ["zero-shot", "1-shot frozen_towers", "full full"]
+    assert settings_of(scores) == ["zero-shot", "1-shot frozen_towers", "full full", "full full, test"]
+    assert mean_cell(scores, ["a", "b"], "full full, test") == Cell(pytest.approx(0.6), None, 1, 2)
     assert mean_cell(scores, ["a", "b"], "zero-shot") == Cell(pytest.approx(0.3), None, 1, 2)
     assert set_cell(scores, "a", "1-shot frozen_towers") == Cell(pytest.approx(0.4), pytest.approx(0.1), 3)
     with pytest.raises(ValueError, match=r"1-shot frozen_towers: 1 of 2 sets have no figure for every seed \(b\)"):
@@ -66,6 +68,7 @@ def test_the_table_names_every_fault_at_once(runs: Path) -> None:
         "zero-shot: 1 of 3",
         "1-shot frozen_towers: 2 of 3",
         "full full: 1 of 3",
+        "full full, test: 1 of 3",
     ]
 
 
@@ -80,11 +83,13 @@ def test_the_command(runs: Path) -> None:
     partly = run("--allow-missing", "--json", str(runs / "out.json"))
     assert partly.returncode == 0, partly.stderr
     *lines, summary = partly.stdout.splitlines()
-    assert lines[0] == "| set | zero-shot | 1-shot frozen_towers | full full |"
+    assert lines[0] == "| set | zero-shot | 1-shot frozen_towers | full full | full full, test |"
     assert lines[2:] == [
-        "| a | 20.0 | 40.0 ± 10.0 | 60.0 |",
-        "| b | 40.0 | 45.0 ± 7.1 | 80.0 |",
-        "| mean | 30.0 | 40.0 ± 10.0 (1 of 2 sets) | 70.0 |",
+        "| a | 20.0 | 40.0 ± 10.0 | 60.0 | 50.0 |",
+        "| b | 40.0 | 45.0 ± 7.1 | 80.0 | 70.0 |",
+        "| mean | 30.0 | 40.0 ± 10.0 (1 of 2 sets) | 70.0 | 60.0 |",
+        "",
+        "few-shot subsets drawn by tools/few_shot.py, not the published ones: a/1_3, b/1_3",
     ]
     assert json.loads(summary)["zero-shot"]["mean"]["mean"] == pytest.approx(0.3)
     assert json.loads((runs / "out.json").read_text()) == json.loads(summary)

@@ -113,7 +113,7 @@ def _tsv_classes(raw: Path, labels: Path) -> list[dict[str, Any]]:
     listed = raw / "object365_vgoiv6_class2ind.json"
     if listed.exists():
         unique = {_words(name): (number, name) for name, number in reversed(load(listed).items())}
-        return [_category(*entry) for entry in reversed(unique.values())]  # of two spellings the first one's id
+        return [_category(*entry) for entry in sorted(unique.values())]  # of two spellings the first one's id
     names = {_words(entry["class"]): entry["class"] for _, entries in _rows(labels) for entry in entries}
     return [_category(number, names[words]) for number, words in enumerate(sorted(names), 1)]
 
