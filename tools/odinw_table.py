@@ -3,10 +3,10 @@
     python tools/odinw_table.py RUNS [--suite {13,35}] [--allow-missing] [--json OUT]
 
 RUNS: what launch/odinw.sh fills, RUNS/SET/{zero_shot,full_MODE,K_shot_MODE_SEED}. A column is of the set that the
-weights were chosen by, or of the test set. Few-shot subsets that are not the published ones are named. The mean is over the sets in it,
-with --suite over those of ODinW, whose folders must have the names that tools/make_shards.py gives them. Where a set
-lacks a figure there is no mean: exit status 1, and its name, unless --allow-missing. The last line of stdout is a
-JSON summary.
+weights were chosen by, or of the test set. The mean is over the sets in it, with --suite over those of ODinW, whose
+folders must have the names that tools/make_shards.py gives them. Where a set lacks a figure there is no mean: exit
+status 1, and its name, unless --allow-missing. Few-shot subsets that are not the published ones are named below. The
+last line of stdout is a JSON summary.
 """
 
 import argparse
@@ -37,13 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary = json.dumps({s: {name: asdict(cell) for name, cell in column.items()} for s, column in cells.items()})
     if arguments.json:
         arguments.json.write_text(summary + "\n")
-    drawn = drawn_subsets(arguments.runs)
-    note = (
-        f"\nfew-shot subsets drawn by tools/few_shot.py, not the published ones: {', '.join(drawn)}\n"
-        if drawn
-        else ""
-    )
-    print(f"{text}\n{note}{summary}")
+    print(text)
+    if drawn := drawn_subsets(arguments.runs):
+        print(f"\nfew-shot subsets drawn by tools/few_shot.py, not the published ones: {', '.join(drawn)}")
+    print(summary)
     return 0
 
 
