@@ -47,18 +47,15 @@ class Cell:
 def read_runs(folder: str | Path) -> dict[tuple[str, str], dict[int | None, float]]:
     """The scores of FOLDER/SET/{zero_shot,full_MODE,K_shot_MODE_SEED}, as launch/odinw.sh leaves them.
 
-    Settings are "zero-shot", "K-shot MODE", "full MODE", of the set that the weights were chosen by, and each with
-    ", test" of the one that they were evaluated on afterwards. Runs that have not ended are left out. ValueError
-    names a file without `ap`, or says that there is no run.
+    Settings are "zero-shot", "K-shot MODE", "full MODE", of the set that chose the weights, and each with ", test".
+    Runs that have not ended are left out. ValueError names a file without `ap`, or says that there is no run.
     """
     scores: dict[tuple[str, str], dict[int | None, float]] = {}
     for run in sorted(Path(folder).glob("*/*")):
-        if (named := _setting(run.name)) is None:
-            continue
-        setting, seed = named
+        setting, seed = _setting(run.name) or ("", None)
         ended = "figures.json" if run.name == "zero_shot" else "summary.json"
         for column, file in ((setting, run / ended), (f"{setting}, test", run / "test.json")):
-            if file.is_file() and file.stat().st_size and (run / ended).is_file():
+            if setting and (run / ended).is_file() and file.is_file() and file.stat().st_size:
                 scores.setdefault((run.parent.name, column), {})[seed] = _ap(file)
     if not scores:
         raise ValueError(f"{folder}: no finished run in SET/zero_shot, SET/full_MODE or SET/K_shot_MODE_SEED")
@@ -122,8 +119,7 @@ def table(scores: Scores, sets: Sequence[str], allow_missing: bool = False) -> t
 
 
 def _ap(file: Path) -> float:
-    found = json.loads(file.read_text())
-    ap = found.get("eval", found).get("ap")
+    ap = (found := json.loads(file.read_text())).get("eval", found).get("ap")
     if not isinstance(ap, int | float) or ap < 0:
         raise ValueError(f"{file}: no ap in it, but {ap!r}; was the set evaluated by its boxes?")
     return ap

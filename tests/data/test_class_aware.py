@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import pytest
 import torch
 from shard_sets import jpeg
 
+from fiber.config.base import DataConfig, SourceConfig, TrainConfig
+from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
 from fiber.data.shards import ShardSet
 from fiber.data.writer import write_dataset
-from fiber.errors import ShardError
+from fiber.errors import ConfigError, ShardError
 
 RARE, COMMON, UNUSED, CROWDED = 4, 9, 11, 12
 NAMES = {RARE: "unicorn", COMMON: "person", UNUSED: "nothing", CROWDED: "crowd"}
@@ -51,9 +54,7 @@ UNICORNS = {3, 17, 31}
 
 def test_classes_take_turns_and_so_do_their_images(boxes: ShardSet) -> None:
     drawn = [stream(boxes).item(p) for p in range(2 * 29 * 3)]
-    turns = list(itertools.batched(drawn, 2)) if hasattr(itertools, "batched") else [
-        drawn[i : i + 2] for i in range(0, len(drawn), 2)
-    ]  # fmt: skip
+    turns = [drawn[i : i + 2] for i in range(0, len(drawn), 2)]
     visits: dict[str, list[int]] = defaultdict(list)
     for turn in turns:  # each has one of both classes; the image with both may stand for either
         samples = [item.sample for item in turn]
@@ -116,3 +117,17 @@ def test_a_set_without_classes_is_refused(boxes: ShardSet) -> None:
     empty.facts = type(boxes.facts)(str(boxes.path))
     with pytest.raises(ShardError, match="no boxes with classes to sample by"):
         stream(empty)
+
+
+def test_the_key_needs_boxes_and_weights() -> None:
+    """As a run's configuration says it; without them nothing could be drawn by classes."""
+    cases = (({"weight": 1.0, "field": "boxes"}, True), ({"weight": 1.0}, False), ({"field": "boxes"}, False))
+    for fields, right in cases:
+        source = SourceConfig(path="pipe:cat", sampling="class_aware", **fields)
+        config = Stage2Config(output="x", tokenizer="x", data=DataConfig(train=(source,)))
+        config = replace(config, train=TrainConfig(global_batch=64))
+        if right:
+            validate_stage2(config, 1)
+            continue
+        with pytest.raises(ConfigError, match=r"data.train.0.sampling: class_aware needs field boxes and a weight"):
+            validate_stage2(config, 1)

@@ -144,11 +144,9 @@ class _ClassWalk:
                 boxes = source.shards.record(sample)["boxes"]
             except SampleFault:
                 continue  # no position has it
-            for label in sorted(
-                {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
-            ):
-                labels.append(label)
-                samples.append(sample)
+            present = {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
+            labels.extend(sorted(present))
+            samples.extend([sample] * len(present))
         if not samples:
             raise ShardError(f"{source.shards.path}: no boxes with classes to sample by (sampling: class_aware)")
         self.samples = np.array(samples)[np.argsort(labels, kind="stable")]
@@ -161,8 +159,8 @@ class _ClassWalk:
         """As `_Walk.item`; the epoch only counts on."""
         classes = len(self.counts)
         turn, place = divmod(epoch * self.length + offset + attempt * self.stride, classes)
-        drawn = (self.seed, CLASSES, self.number, turn)
-        label = int(_remember(self._rounds, turn, lambda: _generator(*drawn).permutation(classes))[place])
+        drawn = _generator(self.seed, CLASSES, self.number, turn)
+        label = int(_remember(self._rounds, turn, lambda: drawn.permutation(classes))[place])
         count = int(self.counts[label])
         again, visit = divmod(turn, count)
         draw = _generator(self.seed, CLASS_IMAGES, self.number, label, again)

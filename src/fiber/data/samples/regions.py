@@ -9,8 +9,10 @@ Shape letters: B images, (H,W) padded size, (h,w) an image's own, L text length,
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -89,37 +91,24 @@ def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------- training samples
 
 
+@dataclass
 class RegionSample:
-    """make_sample of stage 2, see `__call__`. short_sides: one is drawn for each sample; max_side caps the other side
-    (px). flip: probability of mirroring an image whose caption has no left or right.
+    """make_sample of stage 2, see `__call__`. absent_phrases: so many are put behind a grounding caption.
+    other_caption: probability of another image's caption, of which this one shows nothing, in place of its own."""
 
-    classes: what the caption of an image with labels names: "sampled", the classes in it and absent ones drawn at
-    random, in random order; "all", every class of the set in order, as evaluation asks for them, or, with `shuffle`,
-    in random order. most_negatives: of all absent classes as many as fit, `max_negatives` at most.
-
-    absent_phrases: so many phrases that the image does not show are put behind its caption. other_caption:
-    probability of a caption of another image, of which this one shows nothing, in place of its own."""
-
-    def __init__(
-        self,
-        builder: PromptBuilder,
-        *,
-        short_sides: Sequence[int],
-        max_side: int,
-        flip: float = 0.5,
-        classes: Literal["sampled", "all"] = "sampled",
-        shuffle: bool = False,
-        max_negatives: int = MAX_NEGATIVES,
-        most_negatives: bool = False,
-        absent_phrases: int = 0,
-        other_caption: float = 0.0,
-    ) -> None:
-        self.builder, self.short_sides, self.max_side = builder, tuple(short_sides), max_side
-        self.flip, self.classes, self.shuffle = flip, classes, shuffle
-        self.max_negatives, self.most_negatives = max_negatives, most_negatives
-        self.absent_phrases, self.other_caption = absent_phrases, other_caption
-        self._whole: dict[str, Prompt] = {}  # prompts of all classes, by set
-        self._banks: dict[str, PhraseBank] = {}  # phrases of captions, by set
+    builder: PromptBuilder
+    short_sides: Sequence[int]  # px; one is drawn for each sample
+    max_side: int  # px, of the other side
+    flip: float = 0.5  # probability of mirroring an image whose caption has no left or right
+    # In the caption of an image with labels: its classes and absent ones, drawn, in random order; or all of the set.
+    classes: Literal["sampled", "all"] = "sampled"
+    shuffle: bool = False  # all classes in a new order each time, not in the set's, as evaluation asks for them
+    max_negatives: int = MAX_NEGATIVES
+    most_negatives: bool = False  # always as many absent classes as fit, `max_negatives` at most
+    absent_phrases: int = 0
+    other_caption: float = 0.0
+    _whole: dict[str, Prompt] = dataclasses.field(default_factory=dict)  # prompts of all classes, by set
+    _banks: dict[str, PhraseBank] = dataclasses.field(default_factory=dict)  # phrases of captions, by set
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """image uint8 (3,h,w); prompt; boxes (n,4) float32 xyxy px of that image, clipped to it; box_tokens (n,L)
@@ -127,7 +116,7 @@ class RegionSample:
 
         A box that several phrases of a caption name has the tokens of them all. Raises SampleFault.
         """
-        side, mirror = self.short_sides[rng.integers(len(self.short_sides))], rng.random() < self.flip
+        side, mirror = self.short_sides[int(rng.integers(len(self.short_sides)))], rng.random() < self.flip
         record = sample.record
         if field == "boxes":
             prompt, tokens, reasons = self._labels(record, sample.facts, rng)
@@ -206,9 +195,8 @@ class RegionSample:
             else:
                 listed = None if self.most_negatives else record.get("negative_categories")
                 negatives = None if listed is None else [facts.index[c] for c in listed if c in facts.index]
-                prompt, left_out = self.builder.detection(
-                    facts.names, labels.values(), rng, negatives, self.max_negatives, self.most_negatives
-                )
+                limits = self.max_negatives, self.most_negatives
+                prompt, left_out = self.builder.detection(facts.names, labels.values(), rng, negatives, *limits)
         except ValueError as error:
             raise SampleFault("empty_prompt", str(error)) from None
         rows = dict(zip(prompt.classes, prompt.token_map, strict=True))
