@@ -131,3 +131,16 @@ def test_the_key_needs_boxes_and_weights() -> None:
             continue
         with pytest.raises(ConfigError, match=r"data.train.0.sampling: class_aware needs field boxes and a weight"):
             validate_stage2(config, 1)
+
+    source = SourceConfig(path="pipe:cat", sampling="with_boxes", field="captions")
+    config = Stage2Config(output="x", tokenizer="x", data=DataConfig(train=(source,)))
+    with pytest.raises(ConfigError, match="with_boxes needs field boxes, not captions"):
+        validate_stage2(config, 1)
+
+
+def test_images_without_boxes_are_left_out(boxes: ShardSet) -> None:
+    """The release's detection sets leave them out in training; an epoch walks all others, crowds included."""
+    source = Source(boxes, "boxes", sampling="with_boxes")
+    walk = MixedStream([source], seed=3, global_batch=1)
+    assert sorted(walk.item(p).sample for p in range(walk.epoch_length)) == sorted(set(range(33)) - {30, 32})
+    assert MixedStream([replace(source, sampling="each")], seed=3, global_batch=1).epoch_length == 33

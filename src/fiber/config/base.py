@@ -92,7 +92,7 @@ class SourceConfig(EvalSourceConfig):
     """A shard set, which of its annotations are samples, and its share of the mix."""
 
     weight: Annotated[float, Field(gt=0, le=1e6)] | None = None  # null everywhere: each annotation once per epoch
-    sampling: Literal["each", "class_aware"] = "each"  # class_aware: all classes equally often (boxes, with a weight)
+    sampling: Literal["each", "with_boxes", "class_aware"] = "each"  # or all classes equally often (needs a weight)
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -31,8 +31,12 @@ def validate_training(config: Any, world: int | None) -> None:
     require(all(weighted) or not any(weighted), "data.train: give a weight to every source or to none")
     for i, source in enumerate(config.data.train):
         require(
-            source.sampling == "each" or (source.field == "boxes" and source.weight is not None),
+            source.sampling != "class_aware" or (source.field == "boxes" and source.weight is not None),
             f"data.train.{i}.sampling: class_aware needs field boxes and a weight (for every source)",
+        )
+        require(
+            source.sampling != "with_boxes" or source.field == "boxes",
+            f"data.train.{i}.sampling: with_boxes needs field boxes, not {source.field}",
         )
     training: Sequence[EvalSourceConfig] = () if world is None else config.data.train
     for section, sources in (("data.train", training), ("eval.data", config.eval.data)):

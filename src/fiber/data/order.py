@@ -31,7 +31,7 @@ from fiber.data.shards import OPEN_FILES, ShardSet
 from fiber.errors import SampleFault, ShardError
 
 Per = Literal["annotation", "image"]
-Sampling = Literal["each", "class_aware"]
+Sampling = Literal["each", "with_boxes", "class_aware"]
 
 MIX_BLOCK = 4096  # positions over which the mixing weights hold exactly (to one part in so many)
 
@@ -53,8 +53,9 @@ class Source:
     """A data set in the mix.
 
     field: one of records.FIELDS. per: "annotation" walks every annotation once per epoch, "image" every image
-    that has one, with one of its annotations at random. weight: share of the mix; all or none have one. sampling:
-    with a weight and field "boxes" it may be "class_aware" (see `_ClassWalk`).
+    that has one, with one of its annotations at random. weight: share of the mix; all or none have one. sampling,
+    of field "boxes": "with_boxes" leaves out images without a box of more than one pixel a side, crowds included, as
+    the release's detection sets do in training; with a weight, "class_aware" (see `_ClassWalk`).
     """
 
     shards: ShardSet
@@ -62,6 +63,18 @@ class Source:
     weight: float | None = None
     per: Per = "annotation"
     sampling: Sampling = "each"
+
+    def __post_init__(self) -> None:
+        self.counts = self.shards.counts(self.field)  # annotations to walk of each sample
+        if self.sampling == "with_boxes":
+            self.counts = self.counts * [self._has_box(sample) for sample in range(len(self.counts))]
+
+    def _has_box(self, sample: int) -> bool:
+        try:
+            boxes = [box["box"] for box in self.shards.record(sample).get("boxes", ())]
+            return any(x1 - x0 > 1 and y1 - y0 > 1 for x0, y0, x1, y1 in boxes)
+        except (SampleFault, KeyError, TypeError, ValueError):
+            return True  # damaged: training counts it when it meets it
 
 
 def _generator(*seed: int) -> np.random.Generator:
@@ -84,7 +97,7 @@ class _Walk:
         self.units: list[tuple[int, int]] = []  # (source, shard)
         sizes: list[int] = []
         for number, source in sources:
-            counts = source.shards.counts(source.field)
+            counts = source.counts
             # Shard by shard: nothing as long as the set is made on every rank.
             for shard, (first, last) in enumerate(itertools.pairwise(source.shards.starts.tolist())):
                 part = counts[first:last]
@@ -108,7 +121,7 @@ class _Walk:
         number, sample, annotation = items[offset - starts[window]].tolist()
         source = self.sources[number]
         if source.per == "image":
-            count = int(source.shards.counts(source.field)[sample])
+            count = int(source.counts[sample])
             annotation = int(_generator(self.seed, CHOICE, number, epoch, offset).integers(count))
         return Item(number, sample, annotation)
 
@@ -126,7 +139,7 @@ class _Walk:
     def _unit(self, number: int, shard: int) -> np.ndarray:
         source = self.sources[number]
         first, last = source.shards.starts[shard : shard + 2]
-        return _rows(source.shards.counts(source.field)[first:last], source.per, number, int(first))
+        return _rows(source.counts[first:last], source.per, number, int(first))
 
 
 class _ClassWalk:
@@ -139,7 +152,7 @@ class _ClassWalk:
     def __init__(self, number: int, source: Source, seed: int, stride: int):
         self.number, self.seed, self.stride = number, seed, stride
         index, labels, samples = source.shards.facts.index, array("i"), array("i")
-        for sample in np.flatnonzero(source.shards.counts(source.field)).tolist():
+        for sample in np.flatnonzero(source.counts).tolist():
             try:
                 boxes = source.shards.record(sample)["boxes"]
             except SampleFault:
@@ -186,7 +199,7 @@ class MixedStream:
         if not 0 < window_shards <= OPEN_FILES // 2:
             raise ShardError(f"window_shards {window_shards}: give 1 to {OPEN_FILES // 2}")
         for source in sources:
-            if not source.shards.count(source.field):
+            if not source.counts.any():
                 raise ShardError(f"{source.shards.path} has no {source.field}")
         numbered = list(enumerate(sources))
         groups = [[pair] for pair in numbered] if self.weighted else [numbered]
