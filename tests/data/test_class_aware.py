@@ -133,7 +133,7 @@ def test_the_key_needs_boxes_and_weights() -> None:
             validate_stage2(config, 1)
 
     source = SourceConfig(path="pipe:cat", sampling="with_boxes", field="captions")
-    config = Stage2Config(output="x", tokenizer="x", data=DataConfig(train=(source,)))
+    config = replace(config, data=DataConfig(train=(source,)))
     with pytest.raises(ConfigError, match="with_boxes needs field boxes, not captions"):
         validate_stage2(config, 1)
 
