@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, without_secrets
 
 T = TypeVar("T")
 
@@ -290,10 +290,11 @@ def _plain(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The text that `save_config` writes."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """The text that `save_config` writes; URLs without their secrets, since runs are passed on."""
+    return without_secrets(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Write the resolved configuration; `load_config` of the file gives an equal object."""
+    """Write the resolved configuration; `load_config` of the file gives an equal object but for secrets of
+    URLs."""
     Path(path).write_text(to_yaml(config))

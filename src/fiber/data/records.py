@@ -70,6 +70,23 @@ class SetFacts:
         return cls(path, tuple(category["name"] for category in ordered), index)
 
 
+def check_categories(categories: Sequence[Any]) -> None:
+    """Raises ValueError unless each is {"id", "name"}, ids differ and are all numbers or all texts, and no name is
+    blank."""
+    for category in categories:
+        if not isinstance(category, Mapping) or not {"id", "name"} <= category.keys():
+            raise ValueError(f"category {category!r:.200} must have an id and a name")
+        if not isinstance(category["id"], (int, str)) or not isinstance(category["name"], str):
+            raise ValueError(f"category {category!r:.200}: an id is a whole number (or a text), a name a text")
+        if not category["name"].strip():
+            raise ValueError(f"the name of category {category['id']!r} is blank: give it one")
+    ids = [category["id"] for category in categories]
+    if len({type(i) for i in ids}) > 1:
+        raise ValueError(f"category ids are texts and numbers: {ids[:5]}; write all in one way")
+    if len(set(ids)) < len(ids):
+        raise ValueError(f"category ids repeat: {sorted({i for i in ids if ids.count(i) > 1})[:5]}")
+
+
 @dataclass
 class Sample:
     """What a shard holds under one key.
@@ -208,6 +225,15 @@ def validate_record(record: Record, categories: set[int] | None = None) -> None:
     Raises RecordError(reason, message naming field and index): "missing_field", "bad_size", "bad_box",
     "bad_category", "bad_span", "bad_index", "bad_label", "bad_score", "empty_text".
     """
+    try:
+        _check_record(record, categories)
+    except RecordError:
+        raise
+    except Exception as error:  # a list where an object should be, and the like, anywhere in it
+        raise RecordError("bad_field", f"not of the schema: {type(error).__name__}: {error}") from None
+
+
+def _check_record(record: Record, categories: set[int] | None) -> None:
     for key in ("image_id", "source"):
         value = record.get(key)
         _check(
