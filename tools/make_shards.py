@@ -19,8 +19,9 @@ from types import ModuleType
 
 import fiber.data.convert
 from fiber.data.convert.engine import ConversionOptions, convert
-from fiber.data.convert.items import ConversionError, Request
+from fiber.data.convert.items import ConversionError, RawDataset, Request
 from fiber.data.convert.packing import Packing
+from fiber.data.convert.verdict import sentence
 from fiber.data.records import RecordError
 from fiber.errors import ShardError
 
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConversionError(
                 f"{options.dataset} has no split {options.split!r}; one of {', '.join(module.SPLITS)}"
             )
-        source = module.read(request)
+        source = _read(module, request, options.dataset)
         summary = convert(source, job)
     except (ConversionError, RecordError, ShardError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -120,11 +121,26 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _read(module: ModuleType, request: Request, dataset: str) -> RawDataset:
+    try:
+        return module.read(request)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        if isinstance(error, ShardError):
+            raise
+        place, what = request.annotations or request.raw, f"{type(error).__name__}: {error}"
+        raise ConversionError(f"{place}: not in the format of {dataset} ({what:.200})") from error
+
+
 def _report(summary: dict, notes: list[str]) -> None:
     print(f"{summary['name']} {summary['split']}: {summary['samples']:,} samples of {summary['items']:,} items in "
           f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB -> {summary['out']}")  # fmt: skip
     for field, count in summary["annotations"].items():
-        print(f"  {count:>10,} {field}")
+        if field != "boxes" or "boxes" not in summary:
+            print(f"  {count:>10,} {field}")
+    if "boxes" in summary:
+        print(f"  {sentence(summary['boxes'])}")
+    for warning in summary.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
     for title, reasons in (("left out", summary["dropped"]), ("kept but noted", summary["noted"])):
         for reason, found in reasons.items():
             print(f"  {found['count']:>10,} {title}: {reason}, e.g. {found['examples'][0]}")

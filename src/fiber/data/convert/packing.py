@@ -9,7 +9,16 @@ from typing import Any
 from fiber.data.convert.items import Drop, RawItem, UnusableItem
 from fiber.data.records import FIELDS, Record, RecordError, Sample, clean_text, validate_record
 from fiber.errors import SampleFault
-from fiber.images.codec import MAX_PIXELS, STORED, check_decodes, kind_of, shrink, upright_size
+from fiber.images.codec import (
+    MAX_PIXELS,
+    STORED,
+    check_decodes,
+    described,
+    kind_of,
+    orientation,
+    shrink,
+    upright_size,
+)
 
 _SLACK = 1.0  # pixels per box may leave the image by, as in the schema: rounding of annotators, not an error
 
@@ -31,10 +40,13 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
     try:
         images, sizes, originals = [], [], []
         for image in item.images:
-            kind, data, original = _load(image.read(), packing)
+            kind, data, original = _load(image.read(), packing, image_id, drops)
             images.append((kind, data))
             originals.append(original)
             sizes.append(upright_size(data))
+        if (turn := orientation(images[0][1])) != 1 and "boxes" in item.record:
+            note = f"EXIF orientation {turn}: boxes must be of the image as it is displayed"
+            drops.append(Drop("image with an EXIF turn", image_id, note, kept=True))
         record = _fit(item, originals[0], sizes[0], drops)
         if not record.get("boxes") and categories is None:
             record.pop("boxes", None)  # only a detection set says "looked at, nothing found"
@@ -48,23 +60,25 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
     return Sample(key, images, record), drops
 
 
-def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
-    """(kind, bytes to store, size before shrinking). Raises UnusableItem."""
+def _load(data: bytes, packing: Packing, image_id: str, drops: list[Drop]) -> tuple[str, bytes, tuple[int, int]]:
+    """(kind, bytes to store, size before shrinking); an end mark that was added is noted. Raises UnusableItem."""
     kind = kind_of(data)
     if kind is None:
-        html = data[:512].lstrip()[:1] == b"<"
-        what = "an HTML or XML page" if html else f"first bytes {data[:8]!r}"
-        raise UnusableItem("not an image", what) if data else UnusableItem("empty file", "0 bytes")
+        raise UnusableItem("not an image" if data else "empty file", described(data))
     if kind not in STORED and not packing.reencode:
         raise UnusableItem("unsupported format", f"{kind}; --reencode stores it as JPEG")
     try:
         size = upright_size(data)
         if size[0] * size[1] > MAX_PIXELS:
-            raise UnusableItem("image too large", f"{size[0]} x {size[1]} pixels")
+            limit = f"more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
+            raise UnusableItem("image too large", f"{size[0]} x {size[1]} pixels, {limit}")
+        if packing.decode_check:
+            sound = check_decodes(data)
+            if sound != data:
+                drops.append(Drop("end mark added", image_id, "the JPEG lacked its last two bytes", kept=True))
+            data = sound
         if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
             return "jpg", shrink(data, packing.max_side, packing.quality), size
-        if packing.decode_check:
-            check_decodes(data)
     except SampleFault as fault:
         raise UnusableItem("broken image", str(fault)) from None
     return kind, data, size
@@ -78,7 +92,9 @@ def _fit(item: RawItem, original: tuple[int, int], stored: tuple[int, int], drop
     if "boxes" in record:
         annotated = item.size or original
         if not _same_shape(annotated, original):
-            raise UnusableItem("size mismatch", f"annotated as {annotated}, the image is {original}")
+            turned = _same_shape(annotated, original[::-1])
+            hint = "; annotated lying on its side: is its EXIF orientation from before or after?" if turned else ""
+            raise UnusableItem("size mismatch", f"annotated as {annotated}, the image is {original}{hint}")
         scale = (stored[0] / annotated[0], stored[1] / annotated[1])
         kept = _fit_boxes(record["boxes"], scale, stored, image_id, drops)
         record["boxes"] = [box for box in kept if box is not None]

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from fiber.data.convert.items import ConversionError, Drop, Made, RawItem, UnusableItem
 from fiber.data.convert.packing import Packing, pack
+from fiber.data.convert.verdict import Contents
 from fiber.data.writer import ShardWriter
 
 PARTIAL = ".partial"
@@ -133,6 +134,7 @@ def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
     shutil.rmtree(aside, ignore_errors=True)
     unavailable = _repeated(items) if piece.placeholders else set()
     drops: list[Drop] = []
+    contents = Contents()
     # One tar per piece: the length was chosen for that, so neither limit of the writer may cut it.
     with ShardWriter(aside, piece.name, max_samples=len(items) + 1, max_bytes=1 << 62) as writer:
         for offset, item in enumerate(items):
@@ -152,7 +154,14 @@ def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
             drops += dropped
             if sample is not None:
                 writer.add(sample)
-    write_json(aside / "drops.json", {"items": len(items), "drops": [list(vars(drop).values()) for drop in drops]})
+                contents.add(sample.record)
+    report = {
+        "items": len(items),
+        "drops": [list(vars(drop).values()) for drop in drops],
+        "counts": contents.counts,
+        "per_class": contents.per_class,
+    }
+    write_json(aside / "drops.json", report)
     if final.exists():  # an earlier worker whose parent was killed finished it after all: same bytes
         shutil.rmtree(aside)
     else:
