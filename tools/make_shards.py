@@ -88,6 +88,7 @@ def _writing_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-side", type=int, help="shrink larger images to this long side (boxes follow)")
     sub.add_argument("--reencode", action="store_true", help="store every image as an RGB JPEG")
     sub.add_argument("--quality", type=int, default=92, help="of JPEGs written by --max-side and --reencode")
+    sub.add_argument("--stored-boxes", action="store_true", help="boxes do not know of EXIF blocks that turn images")
     sub.add_argument("--no-decode-check", dest="decode_check", action="store_false", help="trust headers")
     sub.add_argument("--against", type=Path, nargs="+", default=[], metavar="EVAL", help="evaluation sets (shard "
                      "folders, or text files with an image id per line): report images they share")  # fmt: skip
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     given = vars(options)
     request = Request(**{key: given[key] for key in Request.__dataclass_fields__ if key in given})
-    packing = Packing(options.decode_check, options.max_side, options.reencode, options.quality)
+    packing = Packing(options.decode_check, options.max_side, options.reencode, options.quality, options.stored_boxes)
     job = ConversionOptions(
         options.out, packing, options.shard_samples, options.shard_mb, options.limit, tuple(options.against),
         options.drop_leaks, workers=options.workers, overwrite=options.overwrite,

@@ -81,16 +81,16 @@ def convert(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
 
 def _guarded(source: RawDataset) -> Iterator[RawItem | Made | Drop]:
     """The items; an annotation file that is not what it should be becomes one clear error."""
-    number = 0
+    last = "the beginning"
     try:
         for item in source.items:
             yield item
-            number += 1
+            last = item.subject if isinstance(item, Drop) else item.image_id
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, RecursionError, OverflowError) as error:
         files = source.provenance.get("file") or ", ".join(source.provenance.get("files", ())) or source.name
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ConversionError(
-            f"{files}: what follows item {number} is not in the format of {source.name}: {what}"
+            f"{files}: what follows {last} is not in the format of {source.name}: {what}"
         ) from error
 
 

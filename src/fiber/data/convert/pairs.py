@@ -118,8 +118,8 @@ def _table(path: Path, separator: str) -> Iterator[Row | Drop]:
             text = next((header.index(column) for column in TEXTS if column in header), None)
             if name is None or text is None:
                 raise ConversionError(
-                    f"{path}: the header {header!r:.200} must have a column of images ({', '.join(NAMES)}) and one of "
-                    f"texts ({', '.join(TEXTS)})"
+                    f"{path}: the header {header!r:.200} must have a column of images ({', '.join(NAMES)}) and one "
+                    f"of texts ({', '.join(TEXTS)})"
                 )
             for row in rows:
                 if len(row) == len(header):

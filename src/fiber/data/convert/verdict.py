@@ -45,8 +45,10 @@ class Contents:
             return {}
         names = {str(category["id"]): category["name"] for category in categories}
         keys = ("images", "images_without", "boxes", "crowd", "under_a_pixel")
-        classes = {names.get(key, key): count for key, count in self.per_class.most_common()}
-        return {**{key: self.counts[key] for key in keys}, "per_class": classes}
+        classes: Counter[str] = Counter()
+        for key, count in self.per_class.items():
+            classes[names.get(key, key)] += count
+        return {**{key: self.counts[key] for key in keys}, "per_class": dict(classes.most_common())}
 
 
 def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]]) -> list[str]:
