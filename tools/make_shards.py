@@ -21,7 +21,7 @@ import fiber.data.convert
 from fiber.data.convert.engine import ConversionOptions, convert
 from fiber.data.convert.items import ConversionError, RawDataset, Request
 from fiber.data.convert.packing import Packing
-from fiber.data.convert.verdict import sentence
+from fiber.data.convert.verdict import report
 from fiber.data.records import RecordError
 from fiber.errors import ShardError
 
@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ConversionError, RecordError, ShardError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _report(summary, source.notes)
+    report(summary, source.notes)
     print(json.dumps(summary))
     return 0
 
@@ -130,23 +130,6 @@ def _read(module: ModuleType, request: Request, dataset: str) -> RawDataset:
             raise
         place, what = request.annotations or request.raw, f"{type(error).__name__}: {error}"
         raise ConversionError(f"{place}: not in the format of {dataset} ({what:.200})") from error
-
-
-def _report(summary: dict, notes: list[str]) -> None:
-    print(f"{summary['name']} {summary['split']}: {summary['samples']:,} samples of {summary['items']:,} items in "
-          f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB -> {summary['out']}")  # fmt: skip
-    for field, count in summary["annotations"].items():
-        if field != "boxes" or "boxes" not in summary:
-            print(f"  {count:>10,} {field}")
-    if "boxes" in summary:
-        print(f"  {sentence(summary['boxes'])}")
-    for warning in summary.get("warnings", ()):
-        print(f"warning: {warning}", file=sys.stderr)
-    for title, reasons in (("left out", summary["dropped"]), ("kept but noted", summary["noted"])):
-        for reason, found in reasons.items():
-            print(f"  {found['count']:>10,} {title}: {reason}, e.g. {found['examples'][0]}")
-    for note in notes:
-        print(f"  note: {note}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -88,3 +89,21 @@ def sentence(boxes: dict[str, Any]) -> str:
     crowd = f", {boxes['crowd']:,} of them crowd regions" if boxes["crowd"] else ""
     return (f"{boxes['boxes']:,} boxes in {boxes['images'] - boxes['images_without']:,} images{crowd}; "
             f"{boxes['images_without']:,} images without" + (f"; {most}" if most else ""))  # fmt: skip
+
+
+def report(summary: dict[str, Any], notes: list[str]) -> None:
+    """Prints a summary of `engine.convert`, warnings to stderr."""
+    print(f"{summary['name']} {summary['split']}: {summary['samples']:,} samples of {summary['items']:,} items in "
+          f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB -> {summary['out']}")  # fmt: skip
+    for field, count in summary["annotations"].items():
+        if field != "boxes" or "boxes" not in summary:
+            print(f"  {count:>10,} {field}")
+    if "boxes" in summary:
+        print(f"  {sentence(summary['boxes'])}")
+    for warning in summary.get("warnings", ()):
+        print(f"warning: {warning}", file=sys.stderr)
+    for title, reasons in (("left out", summary["dropped"]), ("kept but noted", summary["noted"])):
+        for reason, found in reasons.items():
+            print(f"  {found['count']:>10,} {title}: {reason}, e.g. {found['examples'][0]}")
+    for note in notes:
+        print(f"  note: {note}")
