@@ -61,7 +61,10 @@ def build_index(folder: str | Path) -> Index:
 def _index_of(paths: Iterable[Path], folder: Path) -> Index:
     builder = IndexBuilder()
     for path in paths:
-        builder.add_shard(path.name, *_scan(path))
+        try:
+            builder.add_shard(path.name, *_scan(path))
+        except OSError as error:
+            raise ShardError(f"{path} cannot be read: {error.strerror}") from None
         shard = builder.pieces[-1].shards[0]
         if "damage" in shard:
             log.warning("%s is damaged after %d samples: %s", path, shard["samples"], shard["damage"])
