@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -31,7 +32,7 @@ class Case:
     number: int
 
     def __str__(self) -> str:
-        return f"{self.reader} --seed {self.seed} --only {self.number}"
+        return f"python -m tests.fuzz --reader {self.reader} --seed {self.seed} --only {self.number}"
 
 
 @dataclass(frozen=True)
@@ -106,10 +107,8 @@ def _child(case: Case, inputs: Inputs, work: Path, said: Path) -> None:
     except BaseException:
         text = f"traceback\n{traceback.format_exc()}"
     finally:
-        try:
+        with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        except (ValueError, OSError):
-            pass
         said.write_text(text, errors="replace")
         sys.stdout = sys.stderr = None
         os._exit(0)
@@ -120,8 +119,8 @@ def _last_line(error: BaseException) -> str:
 
 
 def campaign(cases: int, seed: int, folder: Path, inputs: Inputs, only: str = "") -> dict[str, Counter[str]]:
-    """Runs cases in turn over the readers -> reader -> outcome -> number. Bad endings are printed with the command that
-    repeats them."""
+    """Runs cases in turn over the readers -> reader -> outcome -> number. Bad endings are printed with what repeats
+    them."""
     table: dict[str, Counter[str]] = {name: Counter() for name in READERS if only in name}
     names = list(table)
     for number in range(cases):

@@ -17,9 +17,10 @@ Rng = np.random.Generator
 
 # What stands in for a value of JSON: other types, limits, names that are paths or commands, and text of every kind.
 VALUES: tuple[Any, ...] = (
-    None, True, 0, -1, 1, 10**9, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "abc", "0", "1",
-    "../../../evil", "/tmp/evil", "a;touch pwned", "$(touch pwned)", "a/b", "a\\b", "\0", "\ud800", "é木🚗", "x" * 70_000,
-    [], [None], [[]], [1, 2], ["a"], {}, {"a": 1}, {"id": None}, "-1", "1e400", "!!python/object:os.system",
+    None, True, 0, -1, 1, 10**9, 2**63, 10**30, 0.5, -0.0, 1e308, float("nan"), float("inf"), "", " ", "abc", "0",
+    "1", "../../../evil", "/tmp/evil", "a;touch pwned", "$(touch pwned)", "a/b", "a\\b", "\0", "\ud800", "é木🚗",
+    "x" * 70_000, [], [None], [[]], [1, 2], ["a"], {}, {"a": 1}, {"id": None}, "-1", "1e400",
+    "!!python/object:os.system",
 )  # fmt: skip
 
 

@@ -15,8 +15,7 @@ import numpy as np
 from mutate import VALUES, Rng, damage, some_bytes
 from transformers import PreTrainedTokenizerFast
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path += [str(ROOT / place) for place in ("tools", "tests", "tests/data/convert")]
+sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests", "tests/data/convert")]
 import raw
 
 import fiber
@@ -40,6 +39,7 @@ from fiber.images.codec import check_decodes, decode
 from fiber.predict.sources import ImageError, open_image
 from fiber.tasks.pretrain import PretrainSample
 
+ROOT = Path(__file__).resolve().parents[2]
 OK, COUNTED, LINE, LOST = "ok", "counted", "one line", "silent loss"
 SAMPLES = 12
 
@@ -156,7 +156,10 @@ def evaluation(rng: Rng, inputs: Inputs, case: Path) -> str:
     sample = PretrainSample(inputs.tokenizer, 32, 12)
     seen = faults = 0
     for batch in eval_loader(shards, "captions", sample, collate, batch=4, max_fault_share=1.0):
-        seen, faults = seen + len(batch["keys"]), faults + sum(1 for fault in batch["faults"] if fault.key)
+        seen, faults = (
+            seen + len(batch["keys"]),
+            faults + sum(fault.reason != "damaged_shard" for fault in batch["faults"]),
+        )
     if seen + faults != shards.count("captions"):
         return LOST
     return COUNTED if faults else OK

@@ -177,7 +177,10 @@ def _check_boxes(record: Record, categories: set[int] | None) -> None:
         _check(x1 > x0 and y1 > y0, "bad_box", f"{where} = {box!r} has no area ([x0, y0, x1, y1])")
         inside = x0 >= -1 and y0 >= -1 and x1 <= width + 1 and y1 <= height + 1
         _check(inside, "bad_box", f"{where} = {box!r} leaves the {width}x{height} image")
-        known = "category" not in entry or categories is None or entry["category"] in categories
+        category = entry.get("category", 0)
+        known = isinstance(category, (int, str)) and (
+            "category" not in entry or categories is None or category in categories
+        )
         _check(known, "bad_category", f"{where} has the unknown category {entry.get('category')!r}")
     for field in ("negative_categories", "not_exhaustive_categories"):
         unknown = set(record.get(field, ())) - (categories if categories is not None else set(record.get(field, ())))

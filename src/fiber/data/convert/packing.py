@@ -60,6 +60,8 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
         validate_record(record, categories)
     except (UnusableItem, RecordError) as error:
         return None, [*drops, Drop(error.reason, image_id, getattr(error, "detail", str(error)))]
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:  # a text for a number, ...
+        return None, [*drops, Drop("entry malformed", image_id, f"{type(error).__name__}: {error}"[:300])]
     return Sample(key, images, record), drops
 
 

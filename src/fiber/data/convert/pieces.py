@@ -25,6 +25,7 @@ from tqdm import tqdm
 from fiber.data.convert.items import ConversionError, Drop, Made, RawItem, UnusableItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.convert.verdict import Contents
+from fiber.data.records import RecordError
 from fiber.data.writer import ShardWriter
 
 PARTIAL = ".partial"
@@ -152,9 +153,13 @@ def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
             sample, dropped = make_item(item, make_key(number * piece.length + offset, image_id), piece.packing,
                                     piece.categories)  # fmt: skip
             drops += dropped
-            if sample is not None:
+            if sample is None:
+                continue
+            try:
                 writer.add(sample)
                 contents.add(sample.record)
+            except RecordError as error:
+                drops.append(Drop(error.reason, image_id, str(error)))
     report = {
         "items": len(items),
         "drops": [list(vars(drop).values()) for drop in drops],
