@@ -165,7 +165,7 @@ def build_config(kind: type[T], tree: dict[str, Any]) -> T:
         return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(_one_line(kind, error)) from None
-    except TypeError as error:  # a key or value that JSON has no form for
+    except (TypeError, ValueError) as error:  # what JSON has no form for: an odd key, an alias of itself
         raise ConfigError(f"a value cannot be read: {error}") from None
 
 

@@ -141,18 +141,17 @@ class Index:
             return None
 
     def fits(self) -> bool:
-        """Whether arrays and shards fit each other, and sizes, counts and shapes are what they can be."""
+        """Whether the arrays have integers, and shapes that fit each other and the shards."""
         n, m = len(self.record), len(self.images)
         shapes = {"record": (n, 2), "first_image": (n + 1,), "images": (m, 2), "extension": (m,), "key_end": (n,),
                   "counts": (n, len(self.fields)), "keys": (len(self.keys),)}  # fmt: skip
-        numbers = [shard[key] for shard in self.shards for key in ("samples", "bytes")]
+        arrays = ((getattr(self, name), shape) for name, shape in shapes.items())
+        types = {"samples": int, "bytes": int, "sha256": str}
         return (
-            all(
-                getattr(self, k).shape == shape and getattr(self, k).dtype.kind in "iu" for k, shape in shapes.items()
-            )
-            and all(type(number) is int and number >= 0 for number in numbers)
-            and sum(numbers[::2]) == n
-            and all(type(shard["sha256"]) is str for shard in self.shards)
+            all(array.shape == shape and array.dtype.kind in "iu" for array, shape in arrays)
+            and all(type(shard[key]) is kind for shard in self.shards for key, kind in types.items())
+            and sum(shard["samples"] for shard in self.shards) == n
+            and all(min(shard["samples"], shard["bytes"]) >= 0 for shard in self.shards)
         )
 
 

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fiber.data.order import DRAWS, PURPOSES, SAMPLE, Item, MixedStream, Per, Source, _rows
-from fiber.data.records import BY_RULE, Sample, image_hash, validate_record
+from fiber.data.records import BY_RULE, Sample, broken, image_hash
 from fiber.data.shards import ShardSet
 from fiber.data.workers import OwnCopies, next_batch, start_worker
 from fiber.errors import DataFaultError, SampleFault, ShardError
@@ -81,16 +81,12 @@ class _Batch:
         try:
             made = self.make_sample(sample, source.field, item.annotation, self.draws.at(SAMPLE, position))
             row = (sample.key, position, image_hash(str(sample.record["image_id"])))
-        except SampleFault as fault:
+        except Exception as error:
+            fault = error if isinstance(error, SampleFault) else broken(sample.record)
+            if fault is None:
+                raise  # a bug: the record keeps to the schema
             self.faults.append(_fault(source, item, fault))
             return False
-        except Exception:
-            try:
-                validate_record(sample.record)  # a record that breaks the schema is a fault, anything else a bug
-            except SampleFault as fault:
-                self.faults.append(_fault(source, item, fault))
-                return False
-            raise
         self.samples.append(made)
         self.rows.append(row)
         return True

@@ -83,8 +83,8 @@ def check_categories(categories: Sequence[Any]) -> None:
     ids = [category["id"] for category in categories]
     if len({type(i) for i in ids}) > 1:
         raise ValueError(f"category ids are texts and numbers: {ids[:5]}; write all in one way")
-    if len(set(ids)) < len(ids):
-        raise ValueError(f"category ids repeat: {sorted({i for i in ids if ids.count(i) > 1})[:5]}")
+    if repeated := {i for i in ids if ids.count(i) > 1}:
+        raise ValueError(f"category ids repeat: {sorted(repeated)[:5]}")
 
 
 @dataclass
@@ -178,10 +178,10 @@ def _check_boxes(record: Record, categories: set[int] | None) -> None:
         inside = x0 >= -1 and y0 >= -1 and x1 <= width + 1 and y1 <= height + 1
         _check(inside, "bad_box", f"{where} = {box!r} leaves the {width}x{height} image")
         category = entry.get("category", 0)
-        known = isinstance(category, (int, str)) and (
+        known = isinstance(category, int | str) and (
             "category" not in entry or categories is None or category in categories
         )
-        _check(known, "bad_category", f"{where} has the unknown category {entry.get('category')!r}")
+        _check(known, "bad_category", f"{where} has the unknown category {category!r:.100}")
     for field in ("negative_categories", "not_exhaustive_categories"):
         unknown = set(record.get(field, ())) - (categories if categories is not None else set(record.get(field, ())))
         _check(not unknown, "bad_category", f"{field} names the unknown categories {sorted(unknown)}")
@@ -252,6 +252,15 @@ def _check_record(record: Record, categories: set[int] | None) -> None:
     _check_boxes(record, categories)
     _check_texts(record)
     _check_answers(record)
+
+
+def broken(record: Record) -> RecordError | None:
+    """How a record breaks the schema."""
+    try:
+        validate_record(record)
+    except RecordError as error:
+        return error
+    return None
 
 
 REQUIRED = ("image_id", "width", "height", "source")

@@ -186,7 +186,7 @@ def _finish(
     examples: dict[str, list[str]] = {}
     contents = Contents()
     aside = partial / "drops.jsonl"
-    with open(aside, "w", encoding="utf-8") as lines:
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace") as lines:
         for folder in folders:
             report = json.loads((folder / "drops.json").read_text())
             items += report["items"]

@@ -40,13 +40,13 @@ def read(request: Request) -> RawDataset:
         classes = [{**entry, "name": names.get(entry["id"], entry["name"])} for entry in classes]
     elif request.variant == "prompts":
         raise ConversionError("--variant prompts takes its words from --config")
-    names, folder = coco_format.FileNames(annotations), ImageFolder(images)
+    listed, folder = coco_format.FileNames(annotations), ImageFolder(images)
     items = coco_format.items(
         annotations,
         name,
         {entry["id"] for entry in classes},
-        lambda image: names.image_id(name, image),
-        lambda image: names.find(folder, image),
+        lambda image: listed.image_id(name, image),
+        lambda image: listed.find(folder, image),
     )
     provenance = {
         "converter": "odinw",

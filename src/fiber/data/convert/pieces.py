@@ -190,5 +190,7 @@ def _repeated(items: list[RawItem | Made | Drop]) -> set[int]:
 def write_json(path: Path, value: Any) -> None:
     """Written aside and renamed, so that it is whole or absent."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Half of a surrogate pair, which JSON may hold and UTF-8 may not, becomes its escape.
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(aside, path)

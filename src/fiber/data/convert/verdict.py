@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 from fiber.data.records import Record
 
@@ -93,17 +93,22 @@ def sentence(boxes: dict[str, Any]) -> str:
 
 def report(summary: dict[str, Any], notes: list[str]) -> None:
     """Prints a summary of `engine.convert`, warnings to stderr."""
-    print(f"{summary['name']} {summary['split']}: {summary['samples']:,} samples of {summary['items']:,} items in "
+    _say(f"{summary['name']} {summary['split']}: {summary['samples']:,} samples of {summary['items']:,} items in "
           f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB -> {summary['out']}")  # fmt: skip
     for field, count in summary["annotations"].items():
         if field != "boxes" or "boxes" not in summary:
-            print(f"  {count:>10,} {field}")
+            _say(f"  {count:>10,} {field}")
     if "boxes" in summary:
-        print(f"  {sentence(summary['boxes'])}")
+        _say(f"  {sentence(summary['boxes'])}")
     for warning in summary.get("warnings", ()):
-        print(f"warning: {warning}", file=sys.stderr)
+        _say(f"warning: {warning}", file=sys.stderr)
     for title, reasons in (("left out", summary["dropped"]), ("kept but noted", summary["noted"])):
         for reason, found in reasons.items():
-            print(f"  {found['count']:>10,} {title}: {reason}, e.g. {found['examples'][0]}")
+            _say(f"  {found['count']:>10,} {title}: {reason}, e.g. {found['examples'][0]}")
     for note in notes:
-        print(f"  note: {note}")
+        _say(f"  note: {note}")
+
+
+def _say(text: str, file: TextIO | None = None) -> None:
+    """Prints a line; what no terminal can show (half of a surrogate pair) as its escape."""
+    print(text.encode("utf-8", "backslashreplace").decode(), file=file)
