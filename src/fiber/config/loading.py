@@ -79,7 +79,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (ConfigError, ValueError, RecursionError) as error:
+    except (ConfigError, ValueError, TypeError, RecursionError) as error:  # TypeError: a list as a key
         raise ConfigError(f"{origin}: {error}") from None
 
 

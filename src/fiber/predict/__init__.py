@@ -39,6 +39,9 @@ def load(
     except Exception as error:  # whatever libraries make of a damaged file
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise WeightsError(f"{path_or_hub_id}: a damaged export ({what:.300}); copy or export it again") from error
+    if len(export.tokenizer) > export.config.vocab_size:
+        words = f"{len(export.tokenizer)} tokens, the model {export.config.vocab_size}"
+        raise WeightsError(f"{path_or_hub_id}: the tokenizer has {words}; copy or export it again")
     if odd := [name for name, tensor in export.tensors.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{path_or_hub_id}: {len(odd)} weights are not finite, such as {odd[0]}")
     model = model.to(device, dtypes[dtype]).eval().requires_grad_(False)
