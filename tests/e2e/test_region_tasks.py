@@ -9,8 +9,8 @@ import torch
 from launcher import REPO, Job, environment, free_port, losses, metrics
 from small_detector import write_detector
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
-from fiber.data.writer import write_dataset
 from fiber.weights.export import read_export
 
 MODES = ("full", "frozen_towers", "lora", "linear", "prompt")

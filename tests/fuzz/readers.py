@@ -26,6 +26,7 @@ from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
 from fiber.data.collate import collate
+from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import eval_loader, make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
@@ -33,7 +34,6 @@ from fiber.data.samples.regions import RegionSample, check_set, collate_regions
 from fiber.data.shapes.world import WORLDS, answers, categories, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.errors import KnownError, SampleFault
 from fiber.images.codec import check_decodes, decode
 from fiber.predict.sources import ImageError, open_image

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import struct
 import tarfile
 import zipfile
@@ -26,11 +25,11 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fiber.data.records import EXTENSIONS, FIELDS, Record, count
+from fiber.data.remote import check_shard_name
 from fiber.errors import ShardError
 
 INDEX_VERSION = 1
 FIRST_FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements", "boxes")
-SHARD_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,200}\.tar")
 BLOCK = 512  # tar's block size: headers and data are padded to it
 
 
@@ -135,10 +134,10 @@ class Index:
             for shard in shards:
                 check_shard_name(shard["name"], folder / "index.json")
             return index if index.fits() else None
-        except ShardError:
-            raise
-        except Exception:  # absent, cut short, nested too deep, a broken zip, not an index at all: made again
-            return None
+        except Exception as error:  # absent, cut short, nested too deep, a broken zip, not an index at all
+            if isinstance(error, ShardError):
+                raise
+            return None  # made again
 
     def fits(self) -> bool:
         """Whether the arrays have integers, and shapes that fit each other and the shards."""
@@ -146,21 +145,12 @@ class Index:
         shapes = {"record": (n, 2), "first_image": (n + 1,), "images": (m, 2), "extension": (m,), "key_end": (n,),
                   "counts": (n, len(self.fields)), "keys": (len(self.keys),)}  # fmt: skip
         arrays = ((getattr(self, name), shape) for name, shape in shapes.items())
-        types = {"samples": int, "bytes": int, "sha256": str}
+        numbers = [shard[key] for shard in self.shards for key in ("samples", "bytes")]
         return (
             all(array.shape == shape and array.dtype.kind in "iu" for array, shape in arrays)
-            and all(type(shard[key]) is kind for shard in self.shards for key, kind in types.items())
-            and sum(shard["samples"] for shard in self.shards) == n
-            and all(min(shard["samples"], shard["bytes"]) >= 0 for shard in self.shards)
-        )
-
-
-def check_shard_name(name: Any, origin: Path | str) -> None:
-    """Raises ShardError naming `origin` unless a name from outside is that of a tar in the same folder."""
-    if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-        raise ShardError(
-            f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end); "
-            "rename the file and delete index.json"
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and sum(numbers[::2]) == n
+            and all(type(shard["sha256"]) is str for shard in self.shards)
         )
 
 

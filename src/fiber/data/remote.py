@@ -12,21 +12,23 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.request import urlopen
 
-from fiber.errors import without_secrets
+from fiber.errors import ShardError, without_secrets
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at fetching a file
 WAIT_S = 2.0  # before another attempt
+SHARD_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,200}\.tar")
 TIMEOUT_S = 30.0  # a web server may be silent
 
 
@@ -37,6 +39,15 @@ def _open_url(url: str) -> IO[bytes]:
     from webdataset import gopen
 
     return gopen(url, "rb")
+
+
+def check_shard_name(name: Any, origin: Path | str) -> None:
+    """Raises ShardError naming `origin` unless a name from outside is that of a tar in the same folder."""
+    if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+        raise ShardError(
+            f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end); "
+            "rename the file and delete index.json"
+        )
 
 
 class RemoteFolder:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fiber.data.index import Index, IndexBuilder, Members, check_shard_name, scan_tar
+from fiber.data.index import Index, IndexBuilder, Members, scan_tar
 from fiber.data.records import (
     EXTENSIONS,
     FIELDS,
@@ -28,7 +28,7 @@ from fiber.data.records import (
     broken,
     check_categories,
 )
-from fiber.data.remote import RemoteFolder
+from fiber.data.remote import RemoteFolder, check_shard_name
 from fiber.errors import SampleFault, ShardError
 
 log = logging.getLogger(__name__)

@@ -25,8 +25,8 @@ from tqdm import tqdm
 from fiber.data.convert.items import ConversionError, Drop, Made, RawItem, UnusableItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.convert.verdict import Contents
+from fiber.data.convert.writer import ShardWriter
 from fiber.data.records import RecordError
-from fiber.data.writer import ShardWriter
 
 PARTIAL = ".partial"
 LEAK = "in an evaluation set"

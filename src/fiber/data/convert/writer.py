@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-from fiber.data.index import BLOCK, IndexBuilder, Members, check_shard_name, record_counts
+from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
+from fiber.data.remote import check_shard_name
 from fiber.errors import ShardError
 from fiber.images.codec import sniff
 
