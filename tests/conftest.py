@@ -12,9 +12,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from fiber import distributed
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, answers, categories, generate, generate_pairs
-from fiber.data.writer import write_dataset
 
 REPO = Path(__file__).resolve().parents[1]
 torch.set_num_threads(1)

@@ -14,12 +14,12 @@ from tqdm import tqdm
 
 from benchmark_common import BenchConfig
 from fiber.data.collate import collate
+from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.images.resize import load_image
 from fiber.tasks.pretrain import PretrainSample
 

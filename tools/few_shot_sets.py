@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.errors import ShardError
 
 

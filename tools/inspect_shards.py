@@ -8,62 +8,22 @@ decoder. Exit status: 0 fine, 1 a clear error or damage found. The last line of 
 
 import argparse
 import json
+import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from fiber.data.records import FIELDS, TEXT_OF, validate_record
+from fiber.data.records import FIELDS, validate_record
 from fiber.data.shards import ShardSet
 from fiber.errors import SampleFault, ShardError
 from fiber.images.codec import decode
 from shard_sheet import contact_sheet
+from shard_statistics import histogram, statistics
 
 _EXAMPLES = 5
-
-
-def histogram(values: Sequence[float], bins: int = 10, width: int = 40) -> list[str]:
-    """Lines "from..to count bar" over equally wide bins, or one line per value where the values are few."""
-    numbers = np.asarray(values)
-    if len(numbers) == 0:
-        return ["  (none)"]
-    if len(different := np.unique(numbers)) <= bins:
-        rows = [(f"{value:g}", int((numbers == value).sum())) for value in different]
-    else:
-        counts, edges = np.histogram(numbers, bins)
-        rows = [(f"{edges[i]:.0f}..{edges[i + 1]:.0f}", int(count)) for i, count in enumerate(counts)]
-    most = max(count for _, count in rows)
-    return [f"  {label:>16} {count:>10,} {'#' * -(-width * count // most)}" for label, count in rows]
-
-
-def statistics(shards: ShardSet, limit: int) -> dict[str, list[float]]:
-    """Distributions over the records of up to ``limit`` samples, evenly spread over the set."""
-    values: dict[str, list[float]] = {}
-
-    def add(name: str, value: float) -> None:
-        values.setdefault(name, []).append(value)
-
-    for i in np.unique(np.linspace(0, len(shards) - 1, min(limit, len(shards))).astype(int)):
-        try:
-            record = shards.record(int(i))
-        except SampleFault:
-            continue  # --verify counts those
-        add("long side (px)", max(record["width"], record["height"]))
-        add("aspect (width / height)", round(record["width"] / record["height"], 1))
-        for field in (field for field in FIELDS if field in record):
-            add(f"{field} per image", len(record[field]))
-        for field, key in TEXT_OF.items():
-            for entry in record.get(field, []):
-                add(f"words in {field}", len(entry[key].split()))
-        for entry in record.get("boxes", []):
-            x0, y0, x1, y1 = entry["box"]
-            area = (x1 - x0) * (y1 - y0) / (record["width"] * record["height"])
-            add("box side (share of the image)", round(float(np.sqrt(area)), 1))
-    return values
 
 
 def verify(shards: ShardSet) -> Counter[str]:
@@ -75,8 +35,11 @@ def verify(shards: ShardSet) -> Counter[str]:
         if wrong[reason] <= _EXAMPLES:
             print(f"  {reason}: {detail}")
 
-    for line in shards.verify():
-        report("damaged shard", line)
+    try:
+        for line in shards.verify():
+            report("damaged shard", line)
+    except OSError as error:
+        report("unreadable shard", str(error))
     known = {category["id"] for category in shards.categories} or None
     for i in tqdm(range(len(shards)), unit="img", desc="verify", file=sys.stderr):
         where = "{} {}".format(*shards.place(i))
@@ -92,6 +55,8 @@ def verify(shards: ShardSet) -> Counter[str]:
             report(fault.reason, f"{where}: {fault}")
         except ValueError as error:
             report("wrong_number_of_images", f"{where}: {error}")
+        except MemoryError:
+            report("huge_image", where)
     return wrong
 
 
@@ -106,10 +71,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--statistics-of", type=int, default=20_000, metavar="N", help="samples the histograms use")
     options = parser.parse_args(arguments)
     try:
-        shards = ShardSet(options.shards)
-    except ShardError as error:
-        print(f"error: {error}", file=sys.stderr)
+        return _inspect(options)
+    except (ShardError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # of `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            print(f"error: {error}", file=sys.stderr)
         return 1
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    shards = ShardSet(options.shards)
+    if not shards.valid_records(100):
+        first = shards.place(0) if len(shards) else "no sample at all"
+        print(f"warning: none of the first 100 samples is a fiber record ({first}); tars of images and texts become "
+              "shards by tools/make_shards.py pairs", file=sys.stderr)  # fmt: skip
     summary = _describe(shards, options.statistics_of)
     if options.contact_sheet is not None:
         contact_sheet(shards, options.contact_sheet, options.samples, options.side)
@@ -135,8 +111,10 @@ def _describe(shards: ShardSet, limit: int) -> dict[str, Any]:
     for key in ("licence", "provenance"):
         if key in info:
             print(f"  {key}: {info[key]}")
-    for reason, found in info.get("dropped", {}).items():
-        print(f"  left out when made: {found['count']:,} {reason}, e.g. {found['examples'][0]}")
+    if info.get("boxes"):
+        print(f"  boxes: {info['boxes']}"[:300])
+    for reason, found in (info.get("dropped") or {}).items() if isinstance(info.get("dropped"), dict) else ():
+        print(f"  left out when made: {reason}: {found}"[:300])
     for name, values in statistics(shards, limit).items():
         print(name)
         print("\n".join(histogram(values)))

@@ -19,8 +19,9 @@ from types import ModuleType
 
 import fiber.data.convert
 from fiber.data.convert.engine import ConversionOptions, convert
-from fiber.data.convert.items import ConversionError, Request
+from fiber.data.convert.items import ConversionError, RawDataset, Request
 from fiber.data.convert.packing import Packing
+from fiber.data.convert.verdict import report
 from fiber.data.records import RecordError
 from fiber.errors import ShardError
 
@@ -87,6 +88,7 @@ def _writing_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--max-side", type=int, help="shrink larger images to this long side (boxes follow)")
     sub.add_argument("--reencode", action="store_true", help="store every image as an RGB JPEG")
     sub.add_argument("--quality", type=int, default=92, help="of JPEGs written by --max-side and --reencode")
+    sub.add_argument("--stored-boxes", action="store_true", help="boxes do not know of EXIF blocks that turn images")
     sub.add_argument("--no-decode-check", dest="decode_check", action="store_false", help="trust headers")
     sub.add_argument("--against", type=Path, nargs="+", default=[], metavar="EVAL", help="evaluation sets (shard "
                      "folders, or text files with an image id per line): report images they share")  # fmt: skip
@@ -99,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     given = vars(options)
     request = Request(**{key: given[key] for key in Request.__dataclass_fields__ if key in given})
-    packing = Packing(options.decode_check, options.max_side, options.reencode, options.quality)
+    packing = Packing(options.decode_check, options.max_side, options.reencode, options.quality, options.stored_boxes)
     job = ConversionOptions(
         options.out, packing, options.shard_samples, options.shard_mb, options.limit, tuple(options.against),
         options.drop_leaks, workers=options.workers, overwrite=options.overwrite,
@@ -110,26 +112,24 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConversionError(
                 f"{options.dataset} has no split {options.split!r}; one of {', '.join(module.SPLITS)}"
             )
-        source = module.read(request)
+        source = _read(module, request, options.dataset)
         summary = convert(source, job)
     except (ConversionError, RecordError, ShardError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    _report(summary, source.notes)
+    report(summary, source.notes)
     print(json.dumps(summary))
     return 0
 
 
-def _report(summary: dict, notes: list[str]) -> None:
-    print(f"{summary['name']} {summary['split']}: {summary['samples']:,} samples of {summary['items']:,} items in "
-          f"{summary['shards']} shards, {summary['bytes'] / 1e6:,.1f} MB -> {summary['out']}")  # fmt: skip
-    for field, count in summary["annotations"].items():
-        print(f"  {count:>10,} {field}")
-    for title, reasons in (("left out", summary["dropped"]), ("kept but noted", summary["noted"])):
-        for reason, found in reasons.items():
-            print(f"  {found['count']:>10,} {title}: {reason}, e.g. {found['examples'][0]}")
-    for note in notes:
-        print(f"  note: {note}")
+def _read(module: ModuleType, request: Request, dataset: str) -> RawDataset:
+    try:
+        return module.read(request)
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        if isinstance(error, ShardError):
+            raise
+        place, what = request.annotations or request.raw, f"{type(error).__name__}: {error}"
+        raise ConversionError(f"{place}: not in the format of {dataset} ({what:.200})") from error
 
 
 if __name__ == "__main__":

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from fiber.data.records import Record, Sample
+from fiber.data.records import Record, Sample, validate_record
 from fiber.data.shards import ShardSet
+from fiber.errors import SampleFault, ShardError
 from fiber.images.codec import decode_pil
 from fiber.images.draw import MIN_SIDE, Line, draw_boxes, draw_lines, tile
 
@@ -18,10 +20,24 @@ def contact_sheet(shards: ShardSet, path: Path, number: int, side: int, columns:
     chosen = np.unique(np.linspace(0, len(shards) - 1, min(number, len(shards))).astype(int))
     side = max(side, MIN_SIDE)
     names = {category["id"]: category["name"] for category in shards.categories}
-    tile([_figure(shards.read(int(i)), names, side) for i in chosen], columns).save(path)
+    figures = [_figure_or_fault(shards, int(i), names, side) for i in chosen]
+    if not figures:
+        raise ShardError(f"{shards.path}: no samples to draw")
+    tile(figures, columns).save(path)
 
 
-def _figure(sample: Sample, names: dict[int, str], side: int) -> Image.Image:
+def _figure_or_fault(shards: ShardSet, i: int, names: dict[Any, str], side: int) -> Image.Image:
+    """The sample, or what is wrong with it: a sheet is made to find damage."""
+    try:
+        sample = shards.read(i)
+        validate_record(sample.record)
+        return _figure(sample, names, side)
+    except (SampleFault, MemoryError) as fault:
+        text = " ".join("{} {}".format(*shards.place(i)).split())
+        return draw_lines(Image.new("RGB", (side, side), "grey"), [_plain(text), _plain(str(fault)[:200])])
+
+
+def _figure(sample: Sample, names: dict[Any, str], side: int) -> Image.Image:
     """A sample's images in a row, ``side`` px each, boxes in the first; a box and what is said of it share a
     colour."""
     decoded = [decode_pil(data) for _, data in sample.images]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class SampleFault(Exception):
     """One sample is unusable. `reason` is a short countable word ("undecodable_image"), the message says the rest."""
@@ -36,3 +38,8 @@ class WeightsError(KnownError, ValueError):
 
 class NonFiniteError(KnownError, RuntimeError):
     """The loss or the gradient is not finite more often than tolerated; names the step and the samples."""
+
+
+def without_secrets(text: str) -> str:
+    """A text whose URLs have lost user, password and query (signatures), for messages and what is published."""
+    return re.sub(r"(\w://)[^\s/@]*@", r"\1", re.sub(r"(\w://[^\s?'\"]*)\?[^\s'\"]*", r"\1", text))

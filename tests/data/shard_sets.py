@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
+from fiber.data.convert.writer import ShardWriter
 from fiber.data.records import Sample
-from fiber.data.writer import ShardWriter
 
 CAPTIONS = (1, 2, 3, 2, 1, 3, 2, 1, 3, 2)  # of the images of a shard of ten: twenty in all
 

@@ -13,11 +13,11 @@ from shard_sets import jpeg
 
 from fiber.config.base import DataConfig, SourceConfig, TrainConfig
 from fiber.config.stage2 import Stage2Config, validate_stage2
+from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.errors import ConfigError, ShardError
 
 RARE, COMMON, UNUSED, CROWDED = 4, 9, 11, 12

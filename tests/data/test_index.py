@@ -11,12 +11,12 @@ from shard_sets import write_shards
 
 from fiber.data import index as index_module
 from fiber.data import records
+from fiber.data.convert.writer import ShardWriter
 from fiber.data.index import Index, IndexBuilder, Members
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.remote import RemoteFolder
 from fiber.data.shards import ShardSet
-from fiber.data.writer import ShardWriter
 from fiber.errors import ShardError
 
 OLD = Path(__file__).resolve().parents[1] / "golden" / "old_index"

@@ -20,12 +20,12 @@ from scipy.stats import chisquare
 from shard_sets import CAPTIONS, jpeg, make_sample, write_shards
 
 from fiber.data.collate import collate
+from fiber.data.convert.writer import ShardWriter
 from fiber.data.loader import eval_loader, make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample, annotation_text, image_hash
 from fiber.data.shards import ShardSet
 from fiber.data.workers import stack
-from fiber.data.writer import ShardWriter
 from fiber.errors import DataFaultError, ShardError
 from fiber.images.resize import load_image
 

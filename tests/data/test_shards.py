@@ -11,10 +11,10 @@ import pytest
 import webdataset
 from shard_sets import jpeg, make_sample
 
+from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.index import scan_tar
 from fiber.data.records import RecordError, Sample
 from fiber.data.shards import ShardSet, build_index
-from fiber.data.writer import ShardWriter, write_dataset
 from fiber.errors import SampleFault, ShardError
 
 LABELS = {"split": "train", "provenance": "made by a test", "licence": "MIT"}

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fiber.data.convert.writer import ShardWriter
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, generate
-from fiber.data.writer import ShardWriter
 
 
 @pytest.fixture(scope="session")

@@ -13,9 +13,9 @@ from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.tasks.table import TABLE
 from fiber.weights.export import coarse_config, write_export
 

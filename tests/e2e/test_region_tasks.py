@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from launcher import REPO, Job, losses
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
-from fiber.data.writer import write_dataset
 from small_detector import write_detector
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from launcher import STAGE1, Job, losses, metrics
 
+from fiber.data.convert.writer import ShardWriter
 from fiber.data.records import Sample
 from fiber.data.shards import ShardSet
-from fiber.data.writer import ShardWriter
 
 
 def test_killed_rank_is_named(config: Path, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import ModelConfig
 from fiber.config.loading import load_config
 from fiber.config.stage2 import Stage2Config
+from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.records import Sample
 from fiber.data.shapes.world import WORLDS, categories, generate
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import ShardWriter, write_dataset
 from fiber.weights.export import ExportConfig, read_export, write_export
 
 STAGE2 = REPO / "src" / "fiber" / "stage2_fine.py"

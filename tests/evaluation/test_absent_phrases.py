@@ -8,12 +8,12 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Sample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.evaluation.predictions import read_predictions
 from fiber.evaluation.region_images import EvalImage
 from fiber.evaluation.regions import evaluate_regions

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.evaluation.context import EvalContext, evaluate_sets, unique_names
 
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from fiber.data.convert import coco_format
+from fiber.data.convert.writer import write_dataset
 from fiber.data.records import Record, Sample
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.evaluation.metrics.coco_ap import ROW_KEY
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions
 from fiber.evaluation.region_scores import score

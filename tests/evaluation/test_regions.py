@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from fiber.backbone.build import build_backbone
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.data.convert.writer import write_dataset
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Sample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.predictions import read_predictions
 from fiber.evaluation.progress import Progress

@@ -13,12 +13,12 @@ from torch import nn
 
 from fiber.config.base import ImageTowerConfig, ModelConfig, SourceConfig, TextTowerConfig
 from fiber.config.stage1 import ImageTextDataConfig, RetrievalEvalConfig, Stage1Config
+from fiber.data.convert.writer import write_dataset
 from fiber.data.records import LABELS, Sample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.evaluation.metrics import vqa_accuracy as vqa
 from fiber.tasks.retrieval import best
 from fiber.tasks.table import TABLE, task_of

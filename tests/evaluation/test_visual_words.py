@@ -8,10 +8,10 @@ from fiber.backbone.init import initialise
 from fiber.coarse.mlm import IGNORED
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, generate, swap_relation, visual_words, vocabulary_texts
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.evaluation.retrieval import evaluate_retrieval, retrieval_sets
 from fiber.evaluation.visual_words import evaluate_visual_words, masked_words
 

@@ -11,9 +11,9 @@ from small_sizes import COARSE, HEAD, IMAGES, REGIONS, STEPS
 
 import make_shards
 import odinw_table
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
-from fiber.data.writer import write_dataset
 
 Launch = Callable[..., str]
 Convert = Callable[..., Path]

@@ -15,10 +15,10 @@ from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, answers, categories, generate, vocabulary_texts
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.weights.export import coarse_config, read_export, write_export
 from small_detector import MODEL, write_detector
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fiber.predict.phrases import find_phrases, noun_phrases
+from fiber.predict.phrases import class_names, find_phrases, noun_phrases
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,22 @@ def test_given_phrases_are_whole_words_and_each_has_its_own_place(sentence, phra
 def test_phrases_that_cannot_be_placed_are_named(phrases, message):
     with pytest.raises(ValueError, match=message):
         find_phrases("concatenate a dog", phrases)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cup . block .", ["cup", "block"]),
+        ("cup. block.", ["cup", "block"]),
+        ("cup; block", ["cup", "block"]),
+        ("cup\nblock\r\nplate\n", ["cup", "block", "plate"]),
+        ("raccoon,coffee cup", ["raccoon", "coffee cup"]),
+        ("St. Bernard, AC/DC unit, C++", ["St. Bernard", "AC/DC unit", "C++"]),
+        ("St. Bernard", ["St. Bernard"]),
+        ("杯子, 🚗", ["杯子", "🚗"]),
+        (" , . ;", []),
+    ],
+)
+def test_lists_of_classes_in_every_way_of_writing(text, expected):
+    """shared/cases/own_data/detect_dots: GLIP and GroundingDINO are asked "a . b ."."""
+    assert class_names(text) == expected

@@ -24,12 +24,12 @@ from fiber.config.stage1 import (
     Stage1Config,
     validate,
 )
+from fiber.data.convert.writer import write_dataset
 from fiber.data.samples.text import TextSample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, answers, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.data.writer import write_dataset
 from fiber.errors import ConfigError, WeightsError
 from fiber.tasks import coarse_model
 from fiber.tasks.classifier import LabelledSample

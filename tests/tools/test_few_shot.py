@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from few_shot_sets import choose, labels
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, categories, generate
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 import few_shot

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.records import Sample
-from fiber.data.writer import ShardWriter, write_dataset
 from fiber.images.draw import COLOURS
 
 sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/convert")]

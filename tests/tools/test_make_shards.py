@@ -184,8 +184,8 @@ def test_entries_in_another_format_are_a_clear_error(tmp_path, capsys):
     content = json.loads(path.read_text())
     del content["annotations"][3]["bbox"]
     raw.put(path, content)
-    error = fails([*arguments, "--out", str(tmp_path / "out")], capsys)
-    assert "instances_val2017.json: what follows item 3 is not in the format of coco_detection: lacks 'bbox'" in error
+    summary = run([*arguments, "--out", str(tmp_path / "one")], capsys)
+    assert "annotation 3: bbox None" in summary["dropped"]["box malformed"]["examples"][0]
     raw.put(path, {"images": content["images"], "categories": []})
     assert "has no array 'annotations'" in fails([*arguments, "--out", str(tmp_path / "out")], capsys)
 

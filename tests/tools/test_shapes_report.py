@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, generate
-from fiber.data.writer import write_dataset
 from tiny_exports import coarse_export
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "shapes_report.py"

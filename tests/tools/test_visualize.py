@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageColor
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, categories, generate
-from fiber.data.writer import write_dataset
 from fiber.evaluation.figures import Shown, draw_regions
 from fiber.images.draw import COLOURS, HIT, MISS, tile
 from tiny_exports import coarse_export, fine_export

@@ -29,7 +29,7 @@ from fiber.errors import WeightsError
 from fiber.images.draw import contact_sheet, draw_boxes, draw_text
 from fiber.predict.base import Predictor, TaskError
 from fiber.predict.image import CoarsePredictor
-from fiber.predict.phrases import find_phrases
+from fiber.predict.phrases import class_names, find_phrases
 from fiber.predict.sources import ImageError, expand, open_image
 
 Result = dict[str, Any]  # of one image: "image" and what the task found
@@ -135,7 +135,7 @@ def one_image(predictor: Predictor, path: Path, arguments: argparse.Namespace) -
             found = predictor.refer(path, arguments.text, arguments.top)[0]
             return {"expression": arguments.text, "regions": plain(found)}
         case _:
-            names = [name.strip() for name in (arguments.text or "").split(",") if name.strip()]
+            names = class_names(arguments.text or "")
             return {"regions": plain(predictor.detect(path, names or None, arguments.threshold)[0])}
 
 

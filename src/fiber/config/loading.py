@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, without_secrets
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ def parse_yaml(text: str, origin: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (ConfigError, ValueError, RecursionError) as error:
+    except (ConfigError, ValueError, TypeError, RecursionError) as error:  # TypeError: a list as a key
         raise ConfigError(f"{origin}: {error}") from None
 
 
@@ -165,7 +165,7 @@ def build_config(kind: type[T], tree: dict[str, Any]) -> T:
         return adapter.validate_json(json.dumps(tree))
     except ValidationError as error:
         raise ConfigError(_one_line(kind, error)) from None
-    except TypeError as error:  # a key or value that JSON has no form for
+    except (TypeError, ValueError) as error:  # what JSON has no form for: an odd key, an alias of itself
         raise ConfigError(f"a value cannot be read: {error}") from None
 
 
@@ -290,10 +290,11 @@ def _plain(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The text that `save_config` writes."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    """The text that `save_config` writes; URLs without their secrets, since runs are passed on."""
+    return without_secrets(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def save_config(config: Any, path: str | Path) -> None:
-    """Write the resolved configuration; `load_config` of the file gives an equal object."""
+    """Write the resolved configuration; `load_config` of the file gives an equal object but for secrets of
+    URLs."""
     Path(path).write_text(to_yaml(config))

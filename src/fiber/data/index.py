@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import struct
 import tarfile
 import zipfile
@@ -26,11 +25,11 @@ import numpy as np
 from numpy.lib import format as npy
 
 from fiber.data.records import EXTENSIONS, FIELDS, Record, count
+from fiber.data.remote import check_shard_name
 from fiber.errors import ShardError
 
 INDEX_VERSION = 1
 FIRST_FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements", "boxes")
-SHARD_NAME = re.compile(r"[A-Za-z0-9._+-]+\.tar")
 BLOCK = 512  # tar's block size: headers and data are padded to it
 
 
@@ -60,7 +59,7 @@ class Index:
 
     def key(self, i: int) -> str:
         """The key of sample i."""
-        return self.keys[self.key_end[i - 1] if i else 0 : self.key_end[i]].tobytes().decode()
+        return self.keys[self.key_end[i - 1] if i else 0 : self.key_end[i]].tobytes().decode(errors="replace")
 
     def head(self, samples: int) -> Index:
         """The first samples alone; the shards stay listed."""
@@ -131,27 +130,32 @@ class Index:
             if described["version"] != INDEX_VERSION:
                 return None
             shards, fields = described["shards"], tuple(described["fields"])
-            names = [shard["name"] for shard in shards]
             index = cls(shards=shards, fields=fields, **mapped(folder / "index.npz"))
-            fitting = sum(s["samples"] for s in shards) == len(index) and index.counts.shape[1] == len(fields)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile, struct.error):
-            return None  # absent, cut short or not an index at all
-        for name in names:
-            check_shard_name(name, folder / "index.json")
-        return index if fitting else None
+            for shard in shards:
+                check_shard_name(shard["name"], folder / "index.json")
+            return index if index.fits() else None
+        except Exception as error:  # absent, cut short, nested too deep, a broken zip, not an index at all
+            if isinstance(error, ShardError):
+                raise
+            return None  # made again
 
-
-def check_shard_name(name: Any, origin: Path | str) -> None:
-    """Raises ShardError naming `origin` unless a name from outside is that of a tar in the same folder."""
-    if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
-        raise ShardError(
-            f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end); "
-            "rename the file and delete index.json"
+    def fits(self) -> bool:
+        """Whether the arrays have integers, and shapes that fit each other and the shards."""
+        n, m = len(self.record), len(self.images)
+        shapes = {"record": (n, 2), "first_image": (n + 1,), "images": (m, 2), "extension": (m,), "key_end": (n,),
+                  "counts": (n, len(self.fields)), "keys": (len(self.keys),)}  # fmt: skip
+        arrays = ((getattr(self, name), shape) for name, shape in shapes.items())
+        numbers = [shard[key] for shard in self.shards for key in ("samples", "bytes")]
+        return (
+            all(array.shape == shape and array.dtype.kind in "iu" for array, shape in arrays)
+            and all(type(number) is int and number >= 0 for number in numbers)
+            and sum(numbers[::2]) == n
+            and all(type(shard["sha256"]) is str for shard in self.shards)
         )
 
 
 def mapped(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an uncompressed .npz file, mapped where they lie; a compressed or empty one is read.
+    """The arrays of an uncompressed .npz file, mapped where they lie. Raises what broken files make Python raise.
 
     They are views of one mapping: each mapping keeps a file open, and a process may have 1,024 of them.
     """
@@ -165,14 +169,11 @@ def mapped(path: Path) -> dict[str, np.ndarray]:
                 shape, by_column, dtype = read_header(stream)
                 header = stream.tell()
             name = member.filename.removesuffix(".npy")
-            if member.compress_type == zipfile.ZIP_STORED and member.file_size > header and not dtype.hasobject:
-                order: Literal["C", "F"] = "F" if by_column else "C"
-                start = _data_start(path, member.header_offset)
-                data = whole[start + header : start + member.file_size]
-                arrays[name] = data.view(dtype).reshape(shape, order=order)
-            else:
-                with np.load(path, allow_pickle=False) as stored:
-                    arrays[name] = stored[name]
+            if member.compress_type != zipfile.ZIP_STORED or dtype.hasobject:
+                raise ValueError(f"{path}: {name} cannot be mapped")
+            order: Literal["C", "F"] = "F" if by_column else "C"
+            start = _data_start(path, member.header_offset)
+            arrays[name] = whole[start + header : start + member.file_size].view(dtype).reshape(shape, order=order)
     return arrays
 
 
@@ -271,7 +272,7 @@ def scan_tar(file: BinaryIO) -> tuple[list[Members], str | None]:
         file.seek(end)
         if file.read(BLOCK) != bytes(BLOCK):
             damage = f"no end-of-archive mark at byte {end} of {size}"
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # ValueError: of pax headers
         damage = f"{error} ({size} bytes)"
     return list(samples.values()), damage
 
@@ -288,7 +289,7 @@ def _note_member(samples: dict[str, Members], member: tarfile.TarInfo, file: Bin
         try:
             record = json.loads(file.read(extent[1]))
             sample.counts = record_counts(record)
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             sample.counts = None  # unreadable: counted as a fault when it is drawn
         file.seek(position)
     elif extension in EXTENSIONS:

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from fiber.data.order import DRAWS, PURPOSES, SAMPLE, Item, MixedStream, Per, Source, _rows
-from fiber.data.records import BY_RULE, Sample, image_hash
+from fiber.data.records import BY_RULE, Sample, broken, image_hash
 from fiber.data.shards import ShardSet
 from fiber.data.workers import OwnCopies, next_batch, start_worker
 from fiber.errors import DataFaultError, SampleFault, ShardError
@@ -80,11 +80,15 @@ class _Batch:
             return False
         try:
             made = self.make_sample(sample, source.field, item.annotation, self.draws.at(SAMPLE, position))
-        except SampleFault as fault:
+            row = (sample.key, position, image_hash(str(sample.record["image_id"])))
+        except Exception as error:
+            fault = error if isinstance(error, SampleFault) else broken(sample.record)
+            if fault is None:
+                raise  # a bug: the record keeps to the schema
             self.faults.append(_fault(source, item, fault))
             return False
         self.samples.append(made)
-        self.rows.append((sample.key, position, image_hash(str(sample.record["image_id"]))))
+        self.rows.append(row)
         return True
 
     def finish(self, collate: Collate) -> dict[str, Any]:

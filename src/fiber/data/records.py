@@ -70,6 +70,23 @@ class SetFacts:
         return cls(path, tuple(category["name"] for category in ordered), index)
 
 
+def check_categories(categories: Sequence[Any]) -> None:
+    """Raises ValueError unless each is {"id", "name"}, ids differ and are all numbers or all texts, and no name is
+    blank."""
+    for category in categories:
+        if not isinstance(category, Mapping) or not {"id", "name"} <= category.keys():
+            raise ValueError(f"category {category!r:.200} must have an id and a name")
+        if not isinstance(category["id"], (int, str)) or not isinstance(category["name"], str):
+            raise ValueError(f"category {category!r:.200}: an id is a whole number (or a text), a name a text")
+        if not category["name"].strip():
+            raise ValueError(f"the name of category {category['id']!r} is blank: give it one")
+    ids = [category["id"] for category in categories]
+    if len({type(i) for i in ids}) > 1:
+        raise ValueError(f"category ids are texts and numbers: {ids[:5]}; write all in one way")
+    if repeated := {i for i in ids if ids.count(i) > 1}:
+        raise ValueError(f"category ids repeat: {sorted(repeated)[:5]}")
+
+
 @dataclass
 class Sample:
     """What a shard holds under one key.
@@ -160,8 +177,11 @@ def _check_boxes(record: Record, categories: set[int] | None) -> None:
         _check(x1 > x0 and y1 > y0, "bad_box", f"{where} = {box!r} has no area ([x0, y0, x1, y1])")
         inside = x0 >= -1 and y0 >= -1 and x1 <= width + 1 and y1 <= height + 1
         _check(inside, "bad_box", f"{where} = {box!r} leaves the {width}x{height} image")
-        known = "category" not in entry or categories is None or entry["category"] in categories
-        _check(known, "bad_category", f"{where} has the unknown category {entry.get('category')!r}")
+        category = entry.get("category", 0)
+        known = isinstance(category, int | str) and (
+            "category" not in entry or categories is None or category in categories
+        )
+        _check(known, "bad_category", f"{where} has the unknown category {category!r:.100}")
     for field in ("negative_categories", "not_exhaustive_categories"):
         unknown = set(record.get(field, ())) - (categories if categories is not None else set(record.get(field, ())))
         _check(not unknown, "bad_category", f"{field} names the unknown categories {sorted(unknown)}")
@@ -208,6 +228,15 @@ def validate_record(record: Record, categories: set[int] | None = None) -> None:
     Raises RecordError(reason, message naming field and index): "missing_field", "bad_size", "bad_box",
     "bad_category", "bad_span", "bad_index", "bad_label", "bad_score", "empty_text".
     """
+    try:
+        _check_record(record, categories)
+    except RecordError:
+        raise
+    except Exception as error:  # a list where an object should be, and the like, anywhere in it
+        raise RecordError("bad_field", f"not of the schema: {type(error).__name__}: {error}") from None
+
+
+def _check_record(record: Record, categories: set[int] | None) -> None:
     for key in ("image_id", "source"):
         value = record.get(key)
         _check(
@@ -223,6 +252,15 @@ def validate_record(record: Record, categories: set[int] | None = None) -> None:
     _check_boxes(record, categories)
     _check_texts(record)
     _check_answers(record)
+
+
+def broken(record: Record) -> RecordError | None:
+    """How a record breaks the schema."""
+    try:
+        validate_record(record)
+    except RecordError as error:
+        return error
+    return None
 
 
 REQUIRED = ("image_id", "width", "height", "source")

@@ -12,16 +12,42 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
+from typing import IO, Any
+from urllib.request import urlopen
+
+from fiber.errors import ShardError, without_secrets
 
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3  # at fetching a file
 WAIT_S = 2.0  # before another attempt
+SHARD_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,200}\.tar")
+TIMEOUT_S = 30.0  # a web server may be silent
+
+
+def _open_url(url: str) -> IO[bytes]:
+    """A web server's answer, or what webdataset opens: pipes and the stores it knows. Raises OSError."""
+    if url.startswith(("http://", "https://")):
+        return urlopen(url, timeout=TIMEOUT_S)
+    from webdataset import gopen
+
+    return gopen(url, "rb")
+
+
+def check_shard_name(name: Any, origin: Path | str) -> None:
+    """Raises ShardError naming `origin` unless a name from outside is that of a tar in the same folder."""
+    if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
+        raise ShardError(
+            f"{origin}: {name!r} is no name of a shard (letters, digits, . _ + - and .tar at the end); "
+            "rename the file and delete index.json"
+        )
 
 
 class RemoteFolder:
@@ -41,6 +67,7 @@ class RemoteFolder:
         root = Path(os.environ.get("FIBER_CACHE", Path.home() / ".cache" / "fiber"))
         self.folder = root / "shards" / hashlib.sha256(location.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.sha256: dict[str, str] = {}  # of the shards, once the index is there
         self._failed: dict[str, str] = {}
 
     @staticmethod
@@ -72,6 +99,8 @@ class RemoteFolder:
             new = self._download(described.name)
             same = described.exists() and arrays.exists() and new.read_bytes() == described.read_bytes()
             if again or not same:
+                for stale in self.folder.glob("*.tar"):
+                    stale.unlink(missing_ok=True)
                 os.replace(self._download(arrays.name), arrays)  # first: cut off here, index.json differs next time
             os.replace(new, described)
 
@@ -84,21 +113,22 @@ class RemoteFolder:
 
     def _download(self, name: str) -> Path:
         """Fetches a file next to its local copy; the caller renames it."""
-        from webdataset import gopen
-
         url = self.shards.get(name) or self.template.replace("{}", name)
         aside = self.folder / f".{name}.{os.getpid()}"
         for attempt in range(ATTEMPTS):
             try:
-                with gopen(url, "rb") as source, open(aside, "wb") as target:
+                with _open_url(url) as source, open(aside, "wb") as target:
                     shutil.copyfileobj(source, target, 1 << 20)
+                with open(aside, "rb") as whole:
+                    if self.sha256.get(name) not in (None, hashlib.file_digest(whole, "sha256").hexdigest()):
+                        raise OSError("its sha256 is not that of the index")
                 break
-            except OSError as error:
+            except (OSError, HTTPException) as error:
                 aside.unlink(missing_ok=True)
                 if attempt == ATTEMPTS - 1:
-                    self._failed[name] = f"{url} cannot be read"
+                    self._failed[name] = f"{without_secrets(url)} cannot be read ({error})"
                     raise OSError(self._failed[name]) from None
-                log.warning("%s: attempt %d failed: %s", url, attempt + 1, error)
+                log.warning("%s: attempt %d failed: %s", without_secrets(url), attempt + 1, error)
                 time.sleep(WAIT_S)
         return aside
 

@@ -10,15 +10,25 @@ import json
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fiber.data.index import Index, IndexBuilder, Members, check_shard_name, scan_tar
-from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts
-from fiber.data.remote import RemoteFolder
+from fiber.data.index import Index, IndexBuilder, Members, scan_tar
+from fiber.data.records import (
+    EXTENSIONS,
+    FIELDS,
+    REQUIRED,
+    Record,
+    Sample,
+    SetFacts,
+    broken,
+    check_categories,
+)
+from fiber.data.remote import RemoteFolder, check_shard_name
 from fiber.errors import SampleFault, ShardError
 
 log = logging.getLogger(__name__)
@@ -52,7 +62,10 @@ def build_index(folder: str | Path) -> Index:
 def _index_of(paths: Iterable[Path], folder: Path) -> Index:
     builder = IndexBuilder()
     for path in paths:
-        builder.add_shard(path.name, *_scan(path))
+        try:
+            builder.add_shard(path.name, *_scan(path))
+        except OSError as error:
+            raise ShardError(f"{path} cannot be read: {error.strerror}") from None
         shard = builder.pieces[-1].shards[0]
         if "damage" in shard:
             log.warning("%s is damaged after %d samples: %s", path, shard["samples"], shard["damage"])
@@ -71,17 +84,21 @@ def _info(folder: Path) -> dict[str, Any]:
         info = json.loads(described.read_text())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ShardError(f"{described} does not parse ({error}): mend it, or remove it") from None
     if not isinstance(info, dict):
         raise ShardError(f"{described} is not a JSON object: mend it, or remove it")
     for key in ("name", "split"):
         value = info.get(key, "unnamed")
-        if not isinstance(value, str) or not value.isprintable() or set(value) & set("/\\"):
-            raise ShardError(f"{described}: {key} {value!r} must be a text without slashes, which files are named by")
-    for category in info.get("categories") or []:
-        if not isinstance(category, dict) or not {"id", "name"} <= category.keys():
-            raise ShardError(f"{described}: category {category!r} must have an id and a name")
+        if not isinstance(value, str) or not value.isprintable() or set(value) & set("/\\") or len(value) > 100:
+            shown = f"{key} {value!r:.200}"
+            raise ShardError(f"{described}: {shown} must be a text without slashes (files are named by it)")
+    try:
+        check_categories(info.get("categories") or ())
+        if not all(isinstance(answer, str) for answer in info.get("answers") or ()):
+            raise ValueError("answers must be texts")
+    except (ValueError, TypeError) as error:
+        raise ShardError(f"{described}: {error}") from None
     return info
 
 
@@ -116,7 +133,7 @@ class ShardSet:
         self.index = self._load_remote_index(self.remote) if self.remote else self._load_index()
         self.fingerprint, self.first_fingerprint = self.index.fingerprint(), self.index.first_fingerprint()
         self.info = _info(self.folder)
-        self.name: str = self.info.get("name", self.folder.name)
+        self.name: str = self.info.get("name") or self.folder.name
         self.facts = SetFacts.of(str(self.path), self.categories)
         self.starts = np.cumsum([0] + [s["samples"] for s in self.index.shards], dtype=np.int64)
 
@@ -149,6 +166,7 @@ class ShardSet:
             raise ShardError(f"{self.path}: {error}") from None
         if index is None:
             raise ShardError(f"{self.path}: its index is of another version; build it again where the shards lie")
+        remote.sha256 = {shard["name"]: shard["sha256"] for shard in index.shards}
         return index
 
     def __len__(self) -> int:
@@ -174,18 +192,22 @@ class ShardSet:
     @property
     def categories(self) -> list[dict[str, Any]]:
         """[{"id", "name", "frequency"?}] of dataset.json, empty where the set has none."""
-        return self.info.get("categories", [])
+        return self.info.get("categories") or []
 
     @property
     def answers(self) -> list[str]:
         """The VQA answer vocabulary, order = label index, empty where the set has none."""
-        return self.info.get("answers", [])
+        return self.info.get("answers") or []
 
     def counts(self, field: str) -> np.ndarray:
         """int32 (N,): annotations of `field` by sample."""
         if field not in FIELDS:
             raise ShardError(f"{field!r} is not an annotation field; one of {', '.join(FIELDS)}")
-        return self.index.count(field)
+        counts = self.index.count(field)
+        most = sum(shard["bytes"] for shard in self.index.shards)
+        if counts.size and not 0 <= counts.min() <= counts.sum(dtype=np.int64) <= most:
+            raise ShardError(f"{self.path}: its index counts impossible {field}: delete index.json and index.npz")
+        return counts
 
     def count(self, field: str) -> int:
         """Annotations of `field` in the set."""
@@ -219,12 +241,20 @@ class ShardSet:
             raise SampleFault("missing_json", "the sample has no JSON member")
         try:
             record = json.loads(self._pread(i, offset, size))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise SampleFault("bad_json", f"its JSON does not parse: {error}") from None
         missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
         if missing:
             raise SampleFault("missing_field", f"its JSON lacks {', '.join(missing)}")
         return record
+
+    def valid_records(self, first: int) -> list[Record]:
+        """Those of the first samples that can be read and keep to the schema, to judge a set by."""
+        found = []
+        for i in range(min(first, len(self))):
+            with suppress(SampleFault):
+                found += [record] if broken(record := self.record(i)) is None else []
+        return found
 
     def read(self, i: int) -> Sample:
         """Sample i with its encoded images.
@@ -234,19 +264,22 @@ class ShardSet:
         """
         record = self.record(i)
         first, last = self.index.first_image[i : i + 2].tolist()
-        if first == last:
+        if not 0 <= first < last <= len(self.index.images):
             raise SampleFault("missing_image", "the sample has no image member")
         extents, kinds = self.index.images[first:last].tolist(), self.index.extension[first:last].tolist()
-        images = [(EXTENSIONS[kind], self._pread(i, *extent)) for kind, extent in zip(kinds, extents, strict=True)]
+        # An extension out of range is a damaged index's; decoding goes by the bytes alone.
+        images = [(EXTENSIONS[min(k, 2)], self._pread(i, *extent)) for k, extent in zip(kinds, extents, strict=True)]
         return Sample(self.index.key(i), images, record, self.facts)
 
     def _pread(self, i: int, offset: int, size: int) -> bytes:
         try:
-            data = os.pread(self._descriptor(self.shard_of(i)), size, offset)
+            file = self._descriptor(self.shard_of(i))
+            length = os.fstat(file).st_size  # before memory is asked for: an index may say anything
+            data = os.pread(file, size, offset) if offset >= 0 and 0 <= size <= length - offset else b""
         except OSError as error:
             raise SampleFault("unreadable_shard", str(error)) from None
         if len(data) != size:
-            raise SampleFault("truncated_shard", f"the shard ends at byte {offset + len(data)}")
+            raise SampleFault("truncated_shard", f"the shard ends at byte {length}, before {offset:,} + {size:,}")
         return data
 
     def _descriptor(self, shard: int) -> int:

@@ -11,6 +11,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 IGNORE = -100
 """Label of positions that a cross-entropy leaves out."""
 
+LONGEST_TOKEN = 256
+"""Characters: more than any token of a vocabulary has."""
+
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork after the tokeniser was used
 
 
@@ -18,8 +21,8 @@ def load_tokenizer(path_or_hub: str | Path) -> PreTrainedTokenizerFast:
     """A fast tokeniser from a folder or a hub name. Raises ValueError naming it where there is none."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(path_or_hub), use_fast=True)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a damaged file makes the library raise anything
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ValueError(f"no tokenizer at {path_or_hub!s} (a folder or a hub name is expected): {reason}") from None
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.mask_token_id is None:
         raise ValueError(f"the tokenizer at {path_or_hub!s} is not a fast one with a <mask> token")
@@ -31,7 +34,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str, max_length: int) -> tu
     backend = tokenizer.backend_tokenizer  # a tenth of the time that calling the wrapper takes
     backend.no_truncation()
     backend.no_padding()
-    ids = backend.encode(text).ids
+    ids = backend.encode(
+        text[: LONGEST_TOKEN * max_length]
+    ).ids  # a text of megabytes would take seconds and gigabytes
     if len(ids) > max_length:
         ids = [*ids[: max_length - 1], ids[-1]]  # keeps </s>, as the wrapper's truncation does
     padded = np.full(max_length, tokenizer.pad_token_id, dtype=np.int64)

@@ -52,7 +52,10 @@ class PredictionWriter:
 
 
 def rank_file(folder: str | Path, name: str, rank: int, world: int) -> Path:
-    """Where rank `rank` of `world` writes; the world size is in the name so that old runs never mix in."""
+    """Where rank `rank` of `world` writes; the world size is in the name so that old runs never mix in. ValueError
+    unless `name` is that of a file in the folder: sets of strangers are called anything."""
+    if name in ("", "..") or set(name) & set("/\\\0"):
+        raise ValueError(f"{name!r} names no file of {folder}")
     return Path(folder) / f"{name}.{rank:05d}-of-{world:05d}.jsonl"
 
 

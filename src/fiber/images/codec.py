@@ -22,6 +22,7 @@ from fiber.errors import SampleFault
 
 STORED = ("jpg", "png", "webp")  # what a shard may hold
 MAX_PIXELS = 100_000_000  # larger images are faults: they would take gigabytes to decode
+END = b"\xff\xd9"  # of a JPEG
 ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2-4 mirrored or upside down, 5-8 on its side
 
 _MAGIC = (
@@ -87,6 +88,12 @@ def _stored_size(data: bytes) -> tuple[int, int]:
         return image.size
 
 
+def huge(data: bytes) -> bool:
+    """Whether the header promises more than MAX_PIXELS. Raises SampleFault("undecodable_image")."""
+    width, height = upright_size(data)
+    return width * height > MAX_PIXELS
+
+
 def decode(data: bytes) -> np.ndarray:
     """Any JPEG, PNG or WebP -> uint8 RGB (H, W, 3), by libjpeg-turbo where the image is an ordinary JPEG.
 
@@ -98,8 +105,8 @@ def decode(data: bytes) -> np.ndarray:
             if space in ("YCbCr", "RGB", "Gray") and height * width <= MAX_PIXELS:
                 return simplejpeg.decode_jpeg(data)
         except ValueError:
-            pass  # damaged in a way Pillow may tolerate; if not, it says what is wrong
-    return np.array(decode_pil(data))
+            pass  # damaged, or odd
+    return np.array(decode_pil(check_decodes(data) if kind_of(data) == "jpg" and not huge(data) else data))
 
 
 def decode_pil(data: bytes) -> Image.Image:
@@ -121,23 +128,46 @@ def decode_pil(data: bytes) -> Image.Image:
         raise SampleFault("undecodable_image", f"{len(data)} bytes: {error}") from None
 
 
-def check_decodes(data: bytes) -> None:
-    """Decode every pixel once. Raises SampleFault("undecodable_image") for truncated or corrupt data.
+def check_decodes(data: bytes) -> bytes:
+    """Decode every pixel once -> the same bytes, a JPEG's end mark added where that is all it lacks. Raises
+    SampleFault("undecodable_image") for data that is cut short or destroyed.
 
-    JPEGs are decoded to grey: every entropy-coded bit is still read (which is where damage shows), only the colour
-    conversion is saved. What simplejpeg cannot express (CMYK) or is stricter about gets a second opinion from Pillow.
+    What counts is what is missing: a JPEG's last two bytes are nothing, half of its coded data is half of the image.
+    The strict decoder refuses every warning of its library, also the one for a missing end: so that is tried again.
+    JPEGs are decoded to grey: every coded bit is still read (which is where damage shows), only the colour conversion
+    is saved.
     """
-    if kind_of(data) == "jpg":
+    problem = ""
+    for candidate in (data, data + END) if kind_of(data) == "jpg" else (data,):
         try:
-            simplejpeg.decode_jpeg(data, colorspace="GRAY", strict=True)
-            return
-        except (ValueError, KeyError):
-            pass
-    try:
-        with quiet():
-            Image.open(io.BytesIO(data)).load()
-    except Exception as error:
-        raise SampleFault("undecodable_image", str(error)) from None
+            try:
+                if kind_of(data) != "jpg":
+                    raise KeyError
+                simplejpeg.decode_jpeg(candidate, colorspace="GRAY", strict=True)
+            except KeyError:  # nothing for it, or a colour space that it does not know, such as CMYK
+                _load(candidate)
+            return candidate
+        except Exception as error:
+            problem = problem or str(error)
+    raise SampleFault("undecodable_image", f"{len(data)} bytes: {problem}")
+
+
+def _load(data: bytes) -> None:
+    with quiet(), Image.open(io.BytesIO(data)) as image:
+        image.load()
+
+
+def described(data: bytes) -> str:
+    """What bytes that are no known image seem to be, and what to do about it; for messages."""
+    brand = data[8:12].decode("latin-1") if data[4:8] == b"ftyp" else ""
+    if brand:
+        name = {"heic": "HEIC", "heix": "HEIC", "mif1": "HEIF", "avif": "AVIF"}.get(brand, f"a media file ({brand})")
+        return f"{name}: convert it to JPEG or PNG"
+    if data.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the image: run git lfs pull"
+    if data[:512].lstrip()[:1] == b"<":
+        return "an HTML or XML page"
+    return f"first bytes {data[:8]!r}" if data else "an empty file"
 
 
 def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:

@@ -23,6 +23,7 @@ def load(
     import torch  # only here: `import fiber` takes no time
 
     from fiber.coarse.model import CoarseModel
+    from fiber.errors import KnownError, WeightsError
     from fiber.weights.export import read_export
     from fiber.weights.from_export import build
 
@@ -30,8 +31,19 @@ def load(
     if dtype not in dtypes:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    export = read_export(path_or_hub_id)
-    model, _ = build(export)
+    try:
+        export = read_export(path_or_hub_id)
+        model, _ = build(export)
+    except KnownError:
+        raise
+    except Exception as error:  # whatever libraries make of a damaged file
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise WeightsError(f"{path_or_hub_id}: a damaged export ({what:.300}); copy or export it again") from error
+    if len(export.tokenizer) > export.config.vocab_size:
+        words = f"{len(export.tokenizer)} tokens, the model {export.config.vocab_size}"
+        raise WeightsError(f"{path_or_hub_id}: the tokenizer has {words}; copy or export it again")
+    if odd := [name for name, tensor in export.tensors.items() if not tensor.isfinite().all()]:
+        raise WeightsError(f"{path_or_hub_id}: {len(odd)} weights are not finite, such as {odd[0]}")
     model = model.to(device, dtypes[dtype]).eval().requires_grad_(False)
     if isinstance(model, CoarseModel):
         from fiber.predict.image import CoarsePredictor

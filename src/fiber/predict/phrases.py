@@ -71,3 +71,13 @@ def noun_phrases(sentence: str) -> list[Span]:
             spans.append((run[0][0], run[-1][1]))
             run = []
     return spans
+
+
+def class_names(text: str) -> list[str]:
+    """The classes that a text lists: between commas, semicolons, line ends and full stops that stand alone ("cup .
+    block ."); of a text with none of these, between full stops if it ends with one ("cup. block."), so that "St.
+    Bernard" stays one."""
+    parts = re.split(r"[,;\n\r]|(?<!\S)\.(?!\S)", text)
+    if len(parts) == 1 and text.rstrip().endswith("."):
+        parts = re.split(r"\.(?=\s|$)", text)
+    return [name for part in parts if (name := part.strip())]

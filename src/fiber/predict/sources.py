@@ -10,9 +10,23 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from fiber.errors import SampleFault
-from fiber.images.codec import MAX_PIXELS, decode_pil, decode_reduced, kind_of, upright_size
+from fiber.images.codec import MAX_PIXELS, check_decodes, decode_pil, decode_reduced, described, kind_of, upright_size
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+EXTENSIONS = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".jfif",
+    ".avif",
+    ".heic",
+    ".heif",
+}
 REDUCED_SIDE = 2048  # a JPEG beyond MAX_PIXELS is decoded at a fraction of its size, its sides no smaller than this
 
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -80,11 +94,13 @@ def _decode(data: bytes, name: str) -> InputImage:
     try:
         width, height = upright_size(data)
         huge_jpeg = kind_of(data) == "jpg" and width * height > MAX_PIXELS
+        if kind_of(data) == "jpg" and not huge_jpeg:
+            data = check_decodes(data)
         image = decode_reduced(data, REDUCED_SIDE) if huge_jpeg else decode_pil(data)
-    except SampleFault as fault:
-        raise ImageError(f"{name or 'image'}: {fault}") from None
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
-        raise ImageError(f"{name or 'image'}: not a readable image ({error})") from None
+        known = isinstance(error, SampleFault) and kind_of(data) is not None
+        why = error if known else f"not a readable image ({described(data)})"
+        raise ImageError(f"{name or 'image'}: {why}") from None
     if not huge_jpeg:
         width, height = image.size
     return InputImage(image, width, height, name)

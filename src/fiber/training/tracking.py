@@ -16,6 +16,7 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 from fiber import distributed
+from fiber.errors import without_secrets
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run as WandbRun
@@ -49,7 +50,7 @@ class Tracker:
         keep_before(path, start)
         self._file = path.open("a")
         if wandb != "off":
-            self._wandb = _start_wandb(Path(run), config, wandb, project)
+            self._wandb = _start_wandb(Path(run), json.loads(without_secrets(json.dumps(config))), wandb, project)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of update `step` (0-based). A value that is not finite is written as null."""

@@ -28,7 +28,7 @@ from fiber.config.loading import load_config, to_dict
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, Stage2Config
 from fiber.data.text import load_tokenizer
-from fiber.errors import ConfigError, WeightsError
+from fiber.errors import ConfigError, WeightsError, without_secrets
 
 RunConfig = Stage1Config | Stage2Config
 
@@ -151,7 +151,9 @@ def write_export(
 
 def write_run_export(config: RunConfig, export: Export, figures: Mapping[str, float]) -> Path:
     """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`."""
-    card = Card([Path(source.path).name for source in config.data.train], config.train.steps, figures)
+    card = Card(
+        [Path(without_secrets(source.path)).name for source in config.data.train], config.train.steps, figures
+    )
     return export.write(Path(config.output) / "export", card)
 
 

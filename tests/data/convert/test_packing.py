@@ -7,8 +7,8 @@ import raw
 
 from fiber.data.convert.items import Drop, RawDataset, RawImage, RawItem
 from fiber.data.convert.packing import Packing, _move_spans, _same_shape, pack
-from fiber.data.index import SHARD_NAME
 from fiber.data.records import clean_text, validate_record
+from fiber.data.remote import SHARD_NAME
 
 
 @pytest.fixture

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from transformers import RobertaTokenizerFast
 
+from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Sample, SetFacts
 from fiber.data.samples.regions import RegionSample, check_set, clipped, collate_regions, fitted
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.errors import SampleFault, ShardError
 
 TEXT = "a red cat. two dogs"

@@ -10,13 +10,13 @@ import torch
 from shard_sets import jpeg
 
 from fiber.data.collate import collate
+from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import LABELS, Sample
 from fiber.data.samples.text import EvalTextSample, ImageTransform, TextSample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
-from fiber.data.writer import write_dataset
 from fiber.errors import DataFaultError, SampleFault
 from fiber.images.resize import load_image
 from fiber.tasks.classifier import LabelledSample

@@ -1,72 +1,218 @@
-"""Detection annotations in COCO's JSON format, of any data set."""
+"""Detection annotations in COCO's JSON format, of any data set.
+
+Files come from many tools, and one bad entry must not cost the rest: what cannot be used is left out, counted, and
+listed with the id of its annotation. What is wrong with the whole file (categories, repeated image ids, boxes in
+another form) is one clear error.
+"""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem
 from fiber.data.convert.json_stream import Grouped, iter_array
+from fiber.data.convert.masks import mask_box
+from fiber.data.records import check_categories
 
 Entry = dict[str, Any]
 
+_JUDGED = 2000  # images whose boxes tell in which form all are
+_FEW = 3  # boxes that are too few to tell
+
 
 def categories(path: Path) -> list[Entry]:
-    """[{"id", "name", "frequency"?}] as in the file. Raises ConversionError for repeated ids."""
-    found = [
-        {key: entry[key] for key in ("id", "name", "frequency") if key in entry}
-        for entry in iter_array(path, "categories")
-    ]
-    ids = [entry["id"] for entry in found]
-    if len(set(ids)) < len(ids):
-        raise ConversionError(f"{path}: category ids repeat: {sorted(i for i in set(ids) if ids.count(i) > 1)[:5]}")
+    """[{"id", "name", "frequency"?}] as in the file; numbers as names become texts. Raises ConversionError naming
+    the category that has no id or name, or an id like another's."""
+    found = []
+    for entry in iter_array(path, "categories"):
+        if not isinstance(entry, dict):
+            raise ConversionError(
+                f'{path}: category {entry!r:.200} must be an object like {{"id": 1, "name": "cup"}}'
+            )
+        category = {key: entry[key] for key in ("id", "name", "frequency") if key in entry}
+        name = category.get("name")
+        if isinstance(name, (int, float)) and not isinstance(name, bool):
+            category["name"] = str(name)
+        found.append(category)
+    try:
+        check_categories(found)
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from None
     return found
+
+
+def identity(value: Any) -> str:
+    """An id in one form: 1, 1.0 and "1" are one, as the tools that mix them mean it."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value)
+
+
+class FileNames:
+    """What the names of all images tell together: which repeat. Made by one pass over `images`."""
+
+    def __init__(self, path: Path) -> None:
+        self.stems: Counter[str] = Counter()
+        self.bases: Counter[str] = Counter()
+        for image in iter_array(path, "images"):
+            with suppress(KeyError, TypeError):
+                base = file_name(image).rpartition("/")[2]
+                self.bases[base] += 1
+                self.stems[Path(base).stem] += 1
+
+    def image_id(self, set_name: str, image: Entry) -> str:
+        """SET_STEM; where several images have that stem, SET_ and the whole name in the file."""
+        name = file_name(image)
+        stem = Path(name.rpartition("/")[2]).stem
+        return f"{set_name}_{stem if self.stems[stem] < 2 else name}"
+
+    def find(self, folder: ImageFolder, image: Entry) -> RawImage:
+        """The image's file."""
+        return folder.find(str(image["file_name"]), self.bases[file_name(image).rpartition("/")[2]] < 2)
+
+
+def file_name(image: Entry) -> str:
+    """The name in an entry, with `/` between its parts. Raises KeyError where there is none."""
+    name = image["file_name"]
+    if not isinstance(name, (str, int, float)) or name == "":
+        raise KeyError("file_name")
+    return str(name).replace("\\", "/")
 
 
 def items(
     path: Path,
     source: str,
-    known: set[int],
+    known: set[Any],
     image_id: Callable[[Entry], str],
     raw_image: Callable[[Entry], RawImage],
     keep: Callable[[Entry], bool] = lambda image: True,
 ) -> Iterator[RawItem | Drop]:
     """One item an entry of `images`, with its boxes (none is an annotation too: looked at, nothing found).
 
-    known: category ids; an annotation of another category is dropped.
+    known: category ids; an annotation of another category is dropped. Ids are compared as `identity` has them.
+    Raises ConversionError: an image id comes twice; all boxes are in another form than COCO's.
     """
-    annotations = Grouped(path, "annotations", lambda entry: entry["image_id"])
+    annotations = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
+    _check_boxes(path, annotations)
+    ids = {identity(category): category for category in known}
+    taken: set[int] = set()  # files
     met = 0
     for image in iter_array(path, "images"):
-        met += image["id"] in annotations
-        if not keep(image):
+        try:
+            met += identity(image["id"]) in annotations
+            if not keep(image):
+                continue
+            name, raw = image_id(image), raw_image(image)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            yield Drop("image entry malformed", source, f"{image!r:.200} ({type(error).__name__}: {error})")
             continue
-        name, boxes, drops = image_id(image), [], []
-        for entry in annotations[image["id"]]:
-            if entry["category_id"] not in known:
-                drops.append(
-                    Drop("unknown category", name, f"{entry['category_id']} of annotation {entry.get('id')}")
-                )
-            else:
-                boxes.append(_box(entry))
+        boxes: list[Entry] = []
+        drops: list[Drop] = []
+        if (file := hash((raw.paths, raw.offset))) in taken:
+            yield Drop("file listed more than once", name, f"{image['file_name']} again, as image id {image['id']}")
+            continue
+        taken.add(file)
+        for entry in annotations[identity(image["id"])]:
+            _add_box(boxes, drops, entry, ids, name)
         record: dict[str, Any] = {"image_id": name, "source": source, "boxes": boxes}
         for field, key in (("negative_categories", "neg_category_ids"),
                            ("not_exhaustive_categories", "not_exhaustive_category_ids")):  # fmt: skip
             if image.get(key):
                 record[field] = image[key]
-        size = (int(image["width"]), int(image["height"])) if "width" in image and "height" in image else None
-        yield RawItem(record, (raw_image(image),), size, tuple(drops))
+        size = _size(image)
+        if size is None and ("width" in image or "height" in image):
+            drops.append(Drop("size not given", name, f"{image.get('width')!r} x {image.get('height')!r}", kept=True))
+        yield RawItem(record, (raw,), size, tuple(drops))
     if met < len(annotations):
         yield Drop("annotations of an unlisted image", source, f"{len(annotations) - met} image ids not in 'images'")
 
 
-def _box(entry: Entry) -> Entry:
-    x, y, width, height = entry["bbox"]
-    box: Entry = {"box": [x, y, x + width, y + height], "category": entry["category_id"]}
-    if entry.get("iscrowd"):
+def _add_box(boxes: list[Entry], drops: list[Drop], entry: Any, ids: dict[str, Any], name: str) -> None:
+    """Appends the box of an annotation, or the reason why it has none."""
+    category = identity(entry.get("category_id"))
+    if category not in ids:
+        detail = f"{entry.get('category_id')!r:.100} of annotation {entry.get('id')}"
+        drops.append(Drop("unknown category", name, detail))
+        return
+    sides = bbox(entry)
+    if sides is None:
+        detail = f"annotation {entry.get('id')}: bbox {entry.get('bbox')!r:.100}, no outline or mask either"
+        drops.append(Drop("box malformed", name, detail))
+        return
+    x, y, width, height = sides
+    box: Entry = {"box": [x, y, x + width, y + height], "category": ids[category]}
+    if entry.get("iscrowd") in (1, True, "1"):
         box["crowd"] = True
-    for key in ("area", "id"):
-        if key in entry:
-            box[key] = entry[key]
-    return box
+    area = entry.get("area")
+    if isinstance(area, (int, float)) and not isinstance(area, bool) and math.isfinite(area):
+        box["area"] = area
+    if isinstance(entry.get("id"), (int, str)):
+        box["id"] = entry["id"]
+    boxes.append(box)
+
+
+def bbox(entry: Entry) -> list[float] | None:
+    """[x, y, width, height] of an annotation: its bbox, numbers or texts of numbers, else that of its polygons or its
+    mask; None where there is neither. Values that are not finite stay: packing counts them."""
+    sides = entry.get("bbox")
+    if isinstance(sides, (list, tuple)) and len(sides) == 4:
+        try:
+            return [side if type(side) in (int, float) else float(side) for side in sides]
+        except (TypeError, ValueError):
+            pass
+    return mask_box(entry.get("segmentation"))
+
+
+def _size(image: Entry) -> tuple[int, int] | None:
+    try:
+        width, height = int(image["width"]), int(image["height"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _check_boxes(path: Path, annotations: Grouped) -> None:
+    """Raises ConversionError for a repeated image id, or where the boxes of the first images are fractions or
+    corners: not of one of them, of all."""
+    boxes = fractions = beyond = 0
+    corners = True
+    ids: set[str] = set()
+    for image in iter_array(path, "images"):
+        key = identity(image["id"]) if isinstance(image, dict) and "id" in image else None
+        if key in ids:
+            raise ConversionError(f"{path}: image id {image['id']!r} comes twice in 'images': give each its own id")
+        if key is None:
+            continue
+        ids.add(key)
+        size = _size(image)
+        if size is None or len(ids) > _JUDGED:
+            continue
+        for entry in annotations[key]:
+            if (sides := bbox(entry)) is None or not all(map(math.isfinite, sides)):
+                continue
+            x, y, a, b = sides
+            boxes += 1
+            fractions += max(sides) <= 1 and min(sides) >= 0 and min(size) > 2
+            beyond += x + a > size[0] + 1 or y + b > size[1] + 1
+            corners = corners and x < a <= size[0] + 1 and y < b <= size[1] + 1
+    if annotations and not ids & set(annotations):
+        raise ConversionError(
+            f"{path}: none of {len(annotations)} image ids of 'annotations' (such as {next(iter(annotations))!r}) is "
+            f"among the {len(ids)} of 'images' (such as {next(iter(ids), None)!r})"
+        )
+    if boxes >= _FEW and fractions == boxes:
+        raise ConversionError(
+            f"{path}: all {boxes} boxes of the first images lie within 1 pixel, so they are fractions of the image: "
+            "COCO has pixels; multiply x and width by the image's width, y and height by its height"
+        )
+    if boxes >= _FEW and corners and beyond * 2 >= boxes:
+        raise ConversionError(
+            f"{path}: {beyond} of {boxes} boxes leave their image as [x, y, width, height] and none as "
+            "[x0, y0, x1, y1]: these are corners; write [x0, y0, x1 - x0, y1 - y0]"
+        )

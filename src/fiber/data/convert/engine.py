@@ -25,6 +25,7 @@ import numpy as np
 from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
 from fiber.data.convert.packing import Packing
 from fiber.data.convert.pieces import PARTIAL, Piece, cut, make_item, run_pieces, write_json
+from fiber.data.convert.verdict import Contents, warnings
 from fiber.data.index import Index
 from fiber.data.shards import ShardSet
 
@@ -80,16 +81,16 @@ def convert(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
 
 def _guarded(source: RawDataset) -> Iterator[RawItem | Made | Drop]:
     """The items; an annotation file that is not what it should be becomes one clear error."""
-    number = 0
+    last = "the beginning"
     try:
         for item in source.items:
             yield item
-            number += 1
-    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
-        files = source.provenance.get("file") or ", ".join(source.provenance.get("files", ()))
+            last = item.subject if isinstance(item, Drop) else item.image_id
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError, RecursionError, OverflowError) as error:
+        files = source.provenance.get("file") or ", ".join(source.provenance.get("files", ())) or source.name
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ConversionError(
-            f"{files}: what follows item {number} is not in the format of {source.name}: {what}"
+            f"{files}: what follows {last} is not in the format of {source.name}: {what}"
         ) from error
 
 
@@ -183,11 +184,13 @@ def _finish(
     noted: Counter[str] = Counter()
     items = 0
     examples: dict[str, list[str]] = {}
+    contents = Contents()
     aside = partial / "drops.jsonl"
-    with open(aside, "w", encoding="utf-8") as lines:
+    with open(aside, "w", encoding="utf-8", errors="backslashreplace") as lines:
         for folder in folders:
             report = json.loads((folder / "drops.json").read_text())
             items += report["items"]
+            contents.join(Contents(report.get("counts"), report.get("per_class")))
             for reason, subject, detail, kept in report["drops"]:
                 (noted if kept else reasons)[reason] += 1
                 shown = examples.setdefault(reason, [])
@@ -211,11 +214,14 @@ def _finish(
     index.save(job.out)
     os.replace(aside, job.out / "drops.jsonl")
     totals = index.counts.sum(0, dtype=np.int64)
+    boxes = contents.described(source.categories or []) if source.categories else {}
     info = {
         "name": source.name,
         "split": source.split,
         "samples": len(index),
         "annotations": {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n},
+        "boxes": boxes,
+        "warnings": warnings(boxes, source.categories or []),
         "categories": source.categories or [],
         "answers": source.answers or [],
         "provenance": source.provenance,
@@ -243,4 +249,5 @@ def _summary(info: dict[str, Any], job: ConversionOptions) -> dict[str, Any]:
     keys = ("name", "split", "items", "samples", "annotations", "dropped", "noted")
     shards = sorted(job.out.glob("*.tar"))
     size = sum(path.stat().st_size for path in shards)
-    return {"out": str(job.out), **{key: info[key] for key in keys}, "shards": len(shards), "bytes": size}
+    verdict = {key: info[key] for key in ("boxes", "warnings") if info.get(key)}
+    return {"out": str(job.out), **{key: info[key] for key in keys}, **verdict, "shards": len(shards), "bytes": size}

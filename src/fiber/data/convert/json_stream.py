@@ -27,16 +27,24 @@ K = TypeVar("K", bound=Hashable)
 _CHUNK = 1 << 20
 _LARGEST = 64 << 20  # an element that does not end within this is broken, not long
 _BLANK = " \t\r\n"
+_INCOMPLETE = "a file that was downloaded is perhaps incomplete"
+_NOT_UTF8 = "not UTF-8 (perhaps Latin-1 or GBK): save it as UTF-8"
 
 
 def load(path: Path) -> Any:
     """A small JSON file whole. Raises ConversionError naming the file if absent or broken."""
     try:
         return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ConversionError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path}: broken JSON: {error}; the download is probably incomplete") from None
+    except OSError as error:
+        raise ConversionError(f"{path}: {_unopened(error)}") from None
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{path}: {_NOT_UTF8}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"{path}: broken JSON: {error or 'nested too deep'}; {_INCOMPLETE}") from None
+
+
+def _unopened(error: OSError) -> str:
+    return "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
 
 
 def _scan_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
@@ -44,14 +52,14 @@ def _scan_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
     offset = 0
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed by the with below)
-    except FileNotFoundError:
-        raise ConversionError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConversionError(f"{path}: {_unopened(error)}") from None
     with file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
                     yield json.loads(line), offset, len(line)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                except (ValueError, RecursionError) as error:
                     raise ConversionError(f"{path}, line {number}: broken JSON: {error}") from None
             offset += len(line)
 
@@ -60,8 +68,8 @@ def open_text(path: Path) -> Any:
     """Open a UTF-8 text file, with one clear error if it is absent. A byte order mark is skipped."""
     try:
         return open(path, encoding="utf-8-sig", newline="\n")
-    except FileNotFoundError:
-        raise ConversionError(f"{path}: no such file") from None
+    except OSError as error:
+        raise ConversionError(f"{path}: {_unopened(error)}") from None
 
 
 def iter_array(path: Path, name: str | None = None) -> Iterator[Any]:
@@ -159,7 +167,9 @@ class _Scanner:
                 self.fail(f"expected a JSON object with an array {name!r}")
             present = yield from self.members(name)
             if not present and not missing_ok:
-                raise ConversionError(f"{self.path}: has no array {name!r}; is it the right file?")
+                lines = self.text[self.at + 1 :].lstrip(_BLANK).startswith("{")
+                what = "it looks like JSON lines, one object is expected" if lines else "is it the right file?"
+                raise ConversionError(f"{self.path}: has no array {name!r}; {what}")
 
     def members(self, name: str | None) -> Generator[tuple[Any, int, int], None, bool]:
         self.at += 1
@@ -172,6 +182,8 @@ class _Scanner:
             self.at += 1
             opening = self.peek()
             if key == name:
+                if opening == "n" and self.value()[0] is None:
+                    return True  # null: there are none
                 if opening != "[":
                     self.fail(f"{name!r} is not an array")
                 yield from self.array()
@@ -217,17 +229,21 @@ class _Scanner:
                 # A number may go on in the next window, so a value ends only where something follows it.
                 if end < len(self.text):
                     break
-            except json.JSONDecodeError as error:
-                problem = error.msg
+            except RecursionError:
+                self.fail("nested too deep")
+            except ValueError as error:  # of a number of thousands of digits, too
+                problem = getattr(error, "msg", str(error))
             if len(self.text) - self.at > _LARGEST or not self.more():
-                self.fail(problem)
+                self.fail(problem, incomplete=True)
         start, self.at = self.at, end
         raw = self.text[start:end]
         if not raw.isascii():
             try:
                 value = json.loads(raw.encode("latin-1"))
             except UnicodeDecodeError as error:
-                self.fail(f"not UTF-8: {error}")
+                self.fail(f"{_NOT_UTF8} ({error.reason})")
+            except (ValueError, RecursionError) as error:
+                self.fail(str(error))
         return value, self.base + start, end - start
 
     def more(self) -> bool:
@@ -237,8 +253,6 @@ class _Scanner:
         self.at = 0
         return bool(data)
 
-    def fail(self, message: str) -> None:
-        raise ConversionError(
-            f"{self.path}: broken JSON at byte {self.base + self.at:,}: {message}; "
-            "the download is probably incomplete"
-        )
+    def fail(self, message: str, incomplete: bool = False) -> None:
+        hint = f"; {_INCOMPLETE}" if incomplete or message == "the file ends early" else ""
+        raise ConversionError(f"{self.path}: broken JSON at byte {self.base + self.at:,}: {message}{hint}")

@@ -16,7 +16,8 @@ from typing import Any
 import yaml
 
 from fiber.data.convert import coco_format
-from fiber.data.convert.items import ConversionError, RawDataset, Request, existing, image_in
+from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.items import ConversionError, RawDataset, Request, existing
 from fiber.data.convert.json_stream import count_array, iter_array
 from fiber.data.records import clean_text
 
@@ -38,12 +39,13 @@ def read(request: Request) -> RawDataset:
     section = {} if request.config is None else load_config(request.config)
     prompts = request.variant == "prompts" and bool(section.get("CAPTION_PROMPT"))
     classes = named(classes, section, prompts)
+    listed, folder = coco_format.FileNames(annotations), ImageFolder(images)
     items = coco_format.items(
         annotations,
         name,
         {entry["id"] for entry in classes},
-        lambda image: f"{name}_{Path(image['file_name']).stem}",
-        lambda image: image_in([images, images / "images"], image["file_name"], Path(image["file_name"]).name),
+        lambda image: listed.image_id(name, image),
+        lambda image: listed.find(folder, image),
     )
     provenance = {
         "converter": "odinw",
@@ -56,16 +58,16 @@ def read(request: Request) -> RawDataset:
     return RawDataset(name, request.split, LICENCE, provenance, items, total, categories=classes)
 
 
-def _places(request: Request) -> tuple[Path, Path, str]:
-    """(annotation file, image folder, name of the set)."""
+def _places(request: Request) -> tuple[Path, list[Path], str]:
+    """(annotation file, image folders in the order of looking, name of the set)."""
     if request.config is not None:
         entry = registered(load_config(request.config), request.split)
         path = existing([request.raw / entry["ann_file"]], "the annotations")
-        return path, request.raw / entry["img_dir"], _slug(request.config.stem)
+        return path, _with_images(request.raw / entry["img_dir"]), _slug(request.config.stem)
     name = _slug(request.raw.resolve().name)
     if request.annotations is not None:
         path = existing([request.annotations, request.raw / request.annotations], "the annotations")
-        return path, request.images or path.parent, name
+        return path, _with_images(*([request.images] if request.images else [path.parent, request.raw])), name
     part, *few = request.split.split("_")
     folders = FOLDERS[part]
     few_shot = [f"fewshot_{name}_shot{few[0]}_seed{few[1]}.json" for name in (part, f"mini{part}")] if few else []
@@ -74,11 +76,15 @@ def _places(request: Request) -> tuple[Path, Path, str]:
     apart = [request.raw / "annotations" / f"{k}{folder}.json" for k in ("instances_", "") for folder in folders]
     path = existing([*next_to, *apart], f"annotations of {request.split}")
     if request.images is not None:
-        return path, request.images, name
+        return path, _with_images(request.images), name
     if path.parent.name != "annotations":
-        return path, path.parent, name
+        return path, _with_images(path.parent), name
     places = [request.raw / place / folder for folder in folders for place in ("", "images")]
-    return path, existing([*places, request.raw / "images", request.raw], "the images"), name
+    return path, _with_images(existing([*places, request.raw / "images", request.raw], "the images")), name
+
+
+def _with_images(*folders: Path) -> list[Path]:
+    return [place for folder in folders for place in (folder, folder / "images")]
 
 
 def load_config(path: Path) -> dict[str, Any]:

@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fiber.data.convert.items import Drop, RawItem, UnusableItem
 from fiber.data.records import FIELDS, Record, RecordError, Sample, clean_text, validate_record
 from fiber.errors import SampleFault
-from fiber.images.codec import MAX_PIXELS, STORED, check_decodes, kind_of, shrink, upright_size
+from fiber.images.codec import (
+    MAX_PIXELS,
+    STORED,
+    check_decodes,
+    described,
+    kind_of,
+    orientation,
+    shrink,
+    upright_size,
+)
 
 _SLACK = 1.0  # pixels per box may leave the image by, as in the schema: rounding of annotators, not an error
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How images are stored. max_side: long side in pixels. reencode: every image becomes an RGB JPEG."""
+    """How images are stored. max_side: long side in pixels. reencode: every image becomes an RGB JPEG. stored_boxes:
+    boxes are of images as they are stored, before an EXIF block turns them."""
 
     decode_check: bool = True
     max_side: int | None = None
     reencode: bool = False
     quality: int = 92
+    stored_boxes: bool = False
 
 
 def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None) -> tuple[Sample | None, list[Drop]]:
@@ -29,12 +40,16 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
     image_id = item.record["image_id"]
     drops = list(item.drops)
     try:
-        images, sizes, originals = [], [], []
+        images, sizes, originals, turns = [], [], [], []
         for image in item.images:
-            kind, data, original = _load(image.read(), packing)
+            encoded = image.read()
+            kind, data, original = _load(encoded, packing, image_id, drops)
+            turns.append(orientation(encoded))
             images.append((kind, data))
             originals.append(original)
             sizes.append(upright_size(data))
+        if turns[0] != 1:
+            item = _turned(item, turns[0], originals[0], packing.stored_boxes, drops)
         record = _fit(item, originals[0], sizes[0], drops)
         if not record.get("boxes") and categories is None:
             record.pop("boxes", None)  # only a detection set says "looked at, nothing found"
@@ -45,29 +60,59 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
         validate_record(record, categories)
     except (UnusableItem, RecordError) as error:
         return None, [*drops, Drop(error.reason, image_id, getattr(error, "detail", str(error)))]
+    except (TypeError, ValueError, LookupError, AttributeError, OverflowError) as error:  # a text for a number, ...
+        return None, [*drops, Drop("entry malformed", image_id, f"{type(error).__name__}: {error}"[:300])]
     return Sample(key, images, record), drops
 
 
-def _load(data: bytes, packing: Packing) -> tuple[str, bytes, tuple[int, int]]:
-    """(kind, bytes to store, size before shrinking). Raises UnusableItem."""
+def _load(data: bytes, packing: Packing, image_id: str, drops: list[Drop]) -> tuple[str, bytes, tuple[int, int]]:
+    """(kind, bytes to store, size before shrinking); an end mark that was added is noted. Raises UnusableItem."""
     kind = kind_of(data)
     if kind is None:
-        html = data[:512].lstrip()[:1] == b"<"
-        what = "an HTML or XML page" if html else f"first bytes {data[:8]!r}"
-        raise UnusableItem("not an image", what) if data else UnusableItem("empty file", "0 bytes")
+        raise UnusableItem("not an image" if data else "empty file", described(data))
     if kind not in STORED and not packing.reencode:
         raise UnusableItem("unsupported format", f"{kind}; --reencode stores it as JPEG")
     try:
         size = upright_size(data)
         if size[0] * size[1] > MAX_PIXELS:
-            raise UnusableItem("image too large", f"{size[0]} x {size[1]} pixels")
+            limit = f"more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
+            raise UnusableItem("image too large", f"{size[0]} x {size[1]} pixels, {limit}")
+        if packing.decode_check:
+            sound = check_decodes(data)
+            if sound != data:
+                drops.append(Drop("end mark added", image_id, "the JPEG lacked its last two bytes", kept=True))
+            data = sound
         if packing.reencode or (packing.max_side is not None and max(size) > packing.max_side):
             return "jpg", shrink(data, packing.max_side, packing.quality), size
-        if packing.decode_check:
-            check_decodes(data)
     except SampleFault as fault:
         raise UnusableItem("broken image", str(fault)) from None
     return kind, data, size
+
+
+def _turned(item: RawItem, turn: int, upright: tuple[int, int], stored_boxes: bool, drops: list[Drop]) -> RawItem:
+    """The item, its boxes turned with the image where they are of the image as stored; noted either way."""
+    if "boxes" not in item.record:
+        return item
+    which = "boxes turned with it" if stored_boxes else "boxes taken to be of the image as displayed"
+    drops.append(Drop("image with an EXIF turn", item.image_id, f"orientation {turn}: {which}", kept=True))
+    if not stored_boxes:
+        return item
+    width, height = item.size or (upright if turn < 5 else upright[::-1])
+    boxes = [{**entry, "box": turned_box(entry["box"], turn, width, height)} for entry in item.record["boxes"]]
+    return replace(
+        item, record={**item.record, "boxes": boxes}, size=(width, height) if turn < 5 else (height, width)
+    )
+
+
+def turned_box(box: list[float], turn: int, width: int, height: int) -> list[float]:
+    """A box [x0, y0, x1, y1] of an image stored as width x height px, in the image as EXIF orientation `turn` (2..8)
+    displays it."""
+    x0, y0, x1, y1 = box
+    if turn in (2, 3, 7, 8):  # mirrored from left to right
+        x0, x1 = width - x1, width - x0
+    if turn in (3, 4, 6, 7):  # and from top to bottom
+        y0, y1 = height - y1, height - y0
+    return [y0, x0, y1, x1] if turn >= 5 else [x0, y0, x1, y1]
 
 
 def _fit(item: RawItem, original: tuple[int, int], stored: tuple[int, int], drops: list[Drop]) -> Record:
@@ -78,7 +123,9 @@ def _fit(item: RawItem, original: tuple[int, int], stored: tuple[int, int], drop
     if "boxes" in record:
         annotated = item.size or original
         if not _same_shape(annotated, original):
-            raise UnusableItem("size mismatch", f"annotated as {annotated}, the image is {original}")
+            lying = _same_shape(annotated, original[::-1])
+            hint = "; if an EXIF block turns it and its boxes do not know: --stored-boxes" if lying else ""
+            raise UnusableItem("size mismatch", f"annotated as {annotated}, the image is {original}{hint}")
         scale = (stored[0] / annotated[0], stored[1] / annotated[1])
         kept = _fit_boxes(record["boxes"], scale, stored, image_id, drops)
         record["boxes"] = [box for box in kept if box is not None]

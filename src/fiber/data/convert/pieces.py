@@ -24,7 +24,9 @@ from tqdm import tqdm
 
 from fiber.data.convert.items import ConversionError, Drop, Made, RawItem, UnusableItem
 from fiber.data.convert.packing import Packing, pack
-from fiber.data.writer import ShardWriter
+from fiber.data.convert.verdict import Contents
+from fiber.data.convert.writer import ShardWriter
+from fiber.data.records import RecordError
 
 PARTIAL = ".partial"
 LEAK = "in an evaluation set"
@@ -133,6 +135,7 @@ def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
     shutil.rmtree(aside, ignore_errors=True)
     unavailable = _repeated(items) if piece.placeholders else set()
     drops: list[Drop] = []
+    contents = Contents()
     # One tar per piece: the length was chosen for that, so neither limit of the writer may cut it.
     with ShardWriter(aside, piece.name, max_samples=len(items) + 1, max_bytes=1 << 62) as writer:
         for offset, item in enumerate(items):
@@ -150,9 +153,20 @@ def _make_piece(number: int, items: list[RawItem | Made | Drop]) -> int:
             sample, dropped = make_item(item, make_key(number * piece.length + offset, image_id), piece.packing,
                                     piece.categories)  # fmt: skip
             drops += dropped
-            if sample is not None:
+            if sample is None:
+                continue
+            try:
                 writer.add(sample)
-    write_json(aside / "drops.json", {"items": len(items), "drops": [list(vars(drop).values()) for drop in drops]})
+                contents.add(sample.record)
+            except RecordError as error:
+                drops.append(Drop(error.reason, image_id, str(error)))
+    report = {
+        "items": len(items),
+        "drops": [list(vars(drop).values()) for drop in drops],
+        "counts": contents.counts,
+        "per_class": contents.per_class,
+    }
+    write_json(aside / "drops.json", report)
     if final.exists():  # an earlier worker whose parent was killed finished it after all: same bytes
         shutil.rmtree(aside)
     else:
@@ -176,5 +190,7 @@ def _repeated(items: list[RawItem | Made | Drop]) -> set[int]:
 def write_json(path: Path, value: Any) -> None:
     """Written aside and renamed, so that it is whole or absent."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Half of a surrogate pair, which JSON may hold and UTF-8 may not, becomes its escape.
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     os.replace(aside, path)

@@ -1,21 +1,24 @@
-"""Images fetched from a list of (caption, url) rows, as the two tools in use lay them out.
+"""Images fetched from a list of (caption, url) rows, as the two tools in use lay them out, and any WebDataset tars.
 
 img2dataset: numbered folders (or tars) with NAME.jpg, NAME.json (caption, url, status) and NAME.txt.
 ViLT: images_train/0000/0000000 without extension, 1000 a folder, and train_annot.json = [[path, caption], ...];
 without that file, the number in the name is the row of the original list, which has the captions.
+Tars of any name: the members of a key (WebDataset's: all before the first dot of the base name) may lie anywhere in
+the tar; the caption is the `caption` or `text` of KEY.json, else KEY.txt.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, image_in
 from fiber.data.convert.json_stream import iter_array
+from fiber.data.index import split_member
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -29,15 +32,15 @@ def find(folder: Path, source: str, annotations: list[Path], rows: Iterator[str]
     for path in annotations:
         if path.exists():
             return "vilt", _vilt(path, folder, source)
-    if any(folder.glob("[0-9]*.tar")):
-        return "img2dataset tars", _tars(folder, source)
+    if any(folder.glob("*.tar")):
+        return "tars", tars(folder, source)
     if next(folder.glob("[0-9]*/*.json"), None) or next(folder.glob("[0-9]*/*.txt"), None):
         return "img2dataset files", _files(folder, source)
     if rows is not None and folder.is_dir():
         return "rows", _rows(rows, folder, source)
     raise ConversionError(
-        f"{folder}: neither img2dataset's folders or tars, nor ViLT's tree with {annotations[0].name} "
-        "(or the original list); see docs/data.md"
+        f"{folder}: neither img2dataset's folders nor tars, nor ViLT's tree with {annotations[0].name} "
+        "(or the original list); see docs/data.md. For pairs of your own: make_shards.py pairs"
     )
 
 
@@ -46,11 +49,15 @@ def _item(source: str, name: str, caption: object, image: RawImage) -> RawItem:
     return RawItem(record, (image,))
 
 
-def _vilt(path: Path, folder: Path, source: str) -> Iterator[RawItem]:
+def _vilt(path: Path, folder: Path, source: str) -> Iterator[RawItem | Drop]:
     """The path in a row is the fetching machine's: what counts is its end, folder and name."""
-    for name, caption in iter_array(path):
+    for row in iter_array(path):
+        if not isinstance(row, list) or len(row) != 2 or not isinstance(row[0], str):
+            yield Drop("row malformed", source, f"{row!r:.200}")
+            continue
+        name, caption = row
         parts = Path(name).parts
-        image = image_in([folder], os.path.join(*parts[-2:]), parts[-1])
+        image = image_in([folder], os.path.join(*parts[-2:]), parts[-1]) if parts else RawImage(())
         yield _item(source, Path(name).stem, caption, RawImage((*image.paths, name)))
 
 
@@ -65,44 +72,87 @@ def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
     for shard in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()):
         names = {name for name in os.listdir(shard) if not name.startswith(".")}
         for stem in sorted({Path(name).stem for name in names}):
-            about: dict = {}
+            about: dict[str, Any] = {}
+            if f"{stem}.txt" in names:
+                about = {"caption": _text((shard / f"{stem}.txt").read_bytes())}
             if f"{stem}.json" in names:
-                about = _sidecar((shard / f"{stem}.json").read_bytes(), f"{shard.name}/{stem}.json")
-            elif f"{stem}.txt" in names:
-                about = {"caption": (shard / f"{stem}.txt").read_text(encoding="utf-8", errors="replace")}
+                about |= _sidecar((shard / f"{stem}.json").read_bytes(), f"{shard.name}/{stem}.json")
             image_name = next((f"{stem}{ext}" for ext in _IMAGES if f"{stem}{ext}" in names), None)
             image = RawImage((str(shard / image_name),)) if image_name else None
             yield _fetched(source, f"{shard.name}_{stem}", about, image)
 
 
-def _tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:
-    for path in sorted(folder.glob("[0-9]*.tar")):
+def tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:
+    """The pairs of all tars of a folder. A second image under a key is left out and counted."""
+    for path in sorted(folder.glob("*.tar")):
+        with open(path, "rb") as file:
+            magic = file.read(4)
+        kinds = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+        if packed := next((kind for start, kind in kinds.items() if magic.startswith(start)), None):
+            raise ConversionError(
+                f"{path}: a tar compressed by {packed}: members must lie as they are; unpack it first"
+            )
         try:
             with tarfile.open(path, "r:") as tar:
-                for stem, members in itertools.groupby(tar, lambda member: member.name.partition(".")[0]):
-                    about, image = {}, None
-                    for member in members:
-                        extension = os.path.splitext(member.name)[1].lower()
-                        if extension == ".json":
-                            content = tar.extractfile(member)
-                            about = _sidecar(content.read() if content else b"", f"{path.name}/{member.name}")
-                        elif extension in _IMAGES:
-                            image = RawImage((str(path),), member.offset_data, member.size)
-                    yield _fetched(source, f"{path.stem}_{stem}", about, image)
-        except tarfile.TarError as error:
-            raise ConversionError(f"{path}: broken tar: {error}; fetch it again") from None
+                yield from _tar(tar, path, source)
+        except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: of pax headers
+            raise ConversionError(f"{path}: broken tar: {error}; fetch or make it again") from None
 
 
-def _sidecar(data: bytes, name: str) -> dict:
+def _tar(tar: tarfile.TarFile, path: Path, source: str) -> Iterator[RawItem | Drop]:
+    images: dict[str, RawImage | None] = {}
+    about: dict[str, dict[str, Any]] = {}
+    again: list[Drop] = []
+    for member in tar:
+        if not member.isfile():
+            continue
+        key, suffix = split_member(member.name.removeprefix("./"))
+        extension = f".{suffix.rpartition('.')[2]}"
+        found = about.setdefault(key, {})
+        images.setdefault(key, None)
+        if extension in _IMAGES:
+            if images[key] is None:
+                images[key] = RawImage((str(path),), member.offset_data, member.size)
+            else:
+                again.append(
+                    Drop("second image of a key", f"{source}_{path.stem}_{key}", f"{path.name}: {member.name}")
+                )
+        elif extension in (".json", ".txt"):
+            content = tar.extractfile(member)
+            data = content.read() if content else b""
+            more = _sidecar(data, f"{path.name}/{member.name}") if extension == ".json" else {"caption": _text(data)}
+            # The first of a kind counts, as for images; the JSON's caption before the text's.
+            about[key] = {**more, **found} if "seen" in found or extension == ".txt" else {**found, **more}
+            about[key] |= {"seen": True} if extension == ".json" else {}
+    for key, image in images.items():
+        yield _fetched(source, f"{path.stem}_{key}", about[key], image)
+    yield from again
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="replace").strip()
+
+
+def _sidecar(data: bytes, name: str) -> dict[str, Any]:
+    """What a JSON file says of an image; where it is broken, that."""
     try:
-        return json.loads(data)
-    except ValueError as error:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
         return {"status": f"{name} is broken: {error}"}
+    if not isinstance(value, dict):
+        return {"status": f"{name} is no JSON object"}
+    if "caption" not in value and isinstance(value.get("text"), str):
+        value["caption"] = value["text"]
+    if not value.get("caption"):
+        value.pop("caption", None)
+    return value
 
 
-def _fetched(source: str, name: str, about: dict, image: RawImage | None) -> RawItem | Drop:
+def _fetched(source: str, name: str, about: dict[str, Any], image: RawImage | None) -> RawItem | Drop:
+    status = str(about.get("error_message") or about.get("status") or "")[:200]
     if image is None:
-        return Drop("not fetched", f"{source}_{name}", str(about.get("error_message") or about.get("status") or ""))
+        return Drop("not fetched", f"{source}_{name}", status or "no image of that name")
     if not about.get("caption"):
-        return Drop("no caption", f"{source}_{name}", str(about.get("status", "")))
+        looked = "no caption or text in its .json, no .txt"
+        return Drop("no caption", f"{source}_{name}", status or looked)
     return _item(source, name, about["caption"], image)

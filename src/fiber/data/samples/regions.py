@@ -45,8 +45,7 @@ def check_set(shards: ShardSet, field: str, whole: PromptBuilder | None = None) 
             whole.classes(shards.facts.names)
         except ValueError as error:
             raise ShardError(f"regions.classes: all of {shards.path}: {error}; or choose sampled") from None
-    first = (shards.record(i) for i in range(min(len(shards), 100)))
-    if field == "captions" and not any("phrases" in c for record in first for c in record.get("captions", ())):
+    if field == "captions" and not any("phrases" in c for r in shards.valid_records(100) for c in r.get(field, ())):
         raise ShardError(f"{shards.path}: its captions have no phrases with boxes, nothing to ground")
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-from fiber.data.index import BLOCK, IndexBuilder, Members, check_shard_name, record_counts
+from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
+from fiber.data.remote import check_shard_name
 from fiber.errors import ShardError
 from fiber.images.codec import sniff
 
@@ -81,7 +82,8 @@ class ShardWriter:
     def add(self, sample: Sample) -> None:
         """Appends one sample. The extension follows the image's magic bytes where they are known.
 
-        Raises ShardError on a key with a dot, slash or blank, a key seen before, or an unknown extension.
+        Raises ShardError on a key with a dot, slash or blank, a key seen before, or an unknown extension,
+        RecordError on a record that JSON cannot hold.
         """
         key = sample.key
         if not key or any(c in key for c in "./ ") or not key.isprintable():
@@ -90,6 +92,10 @@ class ShardWriter:
             raise ShardError(f"key {key!r} comes twice: keys are unique in a data set")
         if not sample.images:
             raise ShardError(f"key {key!r} has no image")
+        try:  # before anything is written
+            text = json.dumps(sample.record, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:  # an infinite number, half of a surrogate pair
+            raise RecordError("bad_field", f"key {key!r} cannot be stored as JSON: {error}") from None
         members = Members(key, counts=record_counts(sample.record))
         if self._tar is None:
             self._start_shard()
@@ -100,8 +106,7 @@ class ShardWriter:
             number = f".{i}" if len(sample.images) > 1 else ""
             extent = self._write(f"{key}{number}.{extension}", data)
             members.images.append((*extent, EXTENSIONS.index(extension)))
-        text = json.dumps(sample.record, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        members.record = self._write(f"{key}.json", text.encode())
+        members.record = self._write(f"{key}.json", text)
         self.keys.add(key)
         self._members.append(members)
         if len(self._members) >= self.max_samples or self._file.size >= self.max_bytes:
