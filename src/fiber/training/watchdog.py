@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -67,12 +68,36 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
         self._thread.join(timeout=5.0)
 
+    def leave(self, said: str, status: int) -> NoReturn:
+        """End the job with what this rank has to say, on stderr. Of several ranks that come here one speaks, rank 0
+        if it is among them; the watchdogs of the others end them without a word. Takes a second or two."""
+        self.beat(self._step, "ending")
+        if rank() != 0:
+            time.sleep(3 * self.period_s)
+        if self._store is None:
+            print(said, file=sys.stderr, flush=True)
+        else:
+            with suppress(RuntimeError):  # the store is gone with rank 0, which has spoken or has been named
+                if self._store.add("ending/first", 1) == 1:
+                    where = "" if rank() == 0 else f" (rank {rank()} on {socket.gethostname()})"
+                    print(said + where, file=sys.stderr, flush=True)
+                    self._store.set("ending", str(status))
+                    deadline = time.monotonic() + 10 * self.period_s
+                    while self._store.add("ending/left", 0) < world_size() - 1 and time.monotonic() < deadline:
+                        time.sleep(0.1)
+                else:
+                    self._store.add("ending/left", 1)
+        self.close()  # a thread that still calls C++ while Python ends would abort the process
+        sys.exit(status)
+
     def end(self, why: str, only_if_missing: bool = False) -> None:
         """Print `why`, the state of the other ranks and all stacks, and end this process with status 1.
 
         Ranks of this host without a pulse are killed: a stopped process would keep the launcher waiting. With
-        `only_if_missing` nothing happens unless some rank has no pulse. Takes a few seconds.
+        `only_if_missing` nothing happens unless some rank has no pulse. Where another rank has said why the job ends,
+        this one adds nothing. Takes a few seconds.
         """
+        self._follow()
         lines, pids = self._diagnose()
         # A rank that has closed meanwhile needs nobody any more: others may have left, and the store with rank 0.
         if only_if_missing and (self._stop.is_set() or not any("no pulse" in line for line in lines)):
@@ -100,6 +125,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):
             self._pulse()
+            self._follow()
             if self._suspicion.is_set():
                 self._suspicion.clear()
                 self.end("asked to end", only_if_missing=True)
@@ -111,6 +137,16 @@ class Watchdog:
         if self._store is not None:
             with suppress(RuntimeError):  # the store is gone with rank 0; the time-out still ends this rank
                 self._store.set(f"pulse/{rank()}", json.dumps([self._count, self._step, self._phase]))
+
+    def _follow(self) -> None:
+        """End this process if another rank is ending the job (see `leave`), with its status."""
+        if self._store is None or self._stop.is_set():
+            return
+        with suppress(RuntimeError):
+            if self._phase != "ending" and self._store.check(["ending"]):
+                status = int(self._store.get("ending"))
+                self._store.add("ending/left", 1)
+                os._exit(status)
 
     def _diagnose(self) -> tuple[list[str], list[int]]:
         """-> (one line per suspicious rank, pids of those on this host that have no pulse)."""
