@@ -47,8 +47,9 @@ class Watchdog:
         self._members = gather_objects((socket.gethostname(), os.getpid()))
         self._stop, self._suspicion = threading.Event(), threading.Event()
         self._store = _connect_store()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._watch, self._follow)]
+        for thread in self._threads:
+            thread.start()
         self.beat(0, "starting")
 
     def beat(self, step: int, phase: str) -> None:
@@ -66,7 +67,8 @@ class Watchdog:
         self._pulse()
         self._stop.set()
         faulthandler.cancel_dump_traceback_later()
-        self._thread.join(timeout=5.0)
+        for thread in self._threads:
+            thread.join(timeout=5.0)
 
     def leave(self, said: str, status: int) -> NoReturn:
         """End the job with what this rank has to say, on stderr. Of several ranks that come here one speaks, rank 0
@@ -97,7 +99,9 @@ class Watchdog:
         `only_if_missing` nothing happens unless some rank has no pulse. Where another rank has said why the job ends,
         this one adds nothing. Takes a few seconds.
         """
-        self._follow()
+        for _ in range(3):  # the other rank may be about to say so
+            time.sleep(self.period_s)
+            self._pulse()
         lines, pids = self._diagnose()
         # A rank that has closed meanwhile needs nobody any more: others may have left, and the store with rank 0.
         if only_if_missing and (self._stop.is_set() or not any("no pulse" in line for line in lines)):
@@ -125,7 +129,6 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):
             self._pulse()
-            self._follow()
             if self._suspicion.is_set():
                 self._suspicion.clear()
                 self.end("asked to end", only_if_missing=True)
@@ -139,14 +142,15 @@ class Watchdog:
                 self._store.set(f"pulse/{rank()}", json.dumps([self._count, self._step, self._phase]))
 
     def _follow(self) -> None:
-        """End this process if another rank is ending the job (see `leave`), with its status."""
-        if self._store is None or self._stop.is_set():
-            return
+        """End this process, with its status, when another rank ends the job (see `leave`). A thread with a connection
+        of its own: where rank 0 is stopped, the store does not answer."""
         with suppress(RuntimeError):
-            if self._phase != "ending" and self._store.check(["ending"]):
-                status = int(self._store.get("ending"))
-                self._store.add("ending/left", 1)
-                os._exit(status)
+            store = _connect_store()
+            while store is not None and not self._stop.wait(self.period_s) and self._phase != "ending":
+                if store.check(["ending"]):
+                    status = int(store.get("ending"))
+                    store.add("ending/left", 1)
+                    os._exit(status)
 
     def _diagnose(self) -> tuple[list[str], list[int]]:
         """-> (one line per suspicious rank, pids of those on this host that have no pulse)."""
