@@ -54,7 +54,7 @@ class Interrupted(Exception):
 # What an error's text says -> what to do about it.
 HINTS = {
     "shared memory": "too little shared memory: enlarge /dev/shm (docker run --shm-size=8g), or set data.workers=0",
-    "DataLoader worker": "a loader worker was killed, mostly for want of memory: lower data.workers",
+    "DataLoader worker (pid": "a loader worker was killed, mostly for want of memory: lower data.workers",
     "Too many open files": "too many open files: raise `ulimit -n`, or lower data.workers",
     "received 0 items of ancdata": "too many open files: raise `ulimit -n`, or lower data.workers",
     "address already in use": "the port of the job is in use: set MASTER_PORT to another, or leave it out",

@@ -105,8 +105,10 @@ def steps_of(run: Path) -> list[int]:
     return sorted(int(name) for name in names)
 
 
-def reached(run: Path, moment: str, step: int) -> bool:
+def reached(job: Job, run: Path, moment: str, step: int) -> bool:
     """Whether a run has come to a moment. `step`: the one from which on it counts."""
+    if moment == "start":
+        return "spawned with command" in job.output
     if moment == "step":
         return any(line["step"] >= step for line in metrics(run) if "loss/total" in line)
     if moment == "save":
@@ -121,7 +123,7 @@ def reached(run: Path, moment: str, step: int) -> bool:
 def kill_at(job: Job, run: Path, moment: str, step: int, delay: float) -> bool:
     """Kill the whole job at a moment and some seconds; -> whether it was still running."""
     begun = time.monotonic()
-    while moment != "start" and not reached(run, moment, step):
+    while not reached(job, run, moment, step):
         if job.process.poll() is not None:
             return False
         if time.monotonic() - begun > 300:
