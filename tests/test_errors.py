@@ -27,7 +27,7 @@ def from_worker(error: Exception) -> Exception:
     [
         (DataFaultError("too many"), "too many"),
         (SaveError("run/checkpoints cannot be written: full"), "run/checkpoints cannot be written: full"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "[Errno 28] No space left on device: 'a/b'"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "[Errno 21] Is a directory: 'a/b'"),
         (PermissionError(errno.EACCES, "Permission denied", "a"), "[Errno 13] Permission denied: 'a'"),
         (from_worker(ShardError("index.json is damaged")), "index.json is damaged"),
         (KeyboardInterrupt(), "interrupted before there was anything to save"),
@@ -46,6 +46,7 @@ def test_what_is_known_is_one_line(error: BaseException, expected: str | None) -
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "data.workers"),
         (RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space (28)"), "--shm-size"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b"), "the disk is full"),
         (from_worker(OSError(errno.EMFILE, "Too many open files")), "ulimit -n"),
         (RuntimeError("The server socket has failed\nEADDRINUSE, message: address already in use"), "MASTER_PORT"),
     ],
