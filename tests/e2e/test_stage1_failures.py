@@ -24,6 +24,7 @@ def test_killed_rank_is_named(config: Path, tmp_path: Path) -> None:
         assert status != 0
         assert "watchdog: rank 1 on" in job.output
         assert "has no pulse" in job.output
+        assert "in _worker_loop" in job.output  # the stack of its loader worker
 
 
 @pytest.mark.parametrize("victim", [0, 1])

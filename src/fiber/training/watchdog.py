@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -47,6 +48,7 @@ class Watchdog:
         self._members = gather_objects((socket.gethostname(), os.getpid()))
         self._stop, self._suspicion = threading.Event(), threading.Event()
         self._store = _connect_store()
+        faulthandler.register(signal.SIGUSR2, all_threads=True)  # loader workers inherit it
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._watch, self._follow)]
         for thread in self._threads:
             thread.start()
@@ -77,12 +79,12 @@ class Watchdog:
         if rank() != 0:
             time.sleep(3 * self.period_s)
         if self._store is None:
-            print(said, file=sys.stderr, flush=True)
+            print(f"\n{said}", file=sys.stderr, flush=True)
         else:
             with suppress(RuntimeError):  # the store is gone with rank 0, which has spoken or has been named
                 if self._store.add("ending/first", 1) == 1:
                     where = "" if rank() == 0 else f" (rank {rank()} on {socket.gethostname()})"
-                    print(said + where, file=sys.stderr, flush=True)
+                    print(f"\n{said}{where}", file=sys.stderr, flush=True)
                     self._store.set("ending", str(status))
                     deadline = time.monotonic() + 10 * self.period_s
                     while self._store.add("ending/left", 0) < world_size() - 1 and time.monotonic() < deadline:
@@ -110,6 +112,10 @@ class Watchdog:
         print("\n".join([f"\nwatchdog: {why} ({me})", *(f"watchdog: {line}" for line in lines)]), file=sys.stderr)
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
+        for worker in multiprocessing.active_children():  # what a worker that is waited for does
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGUSR2)
+                time.sleep(0.1)  # their stacks one after the other
         for pid in pids:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
