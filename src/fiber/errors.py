@@ -55,7 +55,7 @@ class Interrupted(Exception):
 HINTS = {
     "shared memory": "too little shared memory: enlarge /dev/shm (docker run --shm-size=8g), or set data.workers=0",
     "No space left on device": "the disk is full: make room, the same command goes on",
-    "DataLoader worker (pid": "a loader worker ended, mostly for want of memory or of room in /dev/shm: lower data.workers",
+    "DataLoader worker (pid": "a loader worker ended, mostly for want of memory or /dev/shm: lower data.workers",
     "Too many open files": "too many open files: raise `ulimit -n`, or lower data.workers",
     "received 0 items of ancdata": "too many open files: raise `ulimit -n`, or lower data.workers",
     "address already in use": "the port of the job is in use: set MASTER_PORT to another, or leave it out",

@@ -187,8 +187,10 @@ def differences(whole: Path, run: Path) -> Iterator[str]:
         yield f"left behind: {left}"
 
 
-def campaign(folder: Path, cases: tuple[str, ...], kills: int, seed: int, per_run: int = 5) -> dict[str, Outcome]:
-    """Kill jobs `kills` times in all, in turns over `cases` and moments; -> outcome by case."""
+def campaign(
+    folder: Path, cases: tuple[str, ...], kills: int, seed: int, moments: tuple[str, ...] = MOMENTS
+) -> dict[str, Outcome]:
+    """Kill jobs `kills` times in all, in turns over `cases`, and each run at all of `moments`; -> outcome by case."""
     draw, outcomes, done, number = random.Random(seed), {case: Outcome() for case in cases}, 0, 0
     prepare(folder)
     while done < kills:
@@ -197,12 +199,12 @@ def campaign(folder: Path, cases: tuple[str, ...], kills: int, seed: int, per_ru
         if not whole.exists():
             with start(folder, case, whole) as job:
                 job.succeed()
-        # The export comes last: what is killed there has little left to do.
-        planned = min(per_run, kills - done)
-        moments = [MOMENTS[(number * per_run + i) % 4] for i in range(planned)]
-        draw.shuffle(moments)
-        moments[-1] = "export" if planned == per_run or planned == 1 else moments[-1]
-        plan, run = [(moment, draw.random()) for moment in moments], folder / f"run_{number}" / "run"
+        chosen = draw.sample(
+            [moment for moment in moments if moment != "export"], len(moments) - ("export" in moments)
+        )
+        chosen += ["export"] if "export" in moments else []  # it comes last: little is left to do after it
+        chosen = chosen[-(kills - done) :]
+        plan, run = [(moment, draw.random()) for moment in chosen], folder / f"run_{number}" / "run"
         before = outcomes[case].kills.total()
         one_run(folder, case, run, plan, outcomes[case])
         done, number = done + max(outcomes[case].kills.total() - before, 1), number + 1

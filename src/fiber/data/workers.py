@@ -84,8 +84,8 @@ def start_worker(number: int, turns: int) -> None:
 
 
 def _end(error: Exception, _: Any) -> None:
-    """A batch cannot be handed over (no shared memory is left, say). The queue would drop it, and the training process
-    wait for it for ever; that it sees a worker's end."""
+    """A batch cannot be handed over (no shared memory is left, say). The queue would drop it, and the training
+    process wait for it for ever; the end of a worker it sees."""
     os.write(2, f"loader worker: {error}\n".encode())
     os._exit(1)
 
