@@ -199,10 +199,9 @@ def campaign(
         if not whole.exists():
             with start(folder, case, whole) as job:
                 job.succeed()
-        chosen = draw.sample(
-            [moment for moment in moments if moment != "export"], len(moments) - ("export" in moments)
-        )
-        chosen += ["export"] if "export" in moments else []  # it comes last: little is left to do after it
+        earlier = [moment for moment in moments if moment != "export"]
+        chosen = draw.sample(earlier, len(earlier))
+        chosen += ["export"] * (len(moments) - len(earlier))  # it comes last: little is left to do after it
         chosen = chosen[-(kills - done) :]
         plan, run = [(moment, draw.random()) for moment in chosen], folder / f"run_{number}" / "run"
         before = outcomes[case].kills.total()

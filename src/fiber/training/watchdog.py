@@ -87,7 +87,11 @@ class Watchdog:
                     print(f"\n{said}{where}", file=sys.stderr, flush=True)
                     self._store.set("ending", str(status))
                     deadline = time.monotonic() + 10 * self.period_s
-                    while self._store.add("ending/left", 0) < world_size() - 1 and time.monotonic() < deadline:
+                    while (
+                        rank() == 0
+                        and self._store.add("ending/left", 0) < world_size() - 1
+                        and time.monotonic() < deadline
+                    ):
                         time.sleep(0.1)
                 else:
                     self._store.add("ending/left", 1)
@@ -156,6 +160,8 @@ class Watchdog:
                 if store.check(["ending"]):
                     status = int(store.get("ending"))
                     store.add("ending/left", 1)
+                    if rank() == 0:
+                        time.sleep(3 * self.period_s)  # the others still use the store
                     os._exit(status)
 
     def _diagnose(self) -> tuple[list[str], list[int]]:
