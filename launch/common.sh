@@ -1,20 +1,42 @@
 # What the launch scripts share. To be sourced first:  source "$(dirname "$0")/common.sh"
 set -euo pipefail
+caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# Jobs run in this folder, so a path must mean the same here and where it was typed.
+if [[ $(realpath "$caller") != $(realpath .) ]]; then
+  for word in "$@" ${OUT:+"OUT=$OUT"} ${STAGE1:+"STAGE1=$STAGE1"} ${MODEL:+"MODEL=$MODEL"} ${TEST:+"TEST=$TEST"} \
+    ${SHARDS:+"SHARDS=$SHARDS"} ${CONFIG:+"CONFIG=$CONFIG"} ${HOSTFILE:+"HOSTFILE=$HOSTFILE"}; do
+    value=${word#*=}
+    if [[ $value != /* && (-e $caller/$value || $word == *.yaml || $word =~ ^(output|OUT)=) ]]; then
+      echo "error: $word: a relative path, and jobs run in $PWD, not in $caller: give it from /" >&2
+      exit 2
+    fi
+  done
+fi
 [[ -d .venv ]] && source .venv/bin/activate
 
 # start SCRIPT ARGUMENT...: a job on this machine, in place of this shell. RANKS: processes (default: one per GPU; without
-# GPUs 2, on the CPU). MASTER_PORT: another port for a second job on the machine.
+# GPUs 2, on the CPU). CUDA_VISIBLE_DEVICES: only these GPUs. MASTER_PORT: the port of the job, in place of a free one.
+# Exit status 75: stopped by a signal and saved, not finished.
 start() {
-  local gpus ranks cores
-  gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
-  ranks=${RANKS:-$((gpus > 0 ? gpus : 2))}
-  if ((gpus == 0)); then
+  local cards where cores port
+  cards=$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | paste -sd, || true)
+  if [[ -n $cards && -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+    cards=${CUDA_VISIBLE_DEVICES// /}
+    [[ $cards =~ ^[0-9,]*$ ]] || { echo "error: CUDA_VISIBLE_DEVICES=$cards: give numbers of nvidia-smi -L" >&2 && exit 2; }
+  fi
+  if [[ -z $cards ]]; then
+    local ranks=${RANKS:-2}
     export DS_ACCELERATOR=cpu
     cores=$(($(nproc) / ranks))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))} # more threads than cores cost a factor of four
+    where=(--num_gpus "$ranks")
+  else
+    where=(--include "localhost:$(cut -d, -f"1-${RANKS:-}" <<<"$cards")") # with --num_gpus it would count from GPU 0
   fi
-  exec deepspeed --quiet --num_gpus "$ranks" --master_port "${MASTER_PORT:-29500}" "$@"
+  port=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+  trap '' INT # Ctrl-C is for the ranks, which save; the launcher waits for them
+  exec deepspeed --quiet "${where[@]}" --master_port "$port" "$@"
 }
 
 # finetune DEFAULT [CONFIG] [key.path=value ...]: train CONFIG, or go on with it; then evaluate the weights that the run

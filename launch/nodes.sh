@@ -5,9 +5,7 @@
 #   NODE_RANK=0 MASTER_ADDR=node-a HOSTFILE=... launch/nodes.sh STAGE CONFIG ...          on every machine, without ssh
 #
 # STAGE: stage1 or stage2. NODE_RANK counts the lines of HOSTFILE from 0. train.global_batch must equal micro_batch x accumulation x all slots.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-[[ -d .venv ]] && source .venv/bin/activate
+source "$(dirname "$0")/common.sh"
 
 case ${1:-} in
   stage1) script=src/fiber/stage1_coarse.py ;;

@@ -24,6 +24,7 @@ def test_killed_rank_is_named(config: Path, tmp_path: Path) -> None:
         assert status != 0
         assert "watchdog: rank 1 on" in job.output
         assert "has no pulse" in job.output
+        assert "in _worker_loop" in job.output  # the stack of its loader worker
 
 
 @pytest.mark.parametrize("victim", [0, 1])
@@ -68,7 +69,9 @@ def test_too_many_unreadable_images_stop_with_shard_and_key(config: Path, shapes
     with Job(STAGE1, "--config", config, *changed, folder=tmp_path) as job:
         status = job.wait()
     assert status == 2
-    assert "more than the tolerated 0.50%" in job.output
+    assert job.output.count("more than the tolerated 0.50%") == 1
+    assert "watchdog" not in job.output  # the other rank leaves without a word
+    assert "most recent call first" not in job.output
     assert "shard " in job.output
     assert "key 'easy-train-" in job.output
     assert "Traceback" not in job.output

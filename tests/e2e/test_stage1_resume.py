@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from launcher import STAGE1, Job, free_port, losses, metrics, seeded
 
+from fiber.errors import INTERRUPTED
 from fiber.weights.export import read_export
 
 STEPS = 20
@@ -120,8 +121,9 @@ def test_two_nodes_stop_at_a_signal_and_save(config: Path, tmp_path: Path) -> No
         first.until(lambda: 3 in losses(run))
         os.kill(second.rank_pid(1), signal.SIGUSR1)
         start = time.monotonic()
-        first.succeed()
-        second.succeed()
+        assert (first.wait(), second.wait()) == (INTERRUPTED, INTERRUPTED), first.output + second.output
+    assert first.output.count("not finished, the same command goes on") == 1
+    assert not (run / "summary.json").exists()
     last = max(losses(run))
     assert last < 5000, f"ran on for {time.monotonic() - start:.0f} s after the signal"
     assert (run / "checkpoints" / "latest").read_text() == f"step_{last + 1:06d}"

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from fiber.errors import INTERRUPTED
+
 REPO = Path(__file__).resolve().parents[2]
 COMMANDS = {
     "python": f'exec {sys.executable} "$@"',  # a machine need have none outside of the environment
@@ -40,18 +42,20 @@ def submit(home: Path, *arguments: str, training: int = 0) -> subprocess.Complet
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_a_run_is_queued_again_until_it_is_finished(home: Path, stage: str) -> None:
+def test_a_job_is_queued_again_until_it_is_finished(home: Path, stage: str) -> None:
+    """By the exit status alone: the summary may be that of a shorter run."""
     command = (stage, f"configs/{stage}/shapes_tiny.yaml", "output=runs/a")
-    assert "requeued 7" in submit(home, *command).stdout
     (home / "runs" / "a").mkdir(parents=True)
     (home / "runs" / "a" / "summary.json").touch()
+    assert "requeued 7" in submit(home, *command, training=INTERRUPTED).stdout
     job = submit(home, *command)
     assert (job.returncode, job.stdout) == (0, ""), job.stderr
 
 
-def test_a_job_that_failed_is_not_queued_again(home: Path) -> None:
-    job = submit(home, "stage1", "configs/stage1/shapes_tiny.yaml", training=2)
-    assert (job.returncode, job.stdout) == (2, "")
+@pytest.mark.parametrize("status", [1, 2, 137])
+def test_a_job_that_failed_is_not_queued_again(home: Path, status: int) -> None:
+    job = submit(home, "stage1", "configs/stage1/shapes_tiny.yaml", training=status)
+    assert (job.returncode, job.stdout) == (status, "")
 
 
 def test_a_stage_that_is_none_is_one_line(home: Path) -> None:

@@ -15,8 +15,9 @@ from toy_task import Regression, batch_of
 from fiber.config.base import OptimConfig, TrainConfig
 from fiber.errors import ConfigError
 from fiber.training import zero
-from fiber.training.checkpoint import Checkpoints, is_whole, rng_state, seed_all, set_rng_state
+from fiber.training.checkpoint import Checkpoints, is_whole
 from fiber.training.optim import AdamW, set_learning_rate
+from fiber.training.random_state import rng_state, seed_all, set_rng_state
 
 
 def engine_of(task: nn.Module, stage: int = 1) -> tuple[Any, AdamW]:
@@ -66,8 +67,13 @@ def test_half_written_checkpoints_are_ignored_and_old_ones_go(tmp_path: Path, ca
     assert checkpoints.latest() == folder / "step_000002"
     said = capsys.readouterr().err
     assert "step_000003: it is not whole" in said
-    assert ".step_000005.partial: a save was interrupted" in said
-    sizes = json.loads((folder / "step_000002" / "manifest.json").read_text())
+    checkpoints.clear_after(2)
+    assert "removing .step_000005.partial: a save was interrupted" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "aside_step_000003", "aside_step_000004", "latest", "step_000002",
+    ]  # fmt: skip
+    manifest = json.loads((folder / "step_000002" / "manifest.json").read_text())
+    sizes = {name: size for name, (size, _) in manifest.items()}
     assert set(sizes) == {"model.safetensors", "optimizer.safetensors", "rng.pt", "state.json", "config.yaml"}
     parameters = sum(p.numel() for p in Regression().parameters())
     assert sum(sizes.values()) < 3 * 4 * parameters + 40_000  # weights and two moments in fp32, nothing twice
@@ -127,7 +133,7 @@ def test_the_checkpoint_just_saved_stays_whatever_lies_beside_it(tmp_path: Path)
     checkpoints = Checkpoints(tmp_path, keep=1)
     for step in (1, 8, 9):
         Checkpoints(tmp_path, keep=9).save(step, engine, optimizer, None, {})
-    checkpoints.set_aside_after(1)
+    checkpoints.clear_after(1)
     folder = tmp_path / "checkpoints"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
         "aside_step_000008",
@@ -149,3 +155,44 @@ def test_a_run_whose_checkpoints_are_all_broken_does_not_begin_again(tmp_path: P
     (path / "model.safetensors").write_bytes(b"short")
     with pytest.raises(ConfigError, match=r"none of the checkpoints .* is whole"):
         checkpoints.latest()
+    shutil.rmtree(path)  # `latest` names one that is gone
+    with pytest.raises(ConfigError, match=r"none of the checkpoints .* is whole"):
+        checkpoints.latest()
+
+
+@pytest.mark.usefixtures("alone")
+def test_changed_bytes_are_found_and_the_older_checkpoint_is_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """One flipped bit in any file, of the right size; a manifest that lists nothing; names that lead elsewhere."""
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=9, config="seed: 1\n")
+    older, newer = (checkpoints.save(step, engine, optimizer, None, {}) for step in (1, 2))
+    for file in sorted(newer.iterdir()):
+        content = file.read_bytes()
+        if file.name != "manifest.json":
+            file.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+            assert is_whole(newer)  # by size
+            assert checkpoints.latest() == older, file.name
+            assert f"{file.name} has changed since it was written" in capsys.readouterr().err
+        for damaged in (b"{}", b"[]", bytes([255, 254]), b"[" * 5000) if file.name == "manifest.json" else ():
+            file.write_bytes(damaged)
+            assert checkpoints.latest() == older, damaged
+        file.write_bytes(content)
+    assert checkpoints.latest() == newer
+    for named in (b"../checkpoints/step_000001", bytes([255]), b"step_000009"):
+        (tmp_path / "checkpoints" / "latest").write_bytes(named)
+        assert checkpoints.latest() == newer
+
+
+@pytest.mark.usefixtures("alone")
+def test_checkpoints_of_before_the_checksums_are_read(tmp_path: Path) -> None:
+    engine, optimizer = engine_of(Regression())
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    path = checkpoints.save(1, engine, optimizer, None, {})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps({name: size for name, (size, _) in manifest.items()}))
+    assert checkpoints.latest() == path
+    (path / "rng.pt").write_bytes(bytes(manifest["rng.pt"][0]))  # nobody can know
+    with pytest.raises(ConfigError, match=r"step_000001 is damaged \(.*\); move it away"):
+        checkpoints.load(path, engine, optimizer, None)

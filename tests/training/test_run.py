@@ -1,10 +1,13 @@
 """What both entrypoints share."""
 
 import json
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -17,7 +20,7 @@ from fiber.config.base import ImageTowerConfig, ModelConfig, OptimConfig, TextTo
 from fiber.config.stage1 import RetrievalEvalConfig, Stage1Config
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.text import load_tokenizer
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, Interrupted
 from fiber.tasks import pretrain
 from fiber.training import run
 from fiber.training.watchdog import Watchdog
@@ -147,6 +150,82 @@ def test_a_run_exports_and_restores_its_best_weights(stage: int, tmp_path: Path)
     shutil.rmtree(tmp_path / "checkpoints" / "step_000004")
     _, (_, figures) = trained(tmp_path, Adapted(), {6: 0.3}, stage)
     assert figures == {"accuracy": 0.3}
+
+
+class Ticking(run.Job):
+    """A job of toy batches, each after `before(step)`, that evaluates at its end."""
+
+    before = staticmethod(lambda step: None)
+    evaluations = 0
+
+    def batches(self, stream: Stream, step: int) -> Iterator[dict]:
+        for number in range(step, 10_000):
+            self.before(number)
+            yield batch_of(number)
+
+    def evaluate(self, module: nn.Module, step: int | None) -> dict[str, float]:
+        type(self).evaluations += step is not None
+        return {"accuracy": 0.5}
+
+    def export(self, module: nn.Module, weights: dict, figures: dict) -> None:
+        pass
+
+
+def tick(folder: Path, before: object = None, steps: int = 6) -> None:
+    train = TrainConfig(steps=steps, global_batch=4, micro_batch=4, log_every=1, save_every=2)
+    config = Stage1Config(output=str(folder), tokenizer="none", train=train, eval=RetrievalEvalConfig(every=0))
+    watchdog = Watchdog(60.0)
+    job = Ticking(config, replace(pretrain.TASK, flops=lambda *_: None), watchdog, None)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        with patch.object(Ticking, "before", staticmethod(before or (lambda step: None))):
+            job.train(Regression(), Stream())
+    finally:
+        watchdog.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def logged(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_stopped_run_is_saved_and_not_finished(number: int, tmp_path: Path) -> None:
+    tick(tmp_path)
+    assert (tmp_path / "summary.json").exists()
+    with pytest.raises(Interrupted, match="saved at step 8 of 12: not finished"):
+        tick(tmp_path, lambda step: os.kill(os.getpid(), number) if step == 7 else None, steps=12)
+    assert not (tmp_path / "summary.json").exists()
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000008"
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_folder_that_goes_costs_no_weights(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"run was removed or replaced .*; step 6 has been saved there again"):
+        tick(folder, lambda step: shutil.rmtree(folder) if step == 4 else None, steps=20)
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["latest", "step_000006"]
+    tick(folder, steps=8)
+    assert [line["step"] for line in logged(folder) if "loss/total" in line] == [6, 7]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_finished_run_started_again_evaluates_and_logs_nothing_more(tmp_path: Path) -> None:
+    """Nor does one that was killed after its evaluation; one killed before that was noted evaluates, in one line."""
+    tick(tmp_path)
+    lines, before = logged(tmp_path), Ticking.evaluations
+    assert ["eval/accuracy" in line for line in lines] == [False] * 6 + [True]
+    (tmp_path / "summary.json").unlink()
+    tick(tmp_path)
+    tick(tmp_path, steps=3)  # fewer than it has
+    assert (logged(tmp_path), Ticking.evaluations) == (lines, before)
+    assert json.loads((tmp_path / "summary.json").read_text())["eval"] == {"accuracy": 0.5}
+    (tmp_path / "checkpoints" / "step_000006" / "evaluated.json").unlink()
+    tick(tmp_path)
+    assert (logged(tmp_path), Ticking.evaluations) == (lines, before + 1)
 
 
 @pytest.mark.usefixtures("alone")

@@ -97,3 +97,23 @@ def test_what_is_no_export_is_said_so(tmp_path, model, config, tokenizer):
     path.unlink()
     with pytest.raises(WeightsError, match=r"no config\.json"):
         read_export(tmp_path / "e")
+
+
+@pytest.mark.parametrize("damage", ["cut short", "empty", "zeros", "not finite", "answers", "deep answers"])
+def test_a_damaged_export_is_one_line_that_names_the_file(tmp_path, model, config, tokenizer, damage):
+    folder = write_export(tmp_path / "e", model.state_dict(), coarse_config(config, tokenizer), tokenizer)
+    weights, answers = folder / "model.safetensors", folder / "answers.json"
+    content = weights.read_bytes()
+    if damage == "cut short":
+        weights.write_bytes(content[: len(content) // 2])
+    elif damage == "empty":
+        weights.write_bytes(b"")
+    elif damage == "zeros":
+        weights.write_bytes(bytes(len(content)))
+    elif damage == "not finite":
+        weights.write_bytes(content[:-4] + b"\xff\xff\xff\x7f")
+    else:
+        answers.write_bytes(b"[" * 100_000 if damage == "deep answers" else b'{"a": 1}')
+    with pytest.raises(WeightsError, match="answers.json" if "answers" in damage else "model.safetensors") as caught:
+        read_export(folder)
+    assert "\n" not in str(caught.value)

@@ -14,14 +14,14 @@ def mlm_loss(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy over the masked tokens; logits are computed at these alone.
 
-    text (B,L,H), labels (B,L) int64 -> loss (), share of correct predictions (). The sum is divided by the number
+    text (B,L,H), labels (B,L) int64 -> loss (), share of correct predictions (). The sums are divided by the number
     of masked tokens, or by `loss_normalisers`, the mean of that number over the micro-batches and ranks of a step,
-    which makes the loss of a step the same however it is split.
+    which makes loss and share of a step the same however it is split.
     """
     masked = labels != IGNORED
     logits, targets = head(text[masked]).float(), labels[masked]
-    count = max(len(targets), 1)
-    loss = F.cross_entropy(logits, targets, reduction="sum") / (loss_normalisers or count)
+    count = loss_normalisers or max(len(targets), 1)
+    loss = F.cross_entropy(logits, targets, reduction="sum") / count
     correct = (logits.argmax(-1) == targets).sum() / count
     return loss, correct
 

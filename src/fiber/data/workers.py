@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import weakref
+from multiprocessing import queues
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,18 @@ def start_worker(number: int, turns: int) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    setattr(queues.Queue, "_on_queue_feeder_error", staticmethod(_end))  # noqa: B010 (mypy knows no such name)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=_await_termination, args=(os.getppid(),), daemon=True).start()
+
+
+def _end(error: Exception, _: Any) -> None:
+    """A batch cannot be handed over (no shared memory is left, say). The queue would drop it, and the training
+    process wait for it for ever; the end of a worker it sees."""
+    os.write(2, f"loader worker: {error}\n".encode())
+    os._exit(1)
 
 
 def _await_termination(parent: int) -> None:

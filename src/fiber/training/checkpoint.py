@@ -2,34 +2,37 @@
 
 `RUN/checkpoints/step_NNNNNN/` holds `model.safetensors` (fp32 masters and buffers), `optimizer.safetensors` (Adam's
 moments), `ema.safetensors` where an average is kept, `rng.pt` (one state per rank), `config.yaml`, `state.json`
-(step, stream position, counters) and `manifest.json` (sizes of the others, written last). A checkpoint is written
-aside, synced to disk and renamed; then `latest` moves, a file that holds the name of a checkpoint; then the oldest
-go. Evaluation follows: `evaluated.json` joins the checkpoint, and in a run that chooses by a figure `best` moves,
-whose checkpoint never goes. Whatever a kill leaves behind is recognised and ignored.
+(step, stream position, counters) and `manifest.json` (size and CRC-32 of the others, written last). A checkpoint is
+written aside, synced to disk and renamed; then `latest` moves, a file that holds the name of a checkpoint; then the
+oldest go. Evaluation follows: `evaluated.json` joins the checkpoint, and in a run that chooses by a figure `best`
+moves, whose checkpoint never goes. Whatever a kill leaves behind is recognised and ignored.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import sys
+import zlib
 from collections.abc import Iterable, Mapping
 from itertools import chain
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fiber import distributed
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, SaveError
 from fiber.training import zero
 from fiber.training.ema import Ema
+from fiber.training.folder import sync, write_whole
 from fiber.training.optim import AdamW
+from fiber.training.random_state import rng_state, set_rng_state
 
 
 class Checkpoints:
@@ -73,7 +76,7 @@ class Checkpoints:
             (aside / "state.json").write_text(json.dumps(record))
             (aside / "config.yaml").write_text(self.config)
             _publish(aside, final)
-            _point(self.folder / "latest", final)
+            write_whole(self.folder / "latest", final.name)
             self._prune(step, best)
         distributed.barrier()
         return final
@@ -83,12 +86,9 @@ class Checkpoints:
         let `best` name the best one. Rank 0 only."""
         path = self.folder / f"step_{step:06d}"
         if path.is_dir():  # not where a run without steps is only evaluated
-            aside = path / ".evaluated.json"
-            aside.write_text(json.dumps(dict(state)))
-            _sync(aside)
-            os.replace(aside, path / "evaluated.json")
+            write_whole(path / "evaluated.json", json.dumps(dict(state)))
         if best is not None and self.has(best):
-            _point(self.folder / "best", self.folder / f"step_{best:06d}")
+            write_whole(self.folder / "best", f"step_{best:06d}")
 
     def _steps(self) -> list[int]:
         """Steps of the checkpoint folders, whole or not, ascending as numbers: names are as long as they need be."""
@@ -103,9 +103,10 @@ class Checkpoints:
             if old <= step and old not in kept:
                 shutil.rmtree(self.folder / f"step_{old:06d}")
 
-    def set_aside_after(self, step: int) -> None:
-        """Rename the checkpoints of later steps than the one that training goes on with: they are of a past that will
-        be lived again, and would else be taken for newer ones. Rank 0 only."""
+    def clear_after(self, step: int) -> None:
+        """Rename the checkpoints of later steps than the one that training goes on with: they are broken, or of a
+        past that will be lived again, and would else be taken for newer ones. Remove what interrupted saves have
+        left. Rank 0 only, of the one job that has the run."""
         for later in self._steps():
             if later > step:
                 source = self.folder / f"step_{later:06d}"
@@ -113,25 +114,27 @@ class Checkpoints:
                 shutil.rmtree(target, ignore_errors=True)
                 source.rename(target)
                 print(f"{source.name} is later than step {step}: set aside as {target.name}", file=sys.stderr)
+        for partial in self.folder.glob(".step_*.partial"):
+            print(f"removing {partial.name}: a save was interrupted", file=sys.stderr)
+            shutil.rmtree(partial)
 
     # ---- loading
 
     def latest(self) -> Path | None:
         """The newest whole checkpoint, the same on all ranks; None in a fresh run. Says what it ignores. Raises
-        ConfigError where there are checkpoints and none of them is whole: a run does not begin again by itself."""
+        ConfigError where there have been checkpoints and none is whole: a run does not begin again by itself."""
         chosen, broken = None, False
         if distributed.is_main():
-            pointer = self.folder / "latest"
-            named = [self.folder / pointer.read_text().strip()] if pointer.exists() else []
-            others = [self.folder / f"step_{step:06d}" for step in reversed(self._steps())]
-            for candidate in dict.fromkeys([*named, *others]):
-                if is_whole(candidate):
-                    chosen = candidate.name
+            pointer, steps = self.folder / "latest", self._steps()[::-1]
+            named = pointer.read_text(errors="replace").strip() if pointer.exists() else ""
+            for step in sorted(steps, key=lambda step: f"step_{step:06d}" != named):  # the named one first
+                path = self.folder / f"step_{step:06d}"
+                why = damage(path)
+                if why is None:
+                    chosen = path.name
                     break
-                print(f"ignoring {candidate}: it is not whole", file=sys.stderr)
-            for partial in self.folder.glob(".step_*.partial"):
-                print(f"ignoring {partial.name}: a save was interrupted", file=sys.stderr)
-            broken = chosen is None and bool(others)
+                print(f"ignoring {path}: it is not whole ({why})", file=sys.stderr)
+            broken = chosen is None and bool(steps or named)
         chosen, broken = distributed.broadcast_object((chosen, broken))
         if broken:
             raise ConfigError(
@@ -149,10 +152,11 @@ class Checkpoints:
         pointer = self.folder / "best"
         if not pointer.exists():
             return None
-        path = self.folder / pointer.read_text().strip()
-        if not is_whole(path):
+        named = pointer.read_text(errors="replace").strip()
+        path = next((self.folder / name for s in self._steps() if (name := f"step_{s:06d}") == named), None)
+        if path is None or damage(path) is not None:
             raise ConfigError(
-                f"output: {pointer} names {path.name}, which is not whole; remove that file to use the newest"
+                f"output: {pointer} names {named}, which is not whole; remove that file to use the newest"
             )
         return path
 
@@ -170,35 +174,63 @@ class Checkpoints:
         """
         if not is_whole(path):
             raise ConfigError(f"output: rank {distributed.rank()} cannot read {path}; all machines must share it")
-        record = json.loads((path / "state.json").read_text())
-        weights = load_file(path / "model.safetensors")
+        try:
+            record, evaluated = json.loads((path / "state.json").read_text()), path / "evaluated.json"
+            step, state, updates, loss_scale = (record[key] for key in ("step", "state", "updates", "loss_scale"))
+            if evaluated.exists():  # the evaluation came after the save
+                state["record"] = json.loads(evaluated.read_text())
+            weights, moments = (load_file(path / f"{name}.safetensors") for name in ("model", "optimizer"))
+            average = path / "ema.safetensors"
+            averages = load_file(average) if average.exists() and ema is not None else weights
+            generators = torch.load(path / "rng.pt", weights_only=True)
+        except (OSError, ValueError, LookupError, TypeError, RuntimeError, UnpicklingError, SafetensorError) as error:
+            why = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            raise ConfigError(f"{path} is damaged ({why:.200}); move it away to use an older one") from None
         check_shapes(path, weights, engine.module)
         if ema is not None:
-            average = path / "ema.safetensors"
-            zero.write_weights(engine, load_file(average) if average.exists() else weights)
+            zero.write_weights(engine, averages)
             ema.restart()
         zero.write_weights(engine, weights)
-        moments = load_file(path / "optimizer.safetensors")
-        zero.write_moments(engine, optimizer, moments, record["updates"])
-        zero.write_loss_scale(engine, record["loss_scale"])
+        zero.write_moments(engine, optimizer, moments, updates)
+        zero.write_loss_scale(engine, loss_scale)
         for name, buffer in buffers(engine.module):
             buffer.copy_(weights[name])
-        states = torch.load(path / "rng.pt", weights_only=True)
-        if len(states) == distributed.world_size():
-            set_rng_state(states[distributed.rank()])
-        state, evaluated = record["state"], path / "evaluated.json"
-        if evaluated.exists():  # the evaluation came after the save
-            state["record"] = json.loads(evaluated.read_text())
-        return record["step"], state
+        if len(generators) == distributed.world_size():
+            set_rng_state(generators[distributed.rank()])
+        return step, state
 
 
 def is_whole(path: Path) -> bool:
-    """Whether every file that the manifest lists has its size."""
+    """Whether every file of a checkpoint is there with its size: what a kill or a full disk leaves is not."""
+    return damage(path, thorough=False) is None
+
+
+def damage(path: Path, thorough: bool = True) -> str | None:
+    """What is wrong with a checkpoint: a file that its manifest lists is missing, has another size or, if `thorough`,
+    another CRC-32 (older manifests have only sizes); None where nothing is."""
     try:
-        sizes = json.loads((path / "manifest.json").read_text())
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError):
-        return False
+        manifest = json.loads((path / "manifest.json").read_text())
+        if not {"model.safetensors", "state.json"} <= set(manifest):
+            return "manifest.json lists no weights"
+        for name, entry in manifest.items():
+            size, crc = entry if isinstance(entry, list) else (entry, None)
+            file = path / Path(name).name
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, not {size}"
+            if thorough and crc is not None and checksum(file) != crc:
+                return f"{name} has changed since it was written"
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            crc = zlib.crc32(block, crc)
+    return crc
 
 
 def buffers(module: nn.Module) -> list[tuple[str, Tensor]]:
@@ -230,64 +262,18 @@ def collect(*sources: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
 def _save_tensors(path: Path, *sources: Iterable[tuple[str, Tensor]]) -> None:
     tensors = collect(*sources)
     if distributed.is_main():
-        save_file(tensors, path)
+        try:
+            save_file(tensors, path)
+        except SafetensorError as error:  # the disk is full, say
+            raise SaveError(f"{path} cannot be written: {error}; the checkpoints before it are whole") from None
 
 
 def _publish(aside: Path, final: Path) -> None:
     """Manifest, sync, rename: a kill at any point leaves the older checkpoint valid."""
-    sizes = {file.name: file.stat().st_size for file in sorted(aside.iterdir())}
-    (aside / "manifest.json").write_text(json.dumps(sizes))
+    manifest = {file.name: (file.stat().st_size, checksum(file)) for file in sorted(aside.iterdir())}
+    (aside / "manifest.json").write_text(json.dumps(manifest))
     for file in [*aside.iterdir(), aside]:
-        _sync(file)
+        sync(file)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
-    _sync(final.parent)
-
-
-def _point(pointer: Path, path: Path) -> None:
-    """Let the file `pointer` name the checkpoint `path`, in one step."""
-    pointer.with_suffix(".new").write_text(path.name)
-    _sync(pointer.with_suffix(".new"))
-    os.replace(pointer.with_suffix(".new"), pointer)
-    _sync(pointer.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-# ---------------------------------------------------------------------------------------------- random states
-
-
-def seed_all(seed: int) -> None:
-    """Seed every generator of this process; ranks differ, so that their dropout masks do."""
-    seed = seed * 1_000_003 + distributed.rank()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries draw from it
-    torch.manual_seed(seed)
-
-
-def rng_state() -> dict[str, Any]:
-    """Python, NumPy, torch and CUDA generators of this process as plain data and tensors."""
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    assert isinstance(keys, np.ndarray)
-    return {
-        "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if distributed.device().type == "cuda" else None,
-    }
-
-
-def set_rng_state(state: Mapping[str, Any]) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and distributed.device().type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"])
+    sync(final.parent)

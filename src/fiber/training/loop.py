@@ -26,22 +26,22 @@ from fiber.training.speed import SpeedMeter
 from fiber.training.state import Batch, Run
 
 
-def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
-    """Train from step `start` to the end, until evaluations bring no gain, or until a signal; -> the last evaluation.
+def train(run: Run, batches: Iterable[Batch], start: int) -> None:
+    """Train from step `start` to the end, until evaluations bring no gain, or until a signal (`run.stopped`).
 
     A task is called as `losses, report = engine(batch)`: `losses` weighted, 0-dimensional, with graph; `report`
     detached. Raises NonFiniteError on all ranks together.
     """
-    for number in (signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, run.request_stop)
-    settings, source, results = run.train, iter(batches), {}
+    settings, source = run.train, iter(batches)
     meter = SpeedMeter(settings.micro_batch, settings.global_batch, run.flops_per_sample)
     run.engine.train()
     run.done = start
     if start < settings.steps:
         rehearse(run)
     if run.due(start) and run.record.evaluated < start:  # a signal or a failure came before it
-        results = evaluate(run, start)
+        evaluate(run, start)
     progress = _progress(start, settings.steps)
     for step in range(start, start if run.exhausted else settings.steps):
         # ---- fetch
@@ -66,6 +66,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
             run.tracker.log(step, metrics)
             speed = f"{metrics['pairs_per_second']:.1f} pairs/s"
             progress.set_postfix_str(f"loss {metrics['loss/total']:.3f}, {speed}", refresh=False)
+            run.stop |= distributed.is_main() and run.lost is not None and run.lost()
         progress.update()
 
         # ---- save
@@ -75,15 +76,14 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> dict[str, float]:
 
         # ---- evaluate
         if due:
-            results = evaluate(run, done)
-        run.stop |= stopping  # on the ranks that the signal did not reach, too
+            evaluate(run, done)
+        run.stopped = stopping
         if stopping or run.exhausted:
             break
     progress.close()
     if run.exhausted and distributed.is_main():
         since = f"no gain in {settings.best} since step {run.record.step}"
         print(f"{since}: {run.done} steps are enough", file=sys.stderr)
-    return results
 
 
 def averaged(ema: Ema | None) -> AbstractContextManager:
@@ -91,21 +91,21 @@ def averaged(ema: Ema | None) -> AbstractContextManager:
     return nullcontext() if ema is None else ema.averaged()
 
 
-def evaluate(run: Run, step: int) -> dict[str, float]:
-    """Run the evaluation with the averaged weights if there are any, enter it in the run's record, and log it as
-    update `step` - 1, with the images it has left in `figures/`; -> the figures, rank 0's on all ranks."""
+def evaluate(run: Run, step: int) -> None:
+    """Run the evaluation with the averaged weights if there are any, and log it as update `step` - 1, with the images
+    it has left in `figures/`; then enter it in the run's record: an entered one is not run again. `run.figures` are
+    then rank 0's on all ranks."""
     run.watchdog.beat(step, "evaluation")
     run.engine.eval()
     with averaged(run.ema), torch.no_grad():
         assert run.evaluate is not None  # `due` says so
-        results = distributed.broadcast_object(run.evaluate(run.engine, step))
+        run.figures = distributed.broadcast_object(run.evaluate(run.engine, step))
     run.engine.train()
-    run.record.add(step, results)
-    if distributed.is_main():
-        run.checkpoints.note_evaluation(step, run.record.state(), run.record.step)
-    run.tracker.log(step - 1, {f"eval/{name}": value for name, value in results.items()})
+    run.record.add(step, run.figures)
+    run.tracker.log(step - 1, {f"eval/{name}": value for name, value in run.figures.items()})
     run.tracker.images(step - 1, sorted((run.folder / "figures").glob(f"step_{step:06d}_*.png")))
-    return results
+    if distributed.is_main():
+        run.checkpoints.note_evaluation(step, run.record.state() | {"newest": run.figures}, run.record.step)
 
 
 def rehearse(run: Run) -> None:

@@ -16,15 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config.loading import load_config, save_config, to_dict, to_yaml
+from fiber.config.loading import to_dict, to_yaml
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.errors import ConfigError, WeightsError
+from fiber.errors import ConfigError, Interrupted, WeightsError
 from fiber.training import loop, zero
-from fiber.training.checkpoint import Checkpoints, check_shapes, collect, seed_all
+from fiber.training.checkpoint import Checkpoints, check_shapes, collect
 from fiber.training.ema import Ema
+from fiber.training.folder import RunLock, begin_folder, write_whole
+from fiber.training.random_state import seed_all
 from fiber.training.task import Figures, Task, TaskModule
 from fiber.training.tracking import Tracker, keep_before
 from fiber.training.watchdog import Watchdog
@@ -183,8 +185,9 @@ class Job:
     def train(self, module: TaskModule, stream: MixedStream) -> None:
         """Train to the end of `config.train`, going on from the newest checkpoint of `config.output`; then export
         the weights (averaged ones if there are any), those of the best evaluation where `train.best` chooses, and
-        write `summary.json`."""
+        write `summary.json`. Raises Interrupted where a signal ended it before, and ConfigError."""
         config, folder = self.config, Path(self.config.output)
+        lock = RunLock(folder) if distributed.is_main() else None
         seed_all(config.seed)
         self.watchdog.beat(0, "preparation")
         flops = self.task.flops(config, module)
@@ -196,12 +199,14 @@ class Job:
         if latest is not None:
             start, state = checkpoints.load(latest, engine, optimizer, ema)
             stream.resume(state["stream"])
-            if distributed.is_main():
-                checkpoints.set_aside_after(start)
-                keep_before(folder / "faults.jsonl", start)
+        evaluated = state.get("record", {}).get("evaluated", 0) >= start
         if distributed.is_main():
-            _describe(config, folder, latest)
-        tracking = config.tracking
+            checkpoints.clear_after(start)
+            keep_before(folder / "faults.jsonl", start)
+            if start < config.train.steps:  # a finished run that is to be longer is not finished
+                (folder / "summary.json").unlink(missing_ok=True)
+            begin_folder(config, folder, latest)
+        tracking = {"wandb": config.tracking.wandb, "project": config.tracking.project}
         run = loop.Run(
             engine=engine,
             optimizer=optimizer,
@@ -209,20 +214,25 @@ class Job:
             optim=config.optim,
             folder=folder,
             checkpoints=checkpoints,
-            tracker=Tracker(folder, to_dict(config), wandb=tracking.wandb, project=tracking.project, start=start),
+            tracker=Tracker(folder, to_dict(config), **tracking, start=start, evaluated=evaluated),
             watchdog=self.watchdog,
             stream_state=stream.state,
             ema=ema,
             evaluate=lambda engine, step: self.evaluate(zero.plain_module(engine, self.build), step),
             evaluate_every=config.eval.every,
             rehearse=lambda engine: self.rehearse(zero.plain_module(engine, self.build)),
+            lost=None if lock is None else lock.lost,
             flops_per_sample=flops,
         )
         _resume_counts(run, state)
-        figures = loop.train(run, self.batches(stream, start), start)
-        if not run.stop:
-            _finish(run, figures, partial(self.export, module))
+        loop.train(run, self.batches(stream, start), start)
+        if not run.stopped:
+            _finish(run, partial(self.export, module))
         run.tracker.close()
+        if run.stopped:
+            _interrupted(run)
+        if lock is not None:
+            lock.close()
 
 
 def _resume_counts(run: loop.Run, state: Mapping[str, Any]) -> None:
@@ -230,20 +240,35 @@ def _resume_counts(run: loop.Run, state: Mapping[str, Any]) -> None:
     run.counters.update(state.get("counters", {}))
     if "record" not in state:
         return
+    run.figures = state["record"].get("newest", {})
     run.record.resume(state["record"])
     if run.record.step is not None and not run.checkpoints.has(run.record.step):
         if distributed.is_main():
             print(f"the best checkpoint, of step {run.record.step}, is not here: choosing again", file=sys.stderr)
         run.record.forget_best()
+        run.figures = {}
 
 
-def _finish(run: loop.Run, figures: Figures, export: Callable[[Mapping[str, Tensor], Figures], None]) -> None:
-    """Export and summary of a run that came to its end; evaluates if this process made no step."""
+def _interrupted(run: loop.Run) -> None:
+    """Raises Interrupted on all ranks, or ConfigError where the run's folder has gone."""
+    if distributed.broadcast_object(run.lost is not None and run.lost()):
+        raise ConfigError(
+            f"output: {run.folder} was removed or replaced while the run was writing to it; step {run.done} has been "
+            "saved there again, the rest is gone. The same command goes on"
+        )
+    raise Interrupted(
+        f"stopped by a signal, saved at step {run.done} of {run.train.steps}: not finished, the same command goes on"
+    )
+
+
+def _finish(run: loop.Run, export: Callable[[Mapping[str, Tensor], Figures], None]) -> None:
+    """Export and summary of a run that came to its end; evaluates if these weights have not been."""
     best = run.record
     summary: dict[str, Any] = {"steps": run.done}
-    if not figures and best.step is None:
-        figures = loop.evaluate(run, run.done)
+    if best.step is None and (best.evaluated != run.done or not run.figures):
+        loop.evaluate(run, run.done)
     if best.step is None:
+        figures = run.figures
         with loop.averaged(run.ema):
             weights = collect(zero.read_weights(run.engine))
     else:
@@ -253,7 +278,7 @@ def _finish(run: loop.Run, figures: Figures, export: Callable[[Mapping[str, Tens
         summary["best"] = {"figure": best.figure, "step": best.step}
     if distributed.is_main():
         export(weights, figures)
-        (run.folder / "summary.json").write_text(json.dumps(summary | {"eval": figures}, indent=2))
+        write_whole(run.folder / "summary.json", json.dumps(summary | {"eval": figures}, indent=2))
     distributed.barrier()
 
 
@@ -270,24 +295,3 @@ def restore(module: TaskModule, output: str) -> int:
         for name, tensor in module.state_dict().items():
             tensor.copy_(weights[name])
     return int(path.name.removeprefix("step_"))
-
-
-def _describe(config: Any, folder: Path, latest: Path | None) -> None:
-    """Write the resolved configuration and DeepSpeed's; say what changed since the run began."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if latest is not None:
-        print(f"going on from {latest}", file=sys.stderr)
-        before = _flat(to_dict(load_config(type(config), folder / "config.yaml", lenient=True)))
-        for key, now in _flat(to_dict(config)).items():
-            if before.get(key) != now:
-                print(f"  {key}: was {before.get(key)}, is {now}", file=sys.stderr)
-    save_config(config, folder / "config.yaml")
-    engine = zero.deepspeed_json(config.train, config.optim.clip)
-    (folder / "deepspeed.json").write_text(json.dumps(engine, indent=2))
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -43,11 +44,14 @@ class Run:
     evaluate: Evaluate | None = None
     evaluate_every: int = 0
     rehearse: Callable[[Engine], None] | None = None  # tries a batch of every evaluation set
+    lost: Callable[[], bool] | None = None  # whether the run's folder has gone; asked on rank 0
     flops_per_sample: FlopsPerSample | None = None
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
-    stop: bool = False
+    stop: bool = False  # this rank was asked to
+    stopped: bool = False  # all ranks have agreed to, and saved
     done: int = 0  # updates made
+    figures: dict[str, float] = field(default_factory=dict)  # of the newest evaluation
     record: Selection = field(init=False)
 
     def __post_init__(self) -> None:
@@ -63,8 +67,11 @@ class Run:
         regular = self.evaluate_every > 0 and step > 0 and step % self.evaluate_every == 0
         return self.evaluate is not None and (regular or step == self.train.steps)
 
-    def request_stop(self, *_: Any) -> None:
-        """Signal handler: finish the step, save and leave. A launcher also sends SIGTERM when a rank has died."""
+    def request_stop(self, number: int, _: Any) -> None:
+        """Signal handler: finish the step, save and leave; a second Ctrl-C ends at once. A launcher also sends
+        SIGTERM when a rank has died."""
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
         self.stop = True
         self.watchdog.suspect()
 
@@ -74,6 +81,7 @@ class Run:
         self.new_faults = []
         self.counters.update(f"faults/{fault['reason']}" for fault in faults)
         if faults and distributed.is_main():
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have gone, and the weights are still to be saved
             with (self.folder / "faults.jsonl").open("a") as file:
                 file.writelines(json.dumps(fault) + "\n" for fault in faults)
 

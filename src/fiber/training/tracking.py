@@ -17,6 +17,7 @@ from urllib.request import urlopen
 
 from fiber import distributed
 from fiber.errors import without_secrets
+from fiber.training.folder import write_whole
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run as WandbRun
@@ -27,10 +28,11 @@ Cell = str | float | Path  # of a table: text, a number, or an image file
 class Tracker:
     """Log of one run directory; on ranks other than 0 every method does nothing.
 
-    A resumed run continues the file at `start` (lines of later steps, left by a killed run, are dropped, since those
-    steps run again) and continues the same W&B run, whose id is kept in `RUN/wandb/id`. Variables WANDB_* come before
-    what is set here, but `wandb` "off" stays off. W&B never holds training up: without key, network or package, or
-    when it fails later, the run goes on offline or without it, and says so once.
+    A resumed run continues the file at `start`: lines of later steps, left by a killed run, are dropped, since those
+    steps run again, and so is the evaluation of `start` unless it is `evaluated`. It continues the same W&B run,
+    whose id is kept in `RUN/wandb/id`. Variables WANDB_* come before what is set here, but `wandb` "off" stays off.
+    W&B never holds training up: without key, network or package, or when it fails later, the run goes on offline or
+    without it, and says so once.
     """
 
     def __init__(
@@ -41,13 +43,14 @@ class Tracker:
         wandb: Literal["online", "offline", "off"],
         project: str,
         start: int = 0,
+        evaluated: bool = True,
     ) -> None:
         self._file, self._wandb = None, None
         if not distributed.is_main():
             return
         path = Path(run) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        keep_before(path, start)
+        keep_before(path, start, evaluated)
         self._file = path.open("a")
         if wandb != "off":
             self._wandb = _start_wandb(Path(run), json.loads(without_secrets(json.dumps(config))), wandb, project)
@@ -102,21 +105,21 @@ class Tracker:
             self._wandb = None
 
 
-def keep_before(path: Path, start: int) -> None:
-    """Drop the lines of `path` (jsonl with "step") that belong to steps from `start` on, or that a kill cut short."""
+def keep_before(path: Path, start: int, evaluated: bool = True) -> None:
+    """Drop the lines of `path` (jsonl with "step") that belong to steps from `start` on, or that a kill cut short;
+    and evaluations of step `start` - 1, unless what came of them is known (`evaluated`)."""
     if not path.exists():
         return
     kept = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
+            again = not evaluated and record["step"] == start - 1 and any(key.startswith("eval/") for key in record)
+            if record["step"] < start and not again:
+                kept.append(line + "\n")
+        except (ValueError, TypeError, LookupError):
             continue
-        if record["step"] < start:
-            kept.append(line + "\n")
-    aside = path.with_suffix(".new")
-    aside.write_text("".join(kept))
-    os.replace(aside, path)
+    write_whole(path, "".join(kept))
 
 
 INIT_S, FINISH_S = 15.0, 60.0  # how long W&B may take to begin, and at the end to upload

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -46,8 +48,10 @@ class Watchdog:
         self._members = gather_objects((socket.gethostname(), os.getpid()))
         self._stop, self._suspicion = threading.Event(), threading.Event()
         self._store = _connect_store()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-        self._thread.start()
+        faulthandler.register(signal.SIGUSR2, all_threads=True)  # loader workers inherit it
+        self._threads = [threading.Thread(target=run, daemon=True) for run in (self._watch, self._follow)]
+        for thread in self._threads:
+            thread.start()
         self.beat(0, "starting")
 
     def beat(self, step: int, phase: str) -> None:
@@ -65,14 +69,45 @@ class Watchdog:
         self._pulse()
         self._stop.set()
         faulthandler.cancel_dump_traceback_later()
-        self._thread.join(timeout=5.0)
+        for thread in self._threads:
+            thread.join(timeout=5.0)
+
+    def leave(self, said: str, status: int) -> NoReturn:
+        """End the job with what this rank has to say, on stderr. Of several ranks that come here one speaks, rank 0
+        if it is among them; the watchdogs of the others end them without a word. Takes a second or two."""
+        self.beat(self._step, "ending")
+        if rank() != 0:
+            time.sleep(3 * self.period_s)
+        if self._store is None:
+            print(f"\n{said}", file=sys.stderr, flush=True)
+        else:
+            with suppress(RuntimeError):  # the store is gone with rank 0, which has spoken or has been named
+                if self._store.add("ending/first", 1) == 1:
+                    where = "" if rank() == 0 else f" (rank {rank()} on {socket.gethostname()})"
+                    print(f"\n{said}{where}", file=sys.stderr, flush=True)
+                    self._store.set("ending", str(status))
+                    deadline = time.monotonic() + 10 * self.period_s
+                    while (
+                        rank() == 0
+                        and self._store.add("ending/left", 0) < world_size() - 1
+                        and time.monotonic() < deadline
+                    ):
+                        time.sleep(0.1)
+                else:
+                    self._store.add("ending/left", 1)
+        self.close()  # a thread that still calls C++ while Python ends would abort the process
+        sys.exit(status)
 
     def end(self, why: str, only_if_missing: bool = False) -> None:
         """Print `why`, the state of the other ranks and all stacks, and end this process with status 1.
 
         Ranks of this host without a pulse are killed: a stopped process would keep the launcher waiting. With
-        `only_if_missing` nothing happens unless some rank has no pulse. Takes a few seconds.
+        `only_if_missing` nothing happens unless some rank has no pulse. Where another rank has said why the job ends,
+        this one adds nothing. Takes a few seconds.
         """
+        for _ in range(3):  # the other rank may be about to say so
+            time.sleep(self.period_s)
+            self._pulse()
         lines, pids = self._diagnose()
         # A rank that has closed meanwhile needs nobody any more: others may have left, and the store with rank 0.
         if only_if_missing and (self._stop.is_set() or not any("no pulse" in line for line in lines)):
@@ -81,6 +116,10 @@ class Watchdog:
         print("\n".join([f"\nwatchdog: {why} ({me})", *(f"watchdog: {line}" for line in lines)]), file=sys.stderr)
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
+        for worker in multiprocessing.active_children():  # what a worker that is waited for does
+            if worker.pid is not None:
+                os.kill(worker.pid, signal.SIGUSR2)
+                time.sleep(0.1)  # their stacks one after the other
         for pid in pids:
             with suppress(OSError):
                 os.kill(pid, signal.SIGKILL)
@@ -111,6 +150,19 @@ class Watchdog:
         if self._store is not None:
             with suppress(RuntimeError):  # the store is gone with rank 0; the time-out still ends this rank
                 self._store.set(f"pulse/{rank()}", json.dumps([self._count, self._step, self._phase]))
+
+    def _follow(self) -> None:
+        """End this process, with its status, when another rank ends the job (see `leave`). A thread with a connection
+        of its own: where rank 0 is stopped, the store does not answer."""
+        with suppress(RuntimeError):
+            store = _connect_store()
+            while store is not None and not self._stop.wait(self.period_s) and self._phase != "ending":
+                if store.check(["ending"]):
+                    status = int(store.get("ending"))
+                    store.add("ending/left", 1)
+                    if rank() == 0:
+                        time.sleep(3 * self.period_s)  # the others still use the store
+                    os._exit(status)
 
     def _diagnose(self) -> tuple[list[str], list[int]]:
         """-> (one line per suspicious rank, pids of those on this host that have no pulse)."""

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic.dataclasses import dataclass as pydantic_dataclass
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -29,6 +29,7 @@ from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, Stage2Config
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError, without_secrets
+from fiber.weights.tensors import read_tensors
 
 RunConfig = Stage1Config | Stage2Config
 
@@ -143,8 +144,7 @@ def write_export(
     path = folder.resolve()
     name = path.parent.name if path.name == "export" else path.name  # of a run directory: the run's name
     (partial / "README.md").write_text(model_card(name, config, tensors, card or Card()))
-    if folder.exists():
-        shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return folder
 
@@ -172,8 +172,8 @@ def read_export(path: str | Path) -> Export:
     except ValueError as error:
         raise WeightsError(str(error)) from None
     answers, categories = _list_of_export(folder, ANSWERS), _list_of_export(folder, CATEGORIES)
-    extras = load_file(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
-    return Export(config, load_file(folder / WEIGHTS), tokenizer, answers, categories, extras)
+    extras = read_tensors(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
+    return Export(config, read_tensors(folder / WEIGHTS), tokenizer, answers, categories, extras)
 
 
 def answers_of_export(path: str | Path) -> list[str]:
@@ -191,7 +191,13 @@ def _list_of_export(path: str | Path, name: str) -> list[str]:
         file = export_folder(path) / name
     except WeightsError:
         return []
-    return json.loads(file.read_text()) if file.is_file() else []
+    try:
+        entries = json.loads(file.read_text()) if file.is_file() else []
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise WeightsError(f"{file} is damaged: it should hold a list of words")
+    return entries
 
 
 def read_config(folder: Path) -> ExportConfig:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
@@ -13,6 +12,7 @@ from fiber.errors import WeightsError
 from fiber.weights.load import LoadReport, load_weights
 from fiber.weights.official import backbone_names, to_ours
 from fiber.weights.official_file import load_safely
+from fiber.weights.tensors import read_tensors
 
 OTHER_THAN_IMAGE = ("text.*", "fusion.*", "image.stage_norms.*")
 OTHER_THAN_TEXT = ("image.*", "fusion.*")
@@ -87,7 +87,7 @@ def _swin_state(source: str) -> dict[str, Tensor]:
         if not path.is_file():
             raise WeightsError(f"{source} has no model.safetensors")
     if path.is_file():
-        content = load_file(path) if path.suffix == ".safetensors" else load_safely(path)
+        content = read_tensors(path) if path.suffix == ".safetensors" else load_safely(path)
         inner = content.get("model", content)
         if not isinstance(inner, dict):
             raise WeightsError(f"{path} holds no state dict")

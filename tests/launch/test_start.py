@@ -1,0 +1,95 @@
+"""The launch scripts, with a stand-in for `deepspeed` that prints how it was called."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def commands(tmp_path: Path) -> Path:
+    """A folder of commands: four cards, a launcher that prints its words, and Python."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    bodies = {
+        "nvidia-smi": 'for n in 0 1 2 3; do echo "GPU $n: NVIDIA (UUID: GPU-$n)"; done',
+        "deepspeed": 'echo "$*"; [[ " $* " == *" --mode eval "* ]] && echo evaluated; exit ${STATUS:-0}',
+    }
+    for name, body in bodies.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def launch(
+    commands: Path, script: str, *words: str, folder: Path = REPO, **variables: str
+) -> subprocess.CompletedProcess:
+    # Not through launch/ itself: an environment in the checkout would put the real launcher first.
+    home = commands.parent / "home"
+    if not home.exists():
+        home.mkdir()
+        for name in ("launch", "configs", "src"):
+            (home / name).symlink_to(REPO / name)
+    environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"} | variables
+    for name in ("RANKS", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+        if name not in variables:
+            environment.pop(name, None)
+    where = home if folder == REPO else folder
+    return subprocess.run(
+        ["bash", str(home / "launch" / script), *words],
+        cwd=where, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variables", "chosen"),
+    [
+        ({}, "localhost:0,1,2,3"),
+        ({"RANKS": "2"}, "localhost:0,1"),
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "localhost:2,3"),
+        ({"CUDA_VISIBLE_DEVICES": "3,1,0", "RANKS": "2"}, "localhost:3,1"),
+    ],
+)
+def test_the_cards_that_were_given_are_used(commands: Path, variables: dict[str, str], chosen: str) -> None:
+    job = launch(commands, "stage1_coarse.sh", "configs/stage1/shapes_tiny.yaml", **variables)
+    assert f"--include {chosen} --master_port" in job.stdout, job.stderr
+
+
+def test_no_cards_and_cards_without_a_number(commands: Path) -> None:
+    job = launch(commands, "stage2_fine.sh", "configs/stage2/shapes_tiny.yaml", CUDA_VISIBLE_DEVICES="")
+    assert "--num_gpus 2 " in job.stdout
+    job = launch(commands, "stage2_fine.sh", "configs/stage2/shapes_tiny.yaml", CUDA_VISIBLE_DEVICES="GPU-1")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr.startswith("error: CUDA_VISIBLE_DEVICES=GPU-1: give numbers")
+
+
+def test_every_job_has_a_port_of_its_own_unless_told(commands: Path) -> None:
+    ports = set()
+    for _ in range(2):
+        words = launch(commands, "stage1_coarse.sh", "configs/stage1/shapes_tiny.yaml").stdout.split()
+        ports.add(words[words.index("--master_port") + 1])
+    assert len(ports) == 2
+    job = launch(commands, "stage1_coarse.sh", "configs/stage1/shapes_tiny.yaml", MASTER_PORT="29501")
+    assert "--master_port 29501 " in job.stdout
+
+
+@pytest.mark.parametrize("word", ["my.yaml", "output=runs/a", "tokenizer=tokenizer"])
+def test_relative_paths_from_elsewhere_are_refused(commands: Path, tmp_path: Path, word: str) -> None:
+    (tmp_path / "elsewhere" / "tokenizer").mkdir(parents=True)
+    job = launch(commands, "stage1_coarse.sh", word, "train.steps=3", folder=tmp_path / "elsewhere")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr.startswith(f"error: {word}: a relative path")
+    assert job.stderr.count("\n") == 1
+    words = (str(tmp_path / "my.yaml"), f"output={tmp_path}/a", "train.steps=3")
+    job = launch(commands, "stage1_coarse.sh", *words, folder=tmp_path / "elsewhere")
+    assert " ".join(words) in job.stdout
+
+
+def test_a_chain_ends_where_training_was_stopped(commands: Path) -> None:
+    job = launch(commands, "retrieval.sh", "output=/tmp/never", STATUS="75")
+    assert (job.returncode, job.stdout.count("\n")) == (75, 1)
+    job = launch(commands, "retrieval.sh", "output=/tmp/never")
+    assert (job.returncode, "evaluated" in job.stdout) == (0, True)
