@@ -30,7 +30,6 @@ NAMESAKES = {
     "model": "the model of stage 1 in coarse/, of stage 2 in fine/",
     "image": "the image tower in backbone/, the predictor at image level in predict/",
     "text": "the text tower in backbone/, tokens and masks in data/, text samples in data/samples/",
-    "phrases": "those of records in data/samples/, those of a user's sentence in predict/",
     "base": "what both stages share, of configurations in config/, of predictors in predict/",
     "loader": "batches of training in data/, of evaluation in evaluation/",
     "regions": "samples, evaluation and tasks at region level",

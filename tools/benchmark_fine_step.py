@@ -7,8 +7,9 @@ from benchmark_common import DTYPES, compare
 from benchmark_detect import DetectBenchConfig, build_model
 from fiber import distributed
 from fiber.fine.losses import LossWeights
+from fiber.tasks.flops import image_cost
 from fiber.tasks.regions import GroundingTask
-from fiber.training.flops import image_cost, peak_flops
+from fiber.training.speed import peak_flops
 
 BOXES = 8  # in an image, each of a phrase of its own
 

@@ -7,7 +7,8 @@ from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_bat
 from fiber import distributed
 from fiber.evaluation.gallery import PrefixCache, encode_images, encode_texts, match_logits
 from fiber.evaluation.progress import Progress
-from fiber.training.flops import pair_cost, peak_flops
+from fiber.tasks.flops import pair_cost
+from fiber.training.speed import peak_flops
 
 
 def run(config: BenchConfig) -> dict:

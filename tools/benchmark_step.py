@@ -10,8 +10,9 @@ from fiber.coarse.itc import itc_loss, negative_weights, sample_columns
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import mlm_loss
 from fiber.coarse.model import FusedFeatures
+from fiber.tasks.flops import pair_cost
 from fiber.tasks.pretrain import PretrainTask
-from fiber.training.flops import pair_cost, peak_flops
+from fiber.training.speed import peak_flops
 
 Losses = dict[str, Tensor]
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from fiber.data.prompts import PromptBuilder
-from fiber.data.samples.regions import REGION_FIELDS
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError, WeightsError
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.region_images import EvalImage
 from fiber.images.draw import tile
+from fiber.tasks.region_samples import REGION_FIELDS
 from fiber.weights.export import read_export
 from fiber.weights.from_export import build
 

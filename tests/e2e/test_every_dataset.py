@@ -20,11 +20,11 @@ from fiber.data.collate import collate
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
-from fiber.data.samples.regions import RegionSample, check_set, collate_regions
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError
 from fiber.tasks.pretrain import PretrainSample, PretrainTask
+from fiber.tasks.region_samples import RegionSample, check_set, collate_regions
 from fiber.tasks.regions import GroundingTask
 
 TEXTS = ("captions", "expressions", "questions", "hypotheses", "statements")

@@ -30,7 +30,6 @@ from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import eval_loader, make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
-from fiber.data.samples.regions import RegionSample, check_set, collate_regions
 from fiber.data.shapes.world import WORLDS, answers, categories, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
@@ -38,6 +37,7 @@ from fiber.errors import KnownError, SampleFault
 from fiber.images.codec import check_decodes, decode
 from fiber.predict.sources import ImageError, open_image
 from fiber.tasks.pretrain import PretrainSample
+from fiber.tasks.region_samples import RegionSample, check_set, collate_regions
 
 ROOT = Path(__file__).resolve().parents[2]
 OK, COUNTED, LINE, LOST = "ok", "counted", "one line", "silent loss"

@@ -15,10 +15,10 @@ from fiber.config.base import TowersConfig, TuningConfig
 from fiber.config.loading import load_config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, RegionOptimConfig, Stage2Config, validate_stage2
 from fiber.data.records import Sample, SetFacts
-from fiber.data.samples.regions import collate_regions
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
 from fiber.tasks import regions
+from fiber.tasks.region_samples import collate_regions
 from fiber.tasks.regions import build_module, build_sample
 from fiber.training.optim import build_optimizer, parameter_groups, set_learning_rate
 from fiber.weights.export import inherited_sizes, read_export, write_export

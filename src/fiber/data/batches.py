@@ -56,7 +56,7 @@ class CaptionBatch(TextBatch, total=False):
 
 
 class RegionBatch(StreamBatch, total=False):
-    """Images of any sizes with boxes, and the tokens that each box answers to (data/samples/regions.py)."""
+    """Images of any sizes with boxes, and the tokens that each box answers to (tasks/region_samples.py)."""
 
     images: Tensor  # (B,3,H,W) uint8 RGB, zero at the bottom and right; H, W multiples of 32
     sizes: Tensor  # (B,2) int64, un-padded (h, w)

@@ -212,12 +212,9 @@ class MixedStream:
         self.epoch_length = sum(walk.length for walk in self.walks)
         self.steps_per_epoch = self.epoch_length // global_batch
         if self.steps_per_epoch == 0 and not self.weighted:
-            raise ShardError(
-                f"the training data has {self.epoch_length} samples, less than one batch of {global_batch}"
-            )
-        self._quotas = (
-            _quotas([source.weight or 0.0 for source in sources]) if self.weighted else np.zeros(0, np.int64)
-        )
+            few = f"the training data has {self.epoch_length} samples"
+            raise ShardError(f"{few}, less than one batch of {global_batch}")
+        self._quotas = _quotas([source.weight or 0.0 for source in sources]) if self.weighted else np.zeros(0, int)
         self._blocks: dict = {}
 
     @property
@@ -271,12 +268,8 @@ class MixedStream:
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint stores to go on at `step`, the next one to run."""
-        return {
-            "step": step,
-            "seed": self.seed,
-            "global_batch": self.global_batch,
-            "fingerprint": self.fingerprint,
-        }
+        same = {"seed": self.seed, "global_batch": self.global_batch, "fingerprint": self.fingerprint}
+        return {"step": step} | same
 
     def resume(self, state: dict[str, Any]) -> int:
         """The step to go on at. Raises ShardError where the run's data is not the data of the state."""

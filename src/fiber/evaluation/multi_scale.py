@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fiber.backbone.states import TextState
 from fiber.data.prompts import Prompt
-from fiber.data.samples.regions import fitted, resize
+from fiber.data.samples.images import fitted, resize
 from fiber.fine.boxes import pairwise_iou, pixel_area
 from fiber.fine.inference import Query, run_queries
 from fiber.fine.model import FiberDetector

@@ -10,7 +10,7 @@ import torch
 
 from fiber.config.stage2 import Stage2Config
 from fiber.data.records import Sample
-from fiber.data.samples.regions import read_image
+from fiber.data.samples.images import read_image
 from fiber.evaluation.multi_scale import MultiScale
 from fiber.fine.inference import fit
 

@@ -26,10 +26,10 @@ from fiber.backbone.states import TextState
 from fiber.data.loader import eval_loader
 from fiber.data.prompts import SEPARATOR, Prompt, PromptBuilder
 from fiber.data.records import Record, image_hash
-from fiber.data.samples.phrases import PhraseBank
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError
 from fiber.evaluation import region_scores
+from fiber.evaluation.absent import PhraseBank
 from fiber.evaluation.metrics import coco_ap as detection
 from fiber.evaluation.metrics import lvis_ap as lvis
 from fiber.evaluation.multi_scale import MultiScale, detect_multi_scale

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fiber.backbone.states import TextState
 from fiber.data.prompts import Prompt
-from fiber.data.samples.regions import MULTIPLE, fitted, pad_images, resize
+from fiber.data.samples.images import MULTIPLE, fitted, pad_images, resize
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import BoxSelection, Detections
 

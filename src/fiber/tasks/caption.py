@@ -39,7 +39,7 @@ from fiber.evaluation.captioning import caption_reward, evaluate_captions
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.tasks.classifier import freeze
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task
-from fiber.training.flops import FlopsPerSample
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses
 
 Reward = Callable[[Sequence[Caption], Sequence[Sequence[str]]], np.ndarray]

@@ -33,7 +33,7 @@ from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.evaluation.predictions import Row, read_predictions
 from fiber.tasks.classifier import freeze, majority, report
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
-from fiber.training.flops import FlopsPerSample
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses
 from fiber.weights.export import answers_of_export
 

@@ -17,7 +17,8 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import TuningConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.data.collate import collate
-from fiber.training.flops import FlopsPerSample, PairCost, pair_cost
+from fiber.tasks.flops import PairCost, pair_cost
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
 from fiber.weights.export import Export, coarse_config, read_export
 from fiber.weights.load import CAPTION_MAPS, NEW_IN_COARSE, LoadReport, load_weights

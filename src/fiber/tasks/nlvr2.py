@@ -17,7 +17,7 @@ from fiber.evaluation.metrics import nlvr2_accuracy
 from fiber.evaluation.predictions import Row, read_predictions
 from fiber.tasks.classifier import ClassifyTask, LabelledSample, majority
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
-from fiber.training.flops import FlopsPerSample
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures
 
 CLASSES = (False, True)

@@ -25,7 +25,7 @@ from fiber.evaluation.context import evaluate_sets
 from fiber.images.resize import load_image
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
 from fiber.tasks.retrieval import evaluate
-from fiber.training.flops import FlopsPerSample
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Losses
 
 # ---------------------------------------------------------------------------------------------- what it reads

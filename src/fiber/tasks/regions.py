@@ -23,7 +23,6 @@ from fiber.config.stage2 import Stage2Config
 from fiber.data.batches import RegionBatch
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import SetFacts
-from fiber.data.samples.regions import REGION_FIELDS, RegionSample, check_set, collate_regions
 from fiber.data.shards import ShardSet, dataset_info
 from fiber.errors import WeightsError
 from fiber.evaluation.context import EvalContext, evaluate_sets
@@ -40,7 +39,9 @@ from fiber.fine.losses import (
     totals,
 )
 from fiber.fine.model import FiberDetector
-from fiber.training.flops import FlopsPerSample, image_cost
+from fiber.tasks.flops import image_cost
+from fiber.tasks.region_samples import REGION_FIELDS, RegionSample, check_set, collate_regions
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses, Task, TaskModule
 from fiber.weights.export import Export, ExportConfig, categories_of_export, read_export
 from fiber.weights.load import NEW_IN_FINE, UNREAD_IN_FINE, LoadReport, load_weights

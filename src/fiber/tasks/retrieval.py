@@ -27,7 +27,7 @@ from fiber.evaluation.predictions import write_results
 from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
 from fiber.tasks.classifier import UNFUSED_HEADS, ends_of_towers, freeze, report
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops, match_flops
-from fiber.training.flops import FlopsPerSample
+from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses
 
 HITS = 10  # best texts of each image, and images of each text, that are written

@@ -15,9 +15,9 @@ from fiber import distributed
 from fiber.config.base import OptimConfig, TrainConfig
 from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
-from fiber.training.flops import FlopsPerSample
 from fiber.training.optim import AdamW
 from fiber.training.selection import Selection
+from fiber.training.speed import FlopsPerSample
 from fiber.training.tracking import Tracker
 from fiber.training.watchdog import Watchdog
 from fiber.training.zero import Engine

@@ -15,7 +15,7 @@ from fiber.backbone.fusion import FusionBackbone
 from fiber.data.loader import Collate, MakeSample
 from fiber.data.order import Per
 from fiber.data.shards import ShardSet
-from fiber.training.flops import FlopsPerSample
+from fiber.training.speed import FlopsPerSample
 from fiber.weights.export import Export
 from fiber.weights.load import LoadReport
 

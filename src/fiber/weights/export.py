@@ -264,21 +264,10 @@ def model_card(name: str, config: ExportConfig, tensors: Mapping[str, Tensor], c
     if card.metrics:
         lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
         lines += [f"| {metric} | {value:.4g} |" for metric, value in card.metrics.items()]
-    lines += [
-        "",
-        "## Licence",
-        "",
-        "Weights carry the terms of the data and of the starting weights they were made from; the list above is what "
-        "is known of them. The code that reads them is under the MIT licence.",
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import fiber",
-        f'model = fiber.load("{name}")',
-        "```",
-        "",
-    ]
+    terms = "Weights carry the terms of the data and of the starting weights they were made from; the list above is "
+    terms += "what is known of them. The code that reads them is under the MIT licence."
+    lines += ["", "## Licence", "", terms, ""]
+    lines += ["## Use", "", "```python", "import fiber", f'model = fiber.load("{name}")', "```", ""]
     return "\n".join(lines)
 
 

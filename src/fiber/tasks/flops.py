@@ -1,4 +1,4 @@
-"""What a step costs by its structure, and how much of the machine it uses.
+"""What a step costs by its structure.
 
 One multiply-add is 2 FLOP; only matrix products and convolutions count (norms, softmax and GELU add about 1 %).
 Training costs 3 x forward: backward needs a product for the inputs and one for the weights. What activation
@@ -6,7 +6,6 @@ checkpointing computes again is not counted: it is no useful work.
 """
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,34 +15,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.coarse.model import CoarseModel
+from fiber.training.speed import FlopsPerSample
 
 T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
-
-FlopsPerSample = Callable[[Mapping[str, Any]], float]
-"""Useful forward FLOP of one sample of a batch."""
-
-PEAK_TFLOPS = {
-    "B200": 2250.0,
-    "H200": 989.0,
-    "H100 PCIe": 756.0,
-    "H100 NVL": 835.0,
-    "H100": 989.0,
-    "A100": 312.0,
-    "A30": 165.0,
-    "A10G": 70.0,
-    "A10": 125.0,
-    "L40S": 362.0,
-    "L40": 181.0,
-    "L4": 121.0,
-    "RTX 6000 Ada": 364.0,
-    "RTX 4090": 165.0,
-    "RTX 3090": 71.0,
-    "V100": 125.0,
-    "T4": 65.0,
-}
-"""Dense half-precision peak (TFLOP/s, fp32 accumulation) of a card by words of its name, from the vendor's data
-sheets."""
 
 
 @dataclass(frozen=True)
@@ -138,22 +113,6 @@ def count(function: Callable[..., T], *arguments: Any) -> tuple[T, int]:
     with FlopCounterMode(display=False) as counter:
         result = function(*arguments)
     return result, counter.get_total_flops()
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Vendor's dense half-precision peak of a CUDA card in FLOP/s; None for a card not listed and for the CPU."""
-    if device.type != "cuda":
-        return None
-    peak = card_peak(torch.cuda.get_device_name(device))
-    return None if peak is None else peak * 1e12
-
-
-def card_peak(name: str) -> float | None:
-    """TFLOP/s of a card by the name that its driver gives ("NVIDIA L40S"); None for a card not listed. The words of
-    a listed name must stand in `name` as whole words, and the longest such name counts: an L40S is no L40."""
-    words = re.sub(r"(?<=[A-Z0-9])-(?=[A-Z0-9])", " ", name).split()
-    fitting = [card for card in PEAK_TFLOPS if set(card.split()) <= set(words)]
-    return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
 
 
 def _weightless(model: M) -> M:

@@ -18,9 +18,10 @@ from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Sample, SetFacts
-from fiber.data.samples.regions import RegionSample, check_set, clipped, collate_regions, fitted
+from fiber.data.samples.images import fitted
 from fiber.data.shards import ShardSet
 from fiber.errors import SampleFault, ShardError
+from fiber.tasks.region_samples import RegionSample, check_set, clipped, collate_regions
 
 TEXT = "a red cat. two dogs"
 CAT, DOGS = [[2, 9]], [[11, 19]]

@@ -12,25 +12,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fiber.data.loader import Fault
 from fiber.data.prompts import MAX_NEGATIVES, SEPARATOR, Prompt, PromptBuilder
 from fiber.data.records import Record, Sample, SetFacts
-from fiber.data.samples.phrases import PhraseBank, phrases_with_boxes
+from fiber.data.samples.images import fitted, pad_images, read_image, resize
 from fiber.data.shards import ShardSet
-from fiber.data.workers import empty
 from fiber.errors import SampleFault, ShardError
+from fiber.evaluation.absent import PhraseBank, phrases_with_boxes
 from fiber.images.augment import mentions_sides
-from fiber.images.codec import decode
 
-MULTIPLE = 32  # padded sides are multiples of the coarsest backbone stride
 REGION_FIELDS = ("captions", "expressions", "boxes")
 """Annotation fields that region samples are made of."""
 
@@ -49,48 +45,7 @@ def check_set(shards: ShardSet, field: str, whole: PromptBuilder | None = None) 
         raise ShardError(f"{shards.path}: its captions have no phrases with boxes, nothing to ground")
 
 
-# ---------------------------------------------------------------------------------------------- images
-
-
-def fitted(width: int, height: int, short: int, longest: int) -> tuple[int, int]:
-    """(w, h) with the aspect kept: the short side `short`, or less where the long side would pass `longest`."""
-    scale = min(short / min(width, height), longest / max(width, height))
-    return max(round(width * scale), 1), max(round(height * scale), 1)
-
-
-def read_image(sample: Sample) -> np.ndarray:
-    """The image as uint8 RGB (H, W, 3). SampleFault("size_mismatch") where it has not the size that its record, and
-    so its boxes, speak of."""
-    image = decode(sample.images[0][1])
-    expected = (sample.record["height"], sample.record["width"])
-    if image.shape[:2] != expected:
-        raise SampleFault("size_mismatch", f"the image is {image.shape[:2]} (h, w), its record says {expected}")
-    return image
-
-
-def resize(image: np.ndarray, width: int, height: int) -> Tensor:
-    """uint8 (H, W, 3) -> uint8 (3, height, width), bilinear with antialiasing."""
-    pixels = torch.from_numpy(image if image.flags.writeable else image.copy()).permute(2, 0, 1)[None]
-    if pixels.shape[2:] != (height, width):
-        pixels = F.interpolate(pixels, (height, width), mode="bilinear", antialias=True)
-    return pixels[0]
-
-
-def pad_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """uint8 images (3,h,w) -> (B,3,H,W), zero at the bottom and right, and their sizes (B,2) int64 (h, w). H and W
-    are the least multiples of 32 that hold them all."""
-    sizes = torch.tensor([image.shape[1:] for image in images])
-    height, width = (-(-sizes // MULTIPLE) * MULTIPLE).amax(0).tolist()
-    padded = empty((len(images), 3, height, width), torch.uint8).zero_()
-    for place, image in zip(padded, images, strict=True):
-        place[:, : image.shape[1], : image.shape[2]] = image
-    return padded, sizes
-
-
-# ---------------------------------------------------------------------------------------------- training samples
-
-
-@dataclass
+@dataclasses.dataclass
 class RegionSample:
     """make_sample of stage 2, see `__call__`. absent_phrases: so many are put behind a grounding caption.
     other_caption: probability of another image's caption, of which this one shows nothing, in place of its own."""

@@ -14,10 +14,10 @@ from transformers import RobertaTokenizerFast
 from fiber.data.convert.writer import write_dataset
 from fiber.data.prompts import PromptBuilder, clean_name, in_context
 from fiber.data.records import Record, Sample, SetFacts
-from fiber.data.samples.phrases import PhraseBank, content_words
-from fiber.data.samples.regions import RegionSample
 from fiber.data.shards import ShardSet
 from fiber.errors import SampleFault
+from fiber.evaluation.absent import PhraseBank, content_words
+from fiber.tasks.region_samples import RegionSample
 
 
 def image(width: int, height: int) -> bytes:
