@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 3  # at fetching a file
 WAIT_S = 2.0  # before another attempt
 SHARD_NAME = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9._+-]{0,200}\.tar")
-TIMEOUT_S = 30.0  # a web server may be silent
+TIMEOUT_S = 10.0  # a web server may be silent; then a word, and another attempt
 
 
 def _open_url(url: str) -> IO[bytes]:

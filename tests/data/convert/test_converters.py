@@ -238,6 +238,19 @@ def test_coco_keeps_ids_crowds_and_empty_images(records):
     assert records["coco_1"]["boxes"] == [{"box": [0.75, 1.25, 5.75, 6.25], "category": 1, "area": 12.5, "id": 100}]
 
 
+def test_coco_test_dev_has_images_and_classes_but_no_boxes(tmp_path, capsys):
+    made = raw.coco_detection(tmp_path / "raw")
+    content = json.loads((made.folder / "annotations" / "instances_train2017.json").read_text())
+    raw.put(made.folder / "annotations" / "image_info_test-dev2017.json",
+            {key: content[key] for key in ("images", "categories")})  # fmt: skip
+    (made.folder / "train2017").rename(made.folder / "test2017")
+    summary, records = convert(made, tmp_path / "out", capsys, "--split", "test-dev")
+    assert set(records) == {f"coco_{i}" for i in range(4)}
+    assert not any("boxes" in record for record in records.values())
+    assert [category["id"] for category in ShardSet(tmp_path / "out").categories] == [1, 13, 90]
+    assert not summary.get("warnings")
+
+
 @on("lvis")
 def test_lvis_negative_and_not_exhaustive_categories(records):
     assert records["coco_0"]["negative_categories"] == [1203]
