@@ -112,6 +112,11 @@ def test_errors_say_what_to_do(world, tmp_path, capsys):
     with pytest.raises(SystemExit) as wrong:
         main(["answer", "--model", str(world / "coarse"), "--image", image])
     assert wrong.value.code == 2
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as wrong:
+        main(["detect", "--model", str(world / "fine"), "--image", image, "--threshold", "30"])
+    assert wrong.value.code == 2
+    assert "30 is not in 0..1" in capsys.readouterr().err
 
 
 def test_the_console_script_runs(world):

@@ -72,9 +72,17 @@ def parser() -> argparse.ArgumentParser:
     subs["retrieve"].add_argument(
         "--rerank", type=int, default=0, help="how many of the best the matching head orders again"
     )
-    subs["ground"].add_argument("--threshold", type=float, default=0.0, help="least score, 0..1")
-    subs["detect"].add_argument("--threshold", type=float, default=0.3, help="least score, 0..1")
+    subs["ground"].add_argument("--threshold", type=share, default=0.0, help="least score, 0..1")
+    subs["detect"].add_argument("--threshold", type=share, default=0.3, help="least score, 0..1")
     return top
+
+
+def share(text: str) -> float:
+    """A number of 0 to 1 (30 for 30 % would find nothing, and not say why)."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
+    return number
 
 
 def main(argv: Sequence[str] | None = None) -> int:
