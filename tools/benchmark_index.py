@@ -41,8 +41,8 @@ def write_index(folder: Path, samples: int) -> None:
     counts[:, FIELDS.index("captions")] = 1
     shards = []
     for number, first in enumerate(range(0, samples, SHARD_SAMPLES)):
-        shard = {"name": f"bench-{number:06d}.tar", "samples": min(SHARD_SAMPLES, samples - first), "bytes": 0}
-        shards.append(shard | {"sha256": f"{number:064x}"})
+        shard = {"name": f"bench-{number:06d}.tar", "samples": min(SHARD_SAMPLES, samples - first)}
+        shards.append(shard | {"bytes": shard["samples"] * 65536, "sha256": f"{number:064x}"})
         (folder / shard["name"]).touch()
     offsets = np.arange(samples, dtype=np.int64) % SHARD_SAMPLES * 65536
     key = np.frombuffer("".join(f"{i:09d}" for i in range(samples)).encode(), dtype=np.uint8)

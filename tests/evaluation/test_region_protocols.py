@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fiber.data.convert import coco_format
+from fiber.data.convert.items import RawImage
 from fiber.data.convert.writer import write_dataset
 from fiber.data.records import Record, Sample
 from fiber.data.shards import ShardSet
@@ -43,7 +44,11 @@ def coco_like(truth: Path, results: Path, folder: Path) -> tuple[ShardSet, list[
     """Shards of an annotation file, by the converter's reader and with ids as it makes them, and results as rows."""
     classes = coco_format.categories(truth)
     items = coco_format.items(
-        truth, "real", {c["id"] for c in classes}, lambda image: f"coco_{image['id']}", lambda image: None
+        truth,
+        "real",
+        {c["id"] for c in classes},
+        lambda image: f"coco_{image['id']}",
+        lambda image: RawImage((Path(f"{image['id']}.jpg"),)),
     )
     records = [item.record | dict(zip(("width", "height"), item.size, strict=True)) for item in items]
     rows = [

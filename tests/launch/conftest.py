@@ -26,6 +26,16 @@ from fiber.tasks.regions import build_module, export
 from fiber.weights.export import coarse_config, write_export, write_run_export
 
 REPO = Path(__file__).resolve().parents[2]
+OF_A_JOB = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_SIZE",
+    "CROSS_RANK",
+    "CROSS_SIZE",
+)
 TEXTS = [
     "What is this? Two guys with shaggy hair look on in the yard. No dog at all. A man on a moped.",
     "the lady with the blue shirt. person. stop sign. toothbrush. acorn. aerosol can. zucchini. fish. jellyfish.",
@@ -58,7 +68,8 @@ def launch(home: Path) -> Callable[..., str]:
     """launch(script, *words, **variables) -> stdout of launch/SCRIPT on one rank."""
 
     def start(script: str, *words: object, **variables: object) -> str:
-        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        ours = {name: value for name, value in os.environ.items() if name not in OF_A_JOB}  # tests run as ranks, too
+        environment = ours | {name: str(value) for name, value in variables.items()}
         environment |= {"PATH": f"{home / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(REPO / "src"), "RANKS": "1"}
         command = ["bash", f"launch/{script}", *map(str, words)]
         done = subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)

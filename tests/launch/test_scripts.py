@@ -24,6 +24,10 @@ def last(printed: str) -> dict:
     return json.loads([line for line in printed.splitlines() if line.startswith('{"step"')][-1])
 
 
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 def summary(run: Path) -> dict:
     return json.loads((run / "summary.json").read_text())
 
@@ -107,8 +111,20 @@ def test_caption(launch: Launch, converted: Convert, tokenizer: Path, coarse: Pa
     coco = converted("coco_karpathy") / "made"
     small = ["caption.max_new_tokens=3", "caption.beam=2"]
     words = [*IMAGES, *small, f"tokenizer={tokenizer}", *paths([coco, coco], coco)]
-    printed = launch("caption.sh", *words, STAGE1=coarse, OUT=tmp_path, TEST=coco)
-    assert "cider" in last(printed)
+    places = {"STAGE1": coarse, "OUT": tmp_path, "TEST": coco, "GOLD": "optim.lr=1e-4 optim.warmup=0"}
+    printed = launch("caption.sh", *words, **places)
+    assert {"cider", "constant_cider", "rouge_l"} <= set(last(printed))
+    trained = {name: metrics(tmp_path / name)[0] for name in ("mle", "gold", "cider")}
+    assert {"loss/gold", "gold/weight"} <= set(trained["gold"])
+    assert trained["gold"]["lr/base"] == 1e-4
+    assert {"loss/mle", "loss/reinforce", "reward/cider", "sampled/ended"} <= set(trained["cider"])
+    images = last(printed)["images"]
+    assert (
+        json.loads((tmp_path / "cider/document_frequency.json").read_text())["images"] == 2 * images
+    )  # trained on the set twice
+    written = json.loads(next((tmp_path / "cider/predictions").glob("*.json")).read_text())
+    assert len(written) == images
+    assert set(written[0]) == {"image_id", "caption"}
     for objective, before in (("mle", coarse), ("gold", tmp_path / "mle"), ("cider", tmp_path / "gold")):
         assert summary(tmp_path / objective)["best"]["figure"] == "cider"
         assert f"init_from: {before}\n" in (tmp_path / objective / "config.yaml").read_text()
