@@ -107,6 +107,8 @@ def validate(config: Stage1Config, world: int | None) -> None:
         config.caption.baseline == "none" or config.caption.samples >= 2,
         "caption.baseline: mean compares the captions of an image with each other; it needs caption.samples >= 2",
     )
+    weights = (config.pretrain.itc_weight, config.pretrain.mlm_weight, config.pretrain.itm_weight)
+    require(config.task != "pretrain" or any(weights), "pretrain: all weights are 0, so nothing would be learned")
     image, size = config.model.image, config.image_size
     stride = 4 * 2 ** (len(image.depths) - 1)
     require(size % stride == 0, f"image_size: {size} is not a multiple of the image tower's stride {stride}")

@@ -268,8 +268,7 @@ class MixedStream:
 
     def state(self, step: int) -> dict[str, Any]:
         """What a checkpoint stores to go on at `step`, the next one to run."""
-        same = {"seed": self.seed, "global_batch": self.global_batch, "fingerprint": self.fingerprint}
-        return {"step": step} | same
+        return {"step": step, "seed": self.seed, "global_batch": self.global_batch, "fingerprint": self.fingerprint}
 
     def resume(self, state: dict[str, Any]) -> int:
         """The step to go on at. Raises ShardError where the run's data is not the data of the state."""

@@ -87,11 +87,8 @@ class Watchdog:
                     print(f"\n{said}{where}", file=sys.stderr, flush=True)
                     self._store.set("ending", str(status))
                     deadline = time.monotonic() + 10 * self.period_s
-                    while (
-                        rank() == 0
-                        and self._store.add("ending/left", 0) < world_size() - 1
-                        and time.monotonic() < deadline
-                    ):
+                    others = world_size() - 1 if rank() == 0 else 0
+                    while self._store.add("ending/left", 0) < others and time.monotonic() < deadline:
                         time.sleep(0.1)
                 else:
                     self._store.add("ending/left", 1)
