@@ -17,6 +17,7 @@ from pycocotools import mask as coco_mask
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.masks import mask_box
 from fiber.data.convert.packing import turned_box
+from fiber.data.convert.verdict import warnings
 from fiber.data.shards import ShardSet
 from fiber.images.codec import ORIENTATION, decode
 
@@ -302,3 +303,12 @@ def test_wrong_tables_say_what_is_expected(tmp_path, capsys):
         raw.put(tmp_path / name, content)
         assert make_shards.main(["pairs", "--raw", str(tmp_path), "--annotations", name, "--out", "x"]) == 1
         assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts", "said"), [("cup [red]", False, 1), ("cup [red]", True, 0), ("cup", False, 0)]
+)
+def test_brackets_in_a_class_name_are_said(name, prompts, said):
+    """They have a meaning, which one's own set may not intend."""
+    found = warnings({}, [{"id": 1, "name": name}], prompts)
+    assert [message.endswith("stand for the class: 'cup [red]'") for message in found] == [True] * said

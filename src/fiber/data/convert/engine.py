@@ -221,7 +221,7 @@ def _finish(
         "samples": len(index),
         "annotations": {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n},
         "boxes": boxes,
-        "warnings": warnings(boxes, source.categories or []),
+        "warnings": warnings(boxes, source.categories or [], source.provenance.get("class_names") == "prompts"),
         "categories": source.categories or [],
         "answers": source.answers or [],
         "provenance": source.provenance,

@@ -52,8 +52,9 @@ class Contents:
         return {**{key: self.counts[key] for key in keys}, "per_class": dict(classes.most_common())}
 
 
-def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]]) -> list[str]:
-    """What makes a set useless or odd although every entry of it could be stored. boxes: as `described`."""
+def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]], prompts: bool = False) -> list[str]:
+    """What makes a set useless or odd although every entry of it could be stored. boxes: as `described`. prompts:
+    whether class names stand in a context on purpose (`data.prompts.in_context`)."""
     found = []
     if boxes:
         total = boxes["boxes"]
@@ -64,6 +65,10 @@ def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]]) -> list[st
                          "learn; set iscrowd to 0 where a box is one object")  # fmt: skip
         elif boxes["under_a_pixel"] == total:
             found.append("every box is smaller than a pixel: are they fractions of the image? COCO has pixels")
+    marked = [entry["name"] for entry in categories if set("[]") & set(entry["name"])]
+    if marked and not prompts:
+        names = ", ".join(map(repr, marked[:_SHOWN]))
+        found.append(f"of class names with [brackets] the words in them alone stand for the class: {names}")
     if categories:
         found += _same_words(categories)
     return found
