@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ def commands(tmp_path: Path) -> Path:
     for name, body in bodies.items():
         (folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (folder / name).chmod(0o755)
+    (folder / "python").symlink_to(sys.executable)
     return folder
 
 
