@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 from launcher import REPO, environment, free_port
-from small_detector import write_detector
 from torchvision.ops import box_iou
 
 from fiber.data.shapes.world import WORLDS, generate
+from small_detector import write_detector
 
 
 def commands() -> list[str]:
