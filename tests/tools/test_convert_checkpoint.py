@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import fiber
 from fiber.coarse.caption_losses import caption_logits, start_captions
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.config.loading import save_config
+from fiber.config.loading import to_yaml
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, Stage2Config
 from fiber.data.shapes.tokenizer import train_bpe
@@ -113,7 +113,7 @@ def test_the_newest_checkpoint_of_a_run_becomes_an_export(tmp_path, stage):
         (step / "state.json").write_text(json.dumps({"step": number}))
         sizes = {file.name: file.stat().st_size for file in step.iterdir()}
         (step / "manifest.json").write_text(json.dumps(sizes))
-    save_config(config, run / "config.yaml")
+    (run / "config.yaml").write_text(to_yaml(config))
     (tmp_path / "names.json").write_text(json.dumps(["dog"]))
 
     assert main([str(run), str(tmp_path / "export"), "--categories", str(tmp_path / "names.json")]) == 0

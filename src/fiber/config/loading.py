@@ -290,11 +290,6 @@ def _plain(value: Any) -> Any:
 
 
 def to_yaml(config: Any) -> str:
-    """The text that `save_config` writes; URLs without their secrets, since runs are passed on."""
+    """The resolved configuration as a file; `load_config` of it gives an equal object but for secrets of URLs, which
+    are left out: runs are passed on."""
     return without_secrets(yaml.safe_dump(to_dict(config), sort_keys=False))
-
-
-def save_config(config: Any, path: str | Path) -> None:
-    """Write the resolved configuration; `load_config` of the file gives an equal object but for secrets of
-    URLs."""
-    Path(path).write_text(to_yaml(config))
