@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from fiber.errors import KnownError
 from fiber.predict.sources import ImageSource
 from fiber.tasks.table import TABLE
 from fiber.weights.export import Export
@@ -18,7 +19,7 @@ VERBS = ("match", "retrieve", "caption", "answer", "ground", "refer", "detect")
 """The methods of predictors, in the order in which they are told."""
 
 
-class TaskError(AttributeError):
+class TaskError(KnownError, AttributeError):
     """A task that this model cannot do; the message says which it can."""
 
 
