@@ -1,4 +1,4 @@
-"""Pages that must not drift: every message of docs/troubleshooting.md is in the sources, every page is in the site."""
+"""Pages do not drift: messages of docs/troubleshooting.md are in the sources, every page is in the site."""
 
 import ast
 import re
