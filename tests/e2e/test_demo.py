@@ -1,4 +1,4 @@
-"""The demo with a few steps, its summary, and every command of the README on what it leaves behind."""
+"""The demo with a few steps, its summary, and every command of the README and the tour on what it leaves behind."""
 
 import json
 import os
@@ -62,10 +62,15 @@ def test_images_are_there(demo: Path) -> None:
         assert (demo / "figures" / name).stat().st_size > 10_000, name
 
 
-def test_every_readme_command_runs(demo: Path, tmp_path: Path) -> None:
-    readme = (REPO / "README.md").read_text()
-    commands = [line for block in re.findall(r"```bash\n(.*?)```", readme, re.DOTALL) for line in block.splitlines()]
-    assert len(commands) >= 10
+def blocks(page: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (REPO / page).read_text(), re.DOTALL)
+
+
+def test_every_command_of_the_readme_and_the_tour_runs(demo: Path, tmp_path: Path) -> None:
+    pages = {page: "".join(blocks(page, "bash")).splitlines() for page in ("README.md", "docs/tour.md")}
+    assert len(pages["README.md"]) >= 10
+    assert len(pages["docs/tour.md"]) >= 4
+    commands = dict.fromkeys([*pages["README.md"], *pages["docs/tour.md"]])  # those on both pages run once
     for command in commands:
         if command in NOT_RUN_HERE:
             continue
@@ -79,6 +84,12 @@ def test_every_readme_command_runs(demo: Path, tmp_path: Path) -> None:
         assert run.returncode == 0, f"{command}\n{run.stdout}{run.stderr}"
         for out in re.findall(r"--out (\S+\.png)", here):
             assert os.path.getsize(out) > 500, shlex.quote(out)
+
+
+def test_the_python_of_the_tour_runs(demo: Path, capsys: pytest.CaptureFixture) -> None:
+    (code,) = blocks("docs/tour.md", "python")
+    exec(code.replace("runs/demo", str(demo)), {})
+    assert "the triangle" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
