@@ -1,7 +1,6 @@
 """`fiber ground`: a region for each phrase of a sentence."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fiber.cli import on_images
@@ -24,13 +23,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    return on_images.over_images(arguments, results)
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
     from fiber.predict.phrases import find_phrases
 
-    sentence, _ = find_phrases(arguments.text, None)
-    found = predictor.ground(path, arguments.text, top=arguments.top, threshold=arguments.threshold)[0]
-    return {"sentence": sentence, "regions": on_images.plain(found)}
+    sentence, spans = find_phrases(arguments.text, None)
+    phrases = [sentence[start:end] for start, end in spans]
+    found = predictor.ground(images, sentence, phrases, arguments.top, arguments.threshold)
+    return [{"sentence": sentence, "regions": on_images.plain(regions)} for regions in found]
