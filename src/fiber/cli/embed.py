@@ -24,8 +24,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """All images or texts; -> exit status."""
+    from fiber.predict.feature_file import write_texts
     from fiber.predict.image import CoarsePredictor
-    from fiber.predict.image_index import build_index, write_texts
+    from fiber.predict.image_index import build_index
     from fiber.predict.listing import ImageList
     from fiber.predict.results import parquet
 
@@ -38,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     predictor = on_images.predictor(arguments)
     assert isinstance(predictor, CoarsePredictor)  # only such offer it
     if arguments.text:
-        write_texts(predictor, arguments.text, out)
+        write_texts(out, arguments.text, predictor.embed_texts(arguments.text).numpy())
         return 0
     report = build_index(predictor, ImageList(arguments.image), out, progress=True)
     print(f"{out}: {report.images} images, {report.encoded} of them encoded now", file=sys.stderr)

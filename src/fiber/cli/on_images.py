@@ -148,7 +148,7 @@ def _entries(
 ) -> Iterator[Entry]:
     """The entries of the images that the journal lacks, drawn where drawings are wanted and added to the journal,
     or printed where there is none."""
-    from fiber.predict.image_index import each_batch, entry_of
+    from fiber.predict.journal import each_batch, entry_of
     from fiber.predict.results import rounded
     from fiber.predict.sources import Prepared
     from fiber.predict.stream import Countdown

@@ -8,10 +8,14 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fiber.predict.sources import ImageError, ImageFile, Prepared
+from fiber.predict.stream import Countdown, in_groups
 
 SYNC_S = 5.0  # seconds between two calls of fsync: what a failing machine may cost
 
@@ -118,3 +122,34 @@ def _entries(line: bytes) -> list[Entry] | None:
         return [Entry(**entry) for entry in json.loads(line)] if line.endswith(b"\n") else None
     except (ValueError, TypeError):
         return None
+
+
+def each_batch(
+    predictor: Any, files: Iterable[ImageFile], done: AbstractSet[int], shown: Countdown
+) -> Iterator[list[tuple[ImageFile, Prepared | ImageError]]]:
+    """The files whose keys are not `done`, prepared, a batch of the predictor at a time."""
+
+    def todo() -> Iterator[ImageFile]:
+        for file in files:
+            if done and key_of(file.relative, stamp_of(file)) in done:
+                shown.skip()
+            else:
+                yield file
+
+    for group in in_groups(predictor.stream(todo()), predictor.batch):
+        yield group
+        shown.add(len(group))
+
+
+def entry_of(file: ImageFile, image: Prepared | ImageError, row: Any = None) -> Entry:
+    """The journal's entry of an image."""
+    fault = str(image) if isinstance(image, ImageError) else None
+    return Entry(file.relative, stamp_of(file), row, fault)
+
+
+def stamp_of(file: ImageFile) -> tuple[int, int, int]:
+    """The stamp of a file, -1 of one that has gone: reading it will say so."""
+    try:
+        return file.stamp()
+    except ImageError:
+        return (-1, -1, -1)
