@@ -1,5 +1,5 @@
-"""`fiber embed` of a folder, beside what bounds it: its images decoded and resized alone, and the forward pass alone on
-images that are ready."""
+"""`fiber embed` of a folder, beside what bounds it: its images decoded and resized alone, and the forward pass alone
+on images that are ready."""
 
 import tempfile
 from dataclasses import dataclass, field
