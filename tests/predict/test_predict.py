@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.ops import box_iou
 
 import fiber
 from fiber.coarse.decoding import SpecialTokens, beam_search
@@ -48,7 +49,7 @@ def tokens(predictor, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_match_and_answer_equal_the_model(coarse, scenes):
     model, paths = coarse.model, [scenes["rgb"], scenes["thin"], scenes["grey"]]
-    matches = coarse.match(paths, "a red circle", batch=2)
+    matches = coarse.match(iter(paths), "a red circle")
     answers = coarse.answer(paths, "two dogs", top=4)
     assert len(matches) == len(answers) == 3
     for path, match, answer in zip(paths, matches, answers, strict=True):
@@ -75,7 +76,8 @@ def test_captions_are_those_of_the_decoder(coarse, scenes):
     assert len(coarse.caption(scenes["rgb"], method="greedy")[0]) == 1
 
 
-def test_an_index_is_reused_until_an_image_or_the_model_changes(coarse, folder, tmp_path):
+def test_an_index_is_reused_until_an_image_or_the_model_changes(coarse, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIBER_CACHE", str(tmp_path / "cache"))
     made = images(tmp_path / "p")
     (tmp_path / "p" / "broken.jpg").write_bytes(b"?")
     first = coarse.index(tmp_path / "p")
@@ -138,15 +140,20 @@ def test_grounding_gives_each_phrase_its_regions(fine, scenes):
 
 
 def test_detection_takes_any_classes_and_knows_its_own(fine, scenes):
-    found = fine.detect([scenes["rgb"], scenes["turned"]], threshold=0.0, keep=20)
+    found = fine.detect([scenes["rgb"], scenes["turned"]], threshold=0.0, keep=20, all_labels=True)
     assert len(found) == 2
     assert {r.label for r in found[0]} <= set(CATEGORIES)
     assert len(found[0]) == 20
     many = [f"thing number {i}" for i in range(40)]  # needs several prompts
     assert len(fine.prompts.chunks(many)) > 1
-    labels = {r.label for r in fine.detect(scenes["rgb"], many, threshold=0.0, keep=4000)[0]}
+    labels = {r.label for r in fine.detect(scenes["rgb"], many, threshold=0.0, keep=4000, all_labels=True)[0]}
     assert len(labels) > 20
-    least = found[0][4].score
+    best = fine.detect(scenes["rgb"], threshold=0.0)[0]
+    overlaps = box_iou(torch.tensor([r.box for r in best]), torch.tensor([r.box for r in best]))
+    assert overlaps.fill_diagonal_(0).max() <= 0.6
+    assert_close(best[:1], found[0][:1])
+    assert 3 < len(best) <= 20
+    least = best[2].score
     assert all(r.score >= least for r in fine.detect(scenes["rgb"], threshold=least)[0])
 
 
@@ -156,11 +163,12 @@ def test_detection_does_not_depend_on_the_order_of_the_names_nor_on_other_images
     expected = fine.detect(paths, names, threshold=0.0)
     assert fine.detect(paths, [*sorted(names), "zebra"], threshold=0.0) == expected
     assert expected[0] == expected[2]
+    every = {"threshold": 0.0, "all_labels": True}
     assert_close(fine.detect(paths[0], names, threshold=0.0)[0], expected[0])
-    one_by_one = fine.detect(paths[0], names, threshold=0.0, chunk_classes=1)[0]
+    one_by_one = fine.detect(paths[0], names, chunk_classes=1, **every)[0]
     zebras = [region for region in one_by_one if region.label == "zebra"]
     assert zebras
-    assert_close(zebras, fine.detect(paths[0], ["zebra"], threshold=0.0)[0][: len(zebras)])
+    assert_close(zebras, fine.detect(paths[0], ["zebra"], **every)[0][: len(zebras)])
 
 
 def assert_close(regions, expected) -> None:
@@ -186,7 +194,7 @@ def test_what_a_model_cannot_do_is_said_with_what_it_can(coarse, fine, folder, s
     with pytest.raises(TaskError, match="at region level\\) cannot caption; it can: ground, refer, detect"):
         fine.caption(scenes["rgb"])
     plain = fiber.load(coarse_export(folder / "plain"), device="cpu")
-    assert plain.tasks == ("match", "retrieve", "caption")
+    assert plain.tasks == ("match", "retrieve", "caption", "embed", "classify")
     with pytest.raises(TaskError, match="cannot answer"):
         plain.answer(scenes["rgb"], "two dogs")
     nameless = fiber.load(coarse_export(folder / "nameless", vqa=7), device="cpu")
@@ -205,10 +213,10 @@ def test_a_head_that_the_file_lacks_is_not_offered_and_half_a_head_is_an_error(c
         path = write_export(folder / "part", tensors, export.config, export.tokenizer, answers=export.answers)
         return fiber.load(path, device="cpu")
 
-    assert without("heads.itm").tasks == ("retrieve", "caption", "answer")
+    assert without("heads.itm").tasks == ("retrieve", "caption", "answer", "embed", "classify")
     assert without("heads.contrastive").tasks == ("match", "caption", "answer")
     assert without("heads.contrastive").match(scenes["rgb"], "dogs")[0].similarity is None
-    assert without("backbone.fusion.caption_maps").tasks == ("match", "retrieve", "answer")
+    assert without("backbone.fusion.caption_maps").tasks == ("match", "retrieve", "answer", "embed", "classify")
     with pytest.raises(WeightsError, match=r"heads\.itm\.bias"):
         without("heads.itm.bias")
     with pytest.raises(WeightsError, match=r"backbone\.text\.layers"):

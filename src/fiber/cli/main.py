@@ -34,6 +34,9 @@ VERBS = (
     Verb("ground", "a trained model on your own images", "a region for each phrase of a sentence"),
     Verb("refer", "a trained model on your own images", "the one region that an expression means"),
     Verb("detect", "a trained model on your own images", "objects of the named classes"),
+    Verb("label", "a trained model on your own images", "such objects as a first draft for a labelling tool"),
+    Verb("classify", "a trained model on your own images", "the classes that fit best"),
+    Verb("embed", "a trained model on your own images", "features of images or texts, in a file"),
 )
 
 

@@ -203,6 +203,7 @@ def evaluate(task: ClassificationTask, context: EvalContext) -> Figures:
 
 TASK = coarse_task(
     name="classification",
+    verbs={"classify": ("heads.classifiers.classification.*", "heads.contrastive.image_*")},
     fields=("captions",),
     build_sample=build_sample,
     build_module=build_module,

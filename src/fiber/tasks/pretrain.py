@@ -24,7 +24,7 @@ from fiber.data.text import encode, mask_tokens
 from fiber.evaluation.context import evaluate_sets
 from fiber.images.resize import load_image
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
-from fiber.tasks.retrieval import evaluate
+from fiber.tasks.retrieval import CONTRASTIVE, MATCHING, evaluate
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Losses
 
@@ -166,6 +166,7 @@ def flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
 
 TASK = coarse_task(
     name="pretrain",
+    verbs=CONTRASTIVE | MATCHING,
     fields=("captions",),
     build_sample=build_sample,
     build_module=build_module,

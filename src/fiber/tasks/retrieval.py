@@ -232,6 +232,12 @@ def itc_flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None
     )
 
 
+Verbs = dict[str, tuple[str, ...]]
+CONTRASTIVE: Verbs = dict.fromkeys(("retrieve", "embed", "classify"), ("heads.contrastive.*",))
+"""What contrastive training gives: the verbs and the parameters that they need."""
+MATCHING: Verbs = {"match": ("heads.cross_modal.*", "heads.itm.*")}
+"""What training of the matching head gives."""
+
 ITC = coarse_task(
     name="retrieval_itc",
     fields=("captions",),
@@ -240,7 +246,7 @@ ITC = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=itc_flops,
     sections=("pretrain", "finetune"),
-    verbs={"retrieve": ("heads.contrastive.*",)},
+    verbs=CONTRASTIVE,
 )
 ITM = coarse_task(
     name="retrieval_itm",
@@ -250,5 +256,5 @@ ITM = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=match_flops,
     sections=("pretrain", "finetune"),
-    verbs={"match": ("heads.cross_modal.*", "heads.itm.*")},
+    verbs=CONTRASTIVE | MATCHING,
 )

@@ -41,7 +41,8 @@ ANSWERS, CATEGORIES = "answers.json", "categories.json"
 class ExportConfig:
     """What `config.json` holds. `image_size` is the side of the square (coarse) or the short side of a test image
     (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps per task to its
-    number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine)."""
+    number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine). `trained`: the tasks
+    that the weights were trained for (coarse; [] where that is not known)."""
 
     stage: Literal["coarse", "fine"]
     model: ModelConfig
@@ -52,6 +53,7 @@ class ExportConfig:
     max_image_size: int | None = None
     classifiers: dict[str, int] = field(default_factory=dict)
     detector: dict[str, Any] = field(default_factory=dict)
+    trained: list[str] = field(default_factory=list)
     format: Literal["fiber"] = "fiber"
     version: Literal[1] = 1
 
