@@ -270,11 +270,12 @@ def _check_big_assignment(report: Report, fixture: Fixture) -> None:
     io, rpn = fixture.io, fixture.facts["cfg"]["RPN"]
     grids = [(-(-800 // stride), -(-1024 // stride)) for stride in rpn["ANCHOR_STRIDE"]]
     anchors = make_anchors(grids, rpn["ANCHOR_SIZES"], rpn["ANCHOR_STRIDE"])
-    index = atss.assign(io["atss_big.boxes"], anchors)
+    boxes = io["atss_big.boxes"]
+    (index,) = atss.assign(boxes, torch.zeros(len(boxes), dtype=torch.int64), anchors, 1)
     positive = (index >= 0).nonzero().flatten()
     report.equal("atss_big.positive_index", positive, io["atss_big.positive_index"])
     report.equal("atss_big.positive_gt", index[positive], io["atss_big.positive_gt"])
-    boxes, matched = io["atss_big.boxes"][index[positive]], torch.cat(anchors)[positive]
+    boxes, matched = boxes[index[positive]], torch.cat(anchors)[positive]
     report.close("atss_big.reg_targets", encode(boxes, matched), io["atss_big.reg_targets"], FEATURE)
     report.close("atss_big.centerness", centerness(boxes, matched), io["atss_big.centerness"], FEATURE)
 

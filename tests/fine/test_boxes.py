@@ -55,4 +55,5 @@ def test_giou_equals_torchvision_and_survives_degenerate_boxes() -> None:
 
 def test_clip_to_the_last_pixel() -> None:
     boxes = torch.tensor([[-5.0, -1.0, 300.0, 50.0], [10.0, 20.0, 30.0, 40.0]])
-    assert clip(boxes, (48, 64)).tolist() == [[0, 0, 63, 47], [10, 20, 30, 40]]
+    assert clip(boxes, torch.tensor([48, 64])).tolist() == [[0, 0, 63, 47], [10, 20, 30, 40]]
+    assert clip(boxes, torch.tensor([[48, 64], [31, 21]])).tolist() == [[0, 0, 63, 47], [10, 20, 20, 30]]

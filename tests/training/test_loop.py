@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from toy_task import Regression, batch_of
 
 from fiber.config.base import OptimConfig, TrainConfig
@@ -118,8 +119,8 @@ def test_accumulation_does_not_change_the_update(stage: int, tmp_path: Path) -> 
 class Counted(Regression):
     """Sums over rows with y > 0, divided by the step's mean number of them: the form of a masked-token loss."""
 
-    def loss_normalisers(self, batch: dict) -> dict[str, int]:
-        return {"rows": int((batch["y"][:, 0] > 0).sum())}
+    def loss_normalisers(self, batch: dict) -> dict[str, Tensor]:
+        return {"rows": (batch["y"][:, 0] > 0).sum()}
 
     def forward(self, batch: dict) -> tuple[dict, dict]:
         chosen = batch["y"][:, 0] > 0

@@ -54,10 +54,10 @@ def shifted_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) ->
 @torch.inference_mode(False)
 def regions(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
     """Number of the region that each token of each window comes from, (n,w²) uint8 in 0..8."""
-    region = torch.zeros(1, *size, 1)
+    region = torch.zeros(1, *size, 1, device=device)
     for axis, (w, s) in enumerate(zip(window, shift, strict=True), start=1):
-        edges = torch.zeros(size[axis - 1])
+        edges = torch.zeros(size[axis - 1], device=device)
         if s:
             edges[-w:-s], edges[-s:] = 1, 2
         region += edges.view(-1, *[1] * (3 - axis)) * 3 ** (2 - axis)
-    return partition(region, window).squeeze(-1).to(device, torch.uint8)
+    return partition(region, window).squeeze(-1).to(torch.uint8)

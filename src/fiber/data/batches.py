@@ -23,7 +23,7 @@ class StreamBatch(TypedDict, total=False):
     faults: list[Any]  # data.loader.Fault of samples and boxes that could not be used (data/loader.py)
     data_seconds: float  # what the training process waited for it (data/loader.py)
     step: int  # the update it belongs to (training/loop.py)
-    loss_normalisers: dict[str, float]  # what each averaged loss is divided by (training/loop.py), where asked for
+    loss_normalisers: dict[str, Tensor]  # () each: what an averaged loss is divided by (training/loop.py)
 
 
 class TextBatch(StreamBatch, total=False):

@@ -83,7 +83,7 @@ class PretrainTask(CoarseTask):
         self.model, self.recipe = model, recipe
         self.queue = FeatureQueue(recipe.queue_size, model.heads.itm.in_features // 2)
 
-    def loss_normalisers(self, batch: PretrainBatch) -> dict[str, int]:
+    def loss_normalisers(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """How many items each averaged loss of this micro-batch has (see `mlm_loss`)."""
         return {"mlm": masked_tokens(batch["mlm_labels"])}
 
@@ -139,9 +139,8 @@ class PretrainTask(CoarseTask):
         texts = TextState.cat([text, exchange(text, neg_text), text])
         logits = self.model.match_logits(images, texts)
         batch_size = len(image)
-        correct = (
-            logits.argmax(-1).view(3, batch_size) == torch.tensor([[1], [0], [0]], device=logits.device)
-        ).float()
+        matched = logits.argmax(-1).view(3, batch_size)
+        correct = torch.cat([matched[:1], 1 - matched[1:]]).float()
         # Logit advantage over a random column: how hard the drawn negatives are.
         hardness = (contrast.image_to_text.gather(1, neg_text[:, None]) - contrast.image_to_text).mean()
         return itm_loss(logits, valid_text, valid_image), {

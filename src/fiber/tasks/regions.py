@@ -92,11 +92,11 @@ class GroundingTask(TaskModule):
         super().__init__()
         self.model, self.weights = model, weights
 
-    def loss_normalisers(self, batch: RegionBatch) -> dict[str, float]:
+    def loss_normalisers(self, batch: RegionBatch) -> dict[str, Tensor]:
         """What the losses of this micro-batch are divided by, to be averaged over the micro-batches and ranks of a
         step (`batch["loss_normalisers"]`). Depends on boxes and image size alone."""
         anchors = self.model.anchors(batch["images"])
-        positives, centerness = totals(self._assignment(batch, anchors), self._targets(batch), anchors).tolist()
+        positives, centerness = totals(self._assignment(batch, anchors), self._targets(batch), anchors)
         return {"positives": positives, "centerness": centerness}
 
     def forward(self, batch: RegionBatch) -> Losses:
@@ -108,16 +108,17 @@ class GroundingTask(TaskModule):
         assignment = self._assignment(batch, anchors)
         mean_totals = totals(assignment, targets, anchors)
         if means := batch.get("loss_normalisers"):
-            mean_totals = mean_totals.new_tensor([means["positives"], means["centerness"]])
+            mean_totals = torch.stack([means["positives"], means["centerness"]])
         elif self.training:
             mean_totals = distributed.all_reduce_mean(mean_totals)
         losses = detection_losses(
             output, anchors, batch["mask"], targets, assignment, mean_totals, self.model.text_limit
         )
         report = {f"loss/{name}": value.detach() for name, value in losses.items()}
-        boxes, learned = len(targets.boxes), len(assignment.target.unique())
-        report["assignment/positives_per_image"] = mean_totals.new_tensor(len(assignment.anchor) / len(batch["ids"]))
-        report["assignment/boxes_without_anchor"] = mean_totals.new_tensor((boxes - learned) / max(boxes, 1))
+        boxes = len(targets.boxes)
+        missed = mean_totals.new_ones(boxes).index_fill(0, assignment.target, 0.0).sum()
+        report["assignment/positives_per_image"] = mean_totals.new_full((), len(assignment.anchor) / len(batch["ids"]))
+        report["assignment/boxes_without_anchor"] = missed / max(boxes, 1)
         report |= self.model.backbone.gates()
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
 
