@@ -25,6 +25,9 @@ class Verb:
 
 
 VERBS = (
+    Verb("train", "training", "train a configuration, or go on with it"),
+    Verb("eval", "training", "figures of a trained model on held-out data"),
+    Verb("config", "training", "the configurations that are shipped: list, show, copy"),
     Verb("caption", "a trained model on your own images", "describe images"),
     Verb("answer", "a trained model on your own images", "answer a question about them"),
     Verb("match", "a trained model on your own images", "how well a text fits"),
@@ -78,7 +81,12 @@ def parser(only: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; -> exit status."""
     given = list(sys.argv[1:] if argv is None else argv)
-    arguments = parser(given[0] if given else "").parse_args(given)
+    command = parser(given[0] if given else "")
+    arguments, late = command.parse_known_args(given)
+    if late and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in late)):
+        command.error(f"unrecognized arguments: {' '.join(late)}")
+    if late:  # key.path=value behind an option
+        arguments.overrides += late
     try:
         return int(module(arguments.verb).run(arguments))
     except (KnownError, ValueError, OSError) as error:
