@@ -25,6 +25,8 @@ class Verb:
 
 
 VERBS = (
+    Verb("shards", "data", "a data set, or your own folder, into shards"),
+    Verb("inspect", "data", "what is in shards, whether it is whole, a contact sheet"),
     Verb("caption", "a trained model on your own images", "describe images"),
     Verb("answer", "a trained model on your own images", "answer a question about them"),
     Verb("match", "a trained model on your own images", "how well a text fits"),
