@@ -25,6 +25,8 @@ class Verb:
 
 
 VERBS = (
+    Verb("shards", "data", "a data set, or your own folder, into shards"),
+    Verb("inspect", "data", "what is in shards, whether it is whole, a contact sheet"),
     Verb("train", "training", "train a configuration, or go on with it"),
     Verb("eval", "training", "figures of a trained model on held-out data"),
     Verb("config", "training", "the configurations that are shipped: list, show, copy"),

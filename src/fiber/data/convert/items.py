@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.records import Record, Sample
+from fiber.errors import KnownError
 
 
-class ConversionError(Exception):
+class ConversionError(KnownError):
     """The conversion cannot go on: one message that names the file and says what to do about it."""
 
 
@@ -77,12 +78,14 @@ class RawItem:
     record: as in `fiber.data.records`, without width and height; boxes in pixels of the annotated size.
     size: (width, height) the annotations were made for, where the files say so.
     drops: annotations the converter itself left out of this record.
+    fractions: boxes are [center x, center y, width, height] as shares of the image's sides (YOLO), until it is read.
     """
 
     record: Record
     images: tuple[RawImage, ...]
     size: tuple[int, int] | None = None
     drops: tuple[Drop, ...] = ()
+    fractions: bool = False
 
     @property
     def image_id(self) -> str:
@@ -125,11 +128,11 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked of a converter: the options of tools/make_shards.py that decide what is read.
+    """What the user asked of a converter: the options of `fiber shards` that decide what is read.
 
     raw: folder with the files as downloaded. annotations, images: places that differ from the official layout.
     variant: which of the things a module can read (its VARIANTS). answers: a ready answer vocabulary (VQA).
-    The last group belongs to the generated sets.
+    format, classes: of one's own boxes; the next group belongs to one's own pairs, the last to the generated sets.
     """
 
     split: str
@@ -140,6 +143,14 @@ class Request:
     answers: Path | None = None
     config: Path | None = None
     limit: int | None = None
+    format: str | None = None
+    classes: Path | None = None
+
+    image_column: str | None = None
+    text_column: str | None = None
+    image_key: str | None = None
+    text_key: str | None = None
+    in_place: bool = False
 
     world: str = "easy"
     image_size: int | None = None
