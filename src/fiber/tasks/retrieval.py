@@ -241,6 +241,7 @@ ITC = coarse_task(
     flops=itc_flops,
     sections=("pretrain", "finetune"),
     verbs={"retrieve": ("heads.contrastive.*",)},
+    headline=("r_mean", "t2i_r1", "i2t_r1"),
 )
 ITM = coarse_task(
     name="retrieval_itm",
@@ -251,4 +252,5 @@ ITM = coarse_task(
     flops=match_flops,
     sections=("pretrain", "finetune"),
     verbs={"match": ("heads.cross_modal.*", "heads.itm.*")},
+    headline=("reranked_r_mean", "reranked_t2i_r1", "reranked_i2t_r1", "r_mean"),
 )
