@@ -34,13 +34,32 @@ CUDA = torch.device("cuda", 0)
 SOURCES = str(Path(distributed.__file__).parent)
 # Operations after which the host waits: their result is a number, or has as many entries as the data say.
 WAITING = {
-    *("aten::_local_scalar_dense", "aten::item", "aten::equal", "aten::is_nonzero", "aten::nonzero", "aten::bincount"),
+    *(
+        "aten::_local_scalar_dense",
+        "aten::item",
+        "aten::equal",
+        "aten::is_nonzero",
+        "aten::nonzero",
+        "aten::bincount",
+    ),
     *("aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "torchvision::nms"),
 }
 NUMBERS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 VIEWS = {
-    *("view", "permute", "transpose", "slice", "select", "expand", "unsqueeze", "squeeze", "detach", "alias", "split"),
+    *(
+        "view",
+        "permute",
+        "transpose",
+        "slice",
+        "select",
+        "expand",
+        "unsqueeze",
+        "squeeze",
+        "detach",
+        "alias",
+        "split",
+    ),
     *("unbind", "as_strided", "t", "_unsafe_view", "unfold", "chunk", "split_with_sizes", "_reshape_alias"),
     *("lift_fresh", "diagonal", "is_pinned", "sym_size", "sym_stride", "empty", "empty_like"),
 }

@@ -63,4 +63,5 @@ def test_evaluate(case: str, task_sets: Path, tmp_path: Path) -> None:
 def show(card):
     print("   launches", card.launches, "waits", card.waits.total(), "uploads", card.uploads.total())
     for n in ("waits", "uploads", "attention"):
-        for k, v in getattr(card, n).most_common(30): print("      ", n, v, k)
+        for k, v in getattr(card, n).most_common(30):
+            print("      ", n, v, k)

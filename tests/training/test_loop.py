@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_task import Regression, batch_of
+from toy_task import Regression, batch_of, tracker_of
 
 from fiber.config.base import OptimConfig, TrainConfig
 from fiber.errors import ConfigError, NonFiniteError
@@ -20,7 +20,6 @@ from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
 from fiber.training.optim import learning_rate
 from fiber.training.random_state import seed_all
-from fiber.training.tracking import Tracker
 from fiber.training.watchdog import Watchdog
 
 OPTIM = OptimConfig(lr=0.01, warmup=2, clip=1.0)
@@ -45,7 +44,7 @@ def start_run(folder: Path, task: Any = None, optim: OptimConfig = OPTIM, **sett
         optim=optim,
         folder=folder,
         checkpoints=checkpoints,
-        tracker=Tracker(folder, {}, wandb="off", project="p", start=start),
+        tracker=tracker_of(folder, start=start),
         watchdog=Watchdog(60.0),
         stream_state=lambda step: {"step": step},
         ema=ema,

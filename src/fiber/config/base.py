@@ -177,6 +177,7 @@ class TrackingConfig:
 
     wandb: Literal["online", "offline", "off"] = "off"
     project: Text = "fiber"
+    tensorboard: bool = False  # event files in RUN/tensorboard; needs the tensorboard package
 
 
 @dataclass(frozen=True, config=STRICT)

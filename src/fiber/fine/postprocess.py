@@ -62,7 +62,9 @@ def class_weights(class_tokens: Sequence[Tensor]) -> Tensor:
     for tokens in class_tokens:
         owned = tokens.sum(1, keepdim=True)
         if empty := (owned == 0).flatten().nonzero().flatten().tolist():
-            raise ValueError(f"classes {empty} of the prompt own no token; build the prompt in chunks that fit the text")
+            raise ValueError(
+                f"classes {empty} of the prompt own no token; build the prompt in chunks that fit the text"
+            )
         weights.append(tokens.float() / owned)
     return pad_sequence(weights, batch_first=True)
 
@@ -89,9 +91,7 @@ def detections(
     return choose(candidates(output, anchors, weights, selection), sizes, weights.shape[1], selection)
 
 
-def candidates(
-    output: HeadOutput, anchors: Sequence[Tensor], weights: Tensor, selection: BoxSelection
-) -> Detections:
+def candidates(output: HeadOutput, anchors: Sequence[Tensor], weights: Tensor, selection: BoxSelection) -> Detections:
     """The best (anchor, class) pairs of every level: Detections of (B,T) entries, -1 the score of those that are none,
     else class score * centerness (not yet rooted). `weights`: of `class_weights`. Of fixed size: nothing waits."""
     parts = []

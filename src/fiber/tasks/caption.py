@@ -238,4 +238,5 @@ TASK = coarse_task(
     verbs={"caption": ("heads.cross_modal.*", "heads.mlm.*", "backbone.fusion.caption_maps.*")},
     prepare=prepare,
     per=per,
+    headline=("cider", "bleu_4", "meteor", "rouge_l"),
 )

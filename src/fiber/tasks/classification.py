@@ -210,4 +210,5 @@ TASK = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=flops,
     sections=("finetune",),
+    headline=("top1", "top5"),
 )

@@ -172,4 +172,5 @@ TASK = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=flops,
     sections=("pretrain",),
+    headline=("reranked_r_mean", "r_mean", "t2i_r1", "i2t_r1"),
 )

@@ -26,6 +26,7 @@ from fiber.data.records import SetFacts
 from fiber.data.shards import ShardSet, dataset_info
 from fiber.errors import WeightsError
 from fiber.evaluation.context import EvalContext, evaluate_sets
+from fiber.evaluation.example_regions import write_example_regions
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.region_images import EvalImage
 from fiber.evaluation.regions import evaluate_regions
@@ -117,7 +118,9 @@ class GroundingTask(TaskModule):
         report = {f"loss/{name}": value.detach() for name, value in losses.items()}
         boxes = len(targets.boxes)
         missed = mean_totals.new_ones(boxes).index_fill(0, assignment.target, 0.0).sum()
-        report["assignment/positives_per_image"] = mean_totals.new_full((), len(assignment.anchor) / len(batch["ids"]))
+        report["assignment/positives_per_image"] = mean_totals.new_full(
+            (), len(assignment.anchor) / len(batch["ids"])
+        )
         report["assignment/boxes_without_anchor"] = missed / max(boxes, 1)
         report |= self.model.backbone.gates()
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
@@ -187,8 +190,11 @@ def evaluate(task: GroundingTask, context: EvalContext) -> Figures:
     if distributed.is_main() and context.figures is not None:
         context.figures.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_predictions(task.model, *asked, count=regions.figures, chunk_classes=regions.chunk_classes)
+        prefix = context.figures.with_name(f"{context.figures.name}_{field}")
         for number, image in enumerate(drawn):
-            image.save(context.figures.with_name(f"{context.figures.name}_{field}_{number:02d}.png"))
+            image.save(prefix.with_name(f"{prefix.name}_{number:02d}.png"))
+        merged = context.folder / f"{shards.name}_{field}.jsonl"
+        write_example_regions(shards, field, merged, prefix, count=regions.figures)
     return figures
 
 
@@ -252,4 +258,5 @@ TASK = Task(
     flops=flops,
     verbs={"ground": ("head.*",), "refer": ("head.*",), "detect": ("head.*",)},
     prepare=check_sets,
+    headline=("grounding_r1", "referring_p1", "ap", "ap50", "fixed_ap"),
 )

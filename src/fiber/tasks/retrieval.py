@@ -247,6 +247,7 @@ ITC = coarse_task(
     flops=itc_flops,
     sections=("pretrain", "finetune"),
     verbs=CONTRASTIVE,
+    headline=("r_mean", "t2i_r1", "i2t_r1"),
 )
 ITM = coarse_task(
     name="retrieval_itm",
@@ -257,4 +258,5 @@ ITM = coarse_task(
     flops=match_flops,
     sections=("pretrain", "finetune"),
     verbs=CONTRASTIVE | MATCHING,
+    headline=("reranked_r_mean", "reranked_t2i_r1", "reranked_i2t_r1", "r_mean"),
 )

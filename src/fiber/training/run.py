@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config.loading import to_dict, to_yaml
+from fiber.config.loading import to_yaml
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
@@ -28,7 +28,7 @@ from fiber.training.ema import Ema
 from fiber.training.folder import RunLock, begin_folder, write_whole
 from fiber.training.random_state import seed_all
 from fiber.training.task import Figures, Task, TaskModule
-from fiber.training.tracking import Tracker, keep_before
+from fiber.training.tracking import Tracker, about, keep_before
 from fiber.training.watchdog import Watchdog
 from fiber.weights.export import export_folder, read_config, write_run_export
 from fiber.weights.pretrained import load_pretrained_towers
@@ -191,7 +191,7 @@ class Job:
         lock = RunLock(folder) if distributed.is_main() else None
         seed_all(config.seed)
         self.watchdog.beat(0, "preparation")
-        flops = self.task.flops(config, module)
+        flops, told = self.task.flops(config, module), about(config, self.task, module, stream)
         engine, optimizer = zero.build_engine(module, config.train, config.optim)
         ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
         checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
@@ -207,7 +207,6 @@ class Job:
             if start < config.train.steps:  # a finished run that is to be longer is not finished
                 (folder / "summary.json").unlink(missing_ok=True)
             begin_folder(config, folder, latest)
-        tracking = {"wandb": config.tracking.wandb, "project": config.tracking.project}
         run = loop.Run(
             engine=engine,
             optimizer=optimizer,
@@ -215,7 +214,7 @@ class Job:
             optim=config.optim,
             folder=folder,
             checkpoints=checkpoints,
-            tracker=Tracker(folder, to_dict(config), **tracking, start=start, evaluated=evaluated),
+            tracker=Tracker(folder, config, told, start=start, evaluated=evaluated),
             watchdog=self.watchdog,
             stream_state=stream.state,
             ema=ema,
@@ -226,9 +225,10 @@ class Job:
             flops_per_sample=flops,
         )
         _resume_counts(run, state)
-        loop.train(run, self.batches(stream, start), start)
-        if not run.stopped:
-            _finish(run, partial(self.export, module))
+        with run.tracker.told():
+            loop.train(run, self.batches(stream, start), start)
+            if not run.stopped:
+                _finish(run, partial(self.export, module))
         run.tracker.close()
         if run.stopped:
             _interrupted(run)
