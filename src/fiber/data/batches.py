@@ -50,9 +50,9 @@ class PretrainBatch(TextBatch, total=False):
 class CaptionBatch(TextBatch, total=False):
     """Images and captions; the last three only where the objective asks for them."""
 
-    references: list[list[str]]  # B lists of all captions of the image (data/samples/captions.py)
-    draws: Tensor  # (B,K,T) float64 in [0,1), one for each token that may be drawn (data/samples/captions.py)
-    domain: list[str]  # B domains of NoCaps, or "", in evaluation (data/samples/captions.py)
+    references: list[list[str]]  # B lists of all captions of the image (evaluation/caption_samples.py)
+    draws: Tensor  # (B,K,T) float64 in [0,1), one for each token that may be drawn (evaluation/caption_samples.py)
+    domain: list[str]  # B domains of NoCaps, or "", in evaluation (evaluation/caption_samples.py)
 
 
 class RegionBatch(StreamBatch, total=False):

@@ -33,9 +33,9 @@ from fiber.data.batches import CaptionBatch
 from fiber.data.collate import collate
 from fiber.data.loader import MakeSample
 from fiber.data.order import Per
-from fiber.data.samples.captions import RewardSample
 from fiber.data.samples.text import ImageTransform, TextSample
 from fiber.data.shards import ShardSet
+from fiber.evaluation.caption_samples import RewardSample
 from fiber.evaluation.captioning import caption_reward, evaluate_captions
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.tasks.classifier import freeze
