@@ -28,7 +28,7 @@ train() {
 cells() { # cells under the microscope: published split; the same schedule from nothing beside
   printf 'RBC = red blood cell\nWBC = white blood cell\nPlatelets = platelet\n' >"$out/raw/cells.txt"
   shards bccd boxes "$(at "${BCCD:-$data/bccd}")" --classes "$out/raw/cells.txt"
-  local words=(tokenizer="$shapes/tokenizer" max_text=32 train.ema=0.99 train.best=ap optim.lr=1e-3
+  local words=(tokenizer="$shapes/tokenizer" max_text=48 train.ema=0.99 train.best=ap optim.lr=1e-3
     regions.classes=all regions.flip=0.5 regions.short_sides=[224,256,288] regions.test_side=256 regions.max_side=384
     data.train="$(sets bccd/train boxes)" eval.data="$(sets bccd/val boxes)" eval.batch=8 eval.every=300
     train.steps=900 train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})) train.save_every=300)
