@@ -7,7 +7,6 @@ score is its mean log-probability per generated token, the end token included (l
 Shape letters: B images, K beams, R rows (B, or B*K), N image tokens, C image width, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,7 @@ class Caption:
 def greedy(model: CoarseModel, image: Tensor, special_tokens: SpecialTokens, max_length: int) -> list[Caption]:
     """The likeliest token at every step. image (B,N,C) from `backbone.image_tail`; `max_length` tokens at most, both
     special tokens included -> one caption per image."""
-    return _one_by_one(model, image, special_tokens, max_length, lambda log_probability: log_probability.argmax(-1))
+    return [beams[0] for beams in beam_search(model, image, special_tokens, max_length, beams=1)]
 
 
 @torch.no_grad()
@@ -70,14 +69,28 @@ def nucleus(
     if not 0 < top_p <= 1 or temperature <= 0:
         raise ValueError(f"top_p {top_p} must lie in (0, 1] and temperature {temperature} above 0")
 
-    def draw(log_probability: Tensor) -> Tensor:
-        probability = (log_probability / temperature).softmax(-1)
-        ordered, tokens = probability.sort(dim=-1, descending=True)
+    cache = model.backbone.start_decoding(image)
+    newest = torch.full((len(image),), special_tokens.start, device=image.device)
+    live = torch.ones_like(newest, dtype=torch.bool)
+    chosen, gained, alive = [], [], []
+    for step in range(1, max_length):
+        log_probability = _next(model, newest, cache, special_tokens)
+        ordered, tokens = (log_probability / temperature).softmax(-1).sort(dim=-1, descending=True)
         # A token stays if those before it do not yet hold top_p: the likeliest always does.
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-        return tokens.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
-
-    return _one_by_one(model, image, special_tokens, max_length, draw)
+        newest = tokens.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
+        chosen.append(newest)
+        gained.append(log_probability.gather(1, newest[:, None])[:, 0])
+        alive.append(live)
+        live = live & (newest != special_tokens.end)
+        if _look(step, image.device) and not live.any():
+            break
+    lengths = torch.stack(alive, 1).sum(1)
+    scores = (torch.stack(gained, 1) * torch.stack(alive, 1)).sum(1) / lengths
+    rows = (x.tolist() for x in (torch.stack(chosen, 1), lengths, scores, live))
+    return [
+        Caption(x[: n if unended else n - 1], score, not unended) for x, n, score, unended in zip(*rows, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -114,7 +127,8 @@ def beam_search(
         total = score.masked_fill(ends, -torch.inf).gather(1, going)
         rows = rows.gather(1, going).flatten()
         ids = torch.cat([ids[rows], token.gather(1, going).view(-1, 1)], dim=1)
-        _keep_rows(cache, rows)
+        # Keys and values of the image stay: a beam never leaves its image.
+        cache.text = [pair and (pair[0][rows], pair[1][rows]) for pair in cache.text]
     captions = finished.read(ids.view(size, beams, -1)[..., 1:], total)
     return [sorted(of_image, key=lambda caption: -caption.score)[:beams] for of_image in captions]
 
@@ -157,39 +171,6 @@ def _next(model: CoarseModel, newest: Tensor, cache: DecoderCache, special_token
     return logits.log_softmax(-1)
 
 
-def _one_by_one(
-    model: CoarseModel,
-    image: Tensor,
-    special_tokens: SpecialTokens,
-    max_length: int,
-    choose: Callable[[Tensor], Tensor],
-) -> list[Caption]:
-    """One caption per image, `choose` picking tokens (B,) from log-probabilities (B,V)."""
-    cache = model.backbone.start_decoding(image)
-    newest = torch.full((len(image),), special_tokens.start, device=image.device)
-    live = torch.ones_like(newest, dtype=torch.bool)
-    chosen, gained, alive = [], [], []
-    for step in range(1, max_length):
-        log_probability = _next(model, newest, cache, special_tokens)
-        newest = choose(log_probability)
-        chosen.append(newest)
-        gained.append(log_probability.gather(1, newest[:, None])[:, 0])
-        alive.append(live)
-        live = live & (newest != special_tokens.end)
-        if _look(step, image.device) and not live.any():
-            break
-    tokens, gains, counted = (torch.stack(x, 1) for x in (chosen, gained, alive))
-    lengths = counted.sum(1)
-    longest = int(lengths.max())  # steps after the last end
-    scores = (gains * counted)[:, :longest].sum(1) / lengths
-    captions = []
-    for row, length, score, unended in zip(
-        tokens.tolist(), lengths.tolist(), scores.tolist(), live.tolist(), strict=True
-    ):
-        captions.append(Caption(row[: length if unended else length - 1], score, not unended))
-    return captions
-
-
 class _Finished:
     """The captions of a beam search that have ended, on the device: of B images the first K, in the order in which
     they ended and, of one step, of their score. `count` (B,); entry K of every table is of no use."""
@@ -227,8 +208,3 @@ class _Finished:
 def _look(step: int, device: torch.device) -> bool:
     """Whether to ask if all captions have ended: on a card every eighth token, because asking waits for it."""
     return device.type == "cpu" or step % 8 == 0
-
-
-def _keep_rows(cache: DecoderCache, rows: Tensor) -> None:
-    """Text keys and values of the surviving rows (R,). Those of the image stay: a beam never leaves its image."""
-    cache.text = [pair and (pair[0][rows], pair[1][rows]) for pair in cache.text]

@@ -117,7 +117,9 @@ class GroundingTask(TaskModule):
         report = {f"loss/{name}": value.detach() for name, value in losses.items()}
         boxes = len(targets.boxes)
         missed = mean_totals.new_ones(boxes).index_fill(0, assignment.target, 0.0).sum()
-        report["assignment/positives_per_image"] = mean_totals.new_full((), len(assignment.anchor) / len(batch["ids"]))
+        report["assignment/positives_per_image"] = mean_totals.new_full(
+            (), len(assignment.anchor) / len(batch["ids"])
+        )
         report["assignment/boxes_without_anchor"] = missed / max(boxes, 1)
         report |= self.model.backbone.gates()
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
