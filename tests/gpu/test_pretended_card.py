@@ -51,9 +51,9 @@ RUNS: dict[str, Configure] = {
 STEP_WAITS = 2
 """Of a step: whether losses are finite and a signal came, and the norm of the gradient."""
 MICRO_BATCH_WAITS = {"pretrain": 1, "pretrain fp32": 1, "regions": 1, "grounding": 1, "frozen towers": 1}
-"""Of a micro-batch: how many tokens are masked, how many anchors learn a box; and of drawn captions whether they have
-ended, how long they are, and their words for the reward. Tasks that are not named: none."""
-MICRO_BATCH_WAITS["caption cider"] = 3
+"""Of a micro-batch: how many tokens are masked, how many anchors learn a box; and of drawn captions how long they are,
+and their words for the reward (and every eighth token whether all have ended). Tasks that are not named: none."""
+MICRO_BATCH_WAITS["caption cider"] = 2
 MOST_UPLOADS = 12
 """Of a step: the tensors of its batch, and two numbers."""
 
@@ -82,14 +82,21 @@ def test_a_training_step(name: str, task_sets: Path, tmp_path: Path) -> None:
     "name", ["pretrain", "vqa", "nlvr2", "classification", "caption mle", "regions", "grounding"]
 )
 def test_an_evaluation(name: str, task_sets: Path, tmp_path: Path) -> None:
-    """A wait a batch for its answers; retrieval, which computes in many small batches here, a fixed number."""
+    """Waits per batch: one for answers, three for boxes, six for captions; of retrieval a fixed number."""
     with pretended_card() as card:
         figures = card_runs.evaluate(RUNS[name](task_sets, tmp_path))
     assert figures
     assert fused(card)
-    places = {place.split(" ")[0].split(":")[0] for place in card.waits}
-    most = {"pretrain": 32, "caption mle": 15, "regions": 9, "grounding": 9}.get(name, 15)
-    assert card.waits.total() <= most, (places, card.waits)
+    most = {
+        "pretrain": 30,
+        "vqa": 15,
+        "nlvr2": 6,
+        "classification": 3,
+        "caption mle": 18,
+        "regions": 9,
+        "grounding": 9,
+    }
+    assert card.waits.total() <= most[name], card.waits
 
 
 def fused(card: Card) -> bool:

@@ -74,8 +74,8 @@ def class_scores(token_logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def candidates(output: HeadOutput, anchors: Sequence[Tensor], weights: Tensor, selection: BoxSelection) -> Detections:
-    """The best (anchor, class) pairs of every level: Detections of (B,T) entries, -1 the score of those that are none,
-    else class score * centerness (not yet rooted). `weights`: of `class_weights`. Of fixed size: nothing waits."""
+    """The best (anchor, class) pairs of every level: Detections of (B,T) entries. Their score is class score *
+    centerness (not yet rooted), or -1 of what is none. `weights`: of `class_weights`. No wait: the size is fixed."""
     parts = []
     for deltas, centerness, tokens, level in zip(*output, anchors, strict=True):
         scores = class_scores(tokens, weights)
