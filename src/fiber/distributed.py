@@ -52,6 +52,14 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def choose_kernels(exact: bool = False) -> None:
+    """How a card computes, before it does: attention without cuDNN, which plans for a second at each new
+    shape, and matrix products of fp32 in TF32 (10 bits of mantissa) unless `exact`; convolutions likewise."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+
+
 def initialize(timeout_s: float) -> torch.device:
     """Start torch.distributed through DeepSpeed and return this rank's device.
 
@@ -61,6 +69,7 @@ def initialize(timeout_s: float) -> torch.device:
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
+        choose_kernels()
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
@@ -134,15 +143,15 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
 
 
 class Exchange:
-    """Which rows travel where, for all tensors of a state: `index` (K,) int64, the global rows that this rank asks for,
-    `rows` B that each rank holds. Every rank must call. Between ranks the host waits for the device, once. Raises
-    IndexError on a global row outside 0..W*B-1, where the index is known to the host."""
+    """Which rows travel where, for all tensors of a state: `index` (K,) int64, the global rows that this rank asks
+    for, `rows` B that each rank holds. Every rank must call. Between ranks the host waits for the device, once.
+    Raises IndexError on a global row outside 0..W*B-1, where the host knows the index."""
 
     def __init__(self, index: Tensor, rows: int) -> None:
         self.index = index
         if world_size() == 1 and index.device.type != "cpu":
             return
-        requests, local = all_gather(index).view(world_size(), -1).cpu(), rank()  # (W, K): what each rank asks for
+        requests, local = all_gather(index).view(world_size(), -1).cpu(), rank()  # (W, K)
         if requests.numel() and not 0 <= int(requests.min()) <= int(requests.max()) < world_size() * rows:
             raise IndexError(f"rows {requests.tolist()} are not all in 0..{world_size() * rows - 1}")
         owner = torch.div(requests, rows, rounding_mode="floor")  # (W, K)
@@ -156,8 +165,8 @@ class Exchange:
 
 
 class _ExchangeRows(torch.autograd.Function):
-    """Ship requested rows from their owners to the ranks that ask: x (B, ...) -> (K, ...); ship the gradients (K, ...)
-    back -> (B, ...), see `exchange_rows`."""
+    """Ship requested rows from their owners to the ranks that ask: x (B, ...) -> (K, ...); ship the gradients back,
+    (K, ...) -> (B, ...), see `exchange_rows`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, plan: Exchange) -> Tensor:

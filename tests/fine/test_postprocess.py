@@ -1,9 +1,10 @@
 import pytest
 import torch
+from tiny_detector import detections
 
 from fiber.fine.boxes import encode
 from fiber.fine.dyhead import HeadOutput
-from fiber.fine.postprocess import BoxSelection, Detections, class_scores, class_weights, detections
+from fiber.fine.postprocess import BoxSelection, Detections, class_scores, class_weights
 
 TOKENS = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
 

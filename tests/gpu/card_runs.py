@@ -16,10 +16,12 @@ from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
+from fiber.fine.postprocess import BoxSelection
 from fiber.tasks.table import task_of
 from fiber.training import loop, state
 
 BATCH = 4
+SELECTION = BoxSelection(threshold=0.0, top=60, keep=7)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TEXT = TextTowerConfig(width=32, layers=4, heads=2, intermediate=64, dropout=0.1)
 SQUARE = ImageTowerConfig(embed_dim=16, depths=(2, 2, 2), heads=(2, 4, 8), window=3, drop_path=0.1)
@@ -105,7 +107,7 @@ class CardEngine:
         return self.module(batch)
 
     def backward(self, loss: Tensor) -> None:
-        assert loss.is_cuda and loss.requires_grad
+        assert (loss.is_cuda, loss.requires_grad) == (True, True)
 
     def step(self) -> None: ...
 

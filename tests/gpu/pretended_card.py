@@ -1,10 +1,10 @@
 """A pretended CUDA card: tensors that compute on the CPU and say that they are on cuda:0.
 
-Inside `with pretended_card() as card:` the project's code takes the ways that it takes on a card. What CUDA refuses is
-refused: a CPU tensor that meets one of the card, a CPU generator, `.numpy()`. What costs time there is counted by file
-and line of the project: `waits` (the host stops until the card has caught up), `uploads` (copies to the card),
-`launches` (kernels, about one an operation), and `attention`: for every call of scaled_dot_product_attention the kernel
-that torch would choose. Nothing says how fast a card is; it says what the code asks of one.
+Inside `with pretended_card() as card:` the project's code takes the ways that it takes on a card. What CUDA refuses
+is refused: a CPU tensor that meets one of the card, a CPU generator, `.numpy()`. What costs time there is counted by
+file and line of the project: `waits` (the host stops until the card has caught up), `uploads` (copies to the card),
+`launches` (kernels, about one per operation), and `attention`: for every call of scaled_dot_product_attention the
+kernel that torch would choose. Nothing says how fast a card is; it says what the code asks of one.
 
 The rules are those of torch 2.14: which operations wait (those whose result has a size, or is a number, that only the
 card knows), and `aten/src/ATen/native/transformers/cuda/sdp_utils.cpp` with its checks in `sdp_utils_cpp.h`.
@@ -45,6 +45,7 @@ WAITING = {
     *("aten::masked_select", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "torchvision::nms"),
 }
 NUMBERS = {"aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero"}
+JOINING = {"aten::stack", "aten::cat"}  # not even a number of the CPU
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index"}
 VIEWS = {
     *(
@@ -147,7 +148,7 @@ class Card(TorchDispatchMode):
             (self.uploads if isinstance(args[0], CardTensor) else self.waits)[place()] += 1
             bare(args[0]).copy_(bare(args[1]))
             return args[0]
-        there = bool(card) and asked in (None, "cuda") or asked == "cuda"
+        there = (bool(card) and asked in (None, "cuda")) or asked == "cuda"
         if card:
             self._refuse(name, args, host)
             self._count(name, args, kwargs)
@@ -177,7 +178,7 @@ class Card(TorchDispatchMode):
 
     def _refuse(self, name: str, args: Any, host: list[Tensor]) -> None:
         """Raises RuntimeError where a CPU tensor with more than a number meets the card; an index is sent there."""
-        beside = [t for t in host if t.dim() > 0]
+        beside = [t for t in host if t.dim() > 0 or name in JOINING]
         if beside and name in INDEXING and isinstance(args[0], CardTensor):
             self.uploads[place()] += len(beside)
         elif beside:

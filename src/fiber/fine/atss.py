@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fiber.fine.boxes import centres, paired_iou
+from fiber.fine.boxes import centres, pixel_iou
 
 CANDIDATES = 9  # nearest anchor centres per level
 INSIDE = 0.01  # pixels by which a positive's centre lies inside its box
@@ -27,7 +27,7 @@ def assign(boxes: Tensor, image: Tensor, anchors: Sequence[Tensor], images: int)
     every, boxes = torch.cat(list(anchors)), boxes.float()
     candidates = _nearest(boxes, anchors)
     near = every[candidates]
-    iou = paired_iou(boxes[:, None], near)
+    iou = pixel_iou(boxes[:, None], near)
     deviation = iou.std(1, keepdim=True) if iou.numel() > len(iou) else 0.0  # no boxes, or one anchor: no spread
     chosen = iou >= iou.mean(1, keepdim=True) + deviation
     centre = centres(near)

@@ -60,12 +60,7 @@ def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
-def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU (N,M) of all pairs, inclusive pixels (+1)."""
-    return paired_iou(boxes[:, None], others[None])
-
-
-def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
+def pixel_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """IoU (...) of boxes and others (...,4) that broadcast, inclusive pixels (+1)."""
     low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
     overlap = (high - low + 1).clamp(min=0).prod(-1)

@@ -61,10 +61,8 @@ def class_weights(class_tokens: Sequence[Tensor]) -> Tensor:
     weights = []
     for tokens in class_tokens:
         owned = tokens.sum(1, keepdim=True)
-        if empty := (owned == 0).flatten().nonzero().flatten().tolist():
-            raise ValueError(
-                f"classes {empty} of the prompt own no token; build the prompt in chunks that fit the text"
-            )
+        if empty := (owned == 0).nonzero()[:, 0].tolist():
+            raise ValueError(f"classes {empty} of the prompt own no token; ask in chunks that fit the text")
         weights.append(tokens.float() / owned)
     return pad_sequence(weights, batch_first=True)
 
@@ -75,31 +73,14 @@ def class_scores(token_logits: Tensor, weights: Tensor) -> Tensor:
     return token_logits.float().sigmoid() @ weights.mT
 
 
-def detections(
-    output: HeadOutput,
-    anchors: Sequence[Tensor],
-    class_tokens: Sequence[Tensor],
-    sizes: Tensor,
-    selection: BoxSelection,
-) -> list[Detections]:
-    """Detections of every image of a batch, best first, on the CPU. Raises ValueError where a class owns no token.
-
-    anchors: per level (A,4); class_tokens: per image (K,L) bool; sizes (B,2) int64 (h, w) of each image before
-    padding, to which boxes are clipped.
-    """
-    weights = class_weights(class_tokens).to(sizes.device)
-    return choose(candidates(output, anchors, weights, selection), sizes, weights.shape[1], selection)
-
-
 def candidates(output: HeadOutput, anchors: Sequence[Tensor], weights: Tensor, selection: BoxSelection) -> Detections:
-    """The best (anchor, class) pairs of every level: Detections of (B,T) entries, -1 the score of those that are none,
-    else class score * centerness (not yet rooted). `weights`: of `class_weights`. Of fixed size: nothing waits."""
+    """The best (anchor, class) pairs of every level: Detections of (B,T) entries. Their score is class score *
+    centerness (not yet rooted), or -1 of what is none. `weights`: of `class_weights`. No wait: the size is fixed."""
     parts = []
     for deltas, centerness, tokens, level in zip(*output, anchors, strict=True):
         scores = class_scores(tokens, weights)
-        ranked = torch.where(
-            scores > selection.threshold, scores * centerness.float().sigmoid()[..., None], -1.0
-        ).flatten(1)
+        central = scores * centerness.float().sigmoid()[..., None]
+        ranked = central.where(scores > selection.threshold, -1.0).flatten(1)
         best, index = ranked.topk(min(selection.top, ranked.shape[1]))
         anchor, label = index // scores.shape[2], index % scores.shape[2]
         chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
@@ -131,8 +112,8 @@ def choose(found: Detections, sizes: Tensor, classes: int, selection: BoxSelecti
     return result
 
 
-def suppress(every: Detections, overlap: float, keep: int | None = None) -> Detections:
-    """Non-maximum suppression within each class, of IoU above `overlap`, then the best `keep`, best first.
+def suppress(every: Detections, overlap: float) -> Detections:
+    """Non-maximum suppression within each class, of IoU above `overlap`, best first.
 
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
     to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
@@ -142,5 +123,5 @@ def suppress(every: Detections, overlap: float, keep: int | None = None) -> Dete
     boxes = every.boxes.double()
     apart = (boxes.max() + 2) * every.labels[:, None]
     moved = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], 1) + apart
-    keep = nms(moved, every.scores.double(), overlap)[:keep]
+    keep = nms(moved, every.scores.double(), overlap)
     return Detections(every.boxes[keep], every.scores[keep], every.labels[keep])

@@ -163,6 +163,9 @@ class Job:
                 f"train.best: the evaluation has no figure {best!r}; it has {', '.join(figures) or 'none'}"
             )
 
+    def _plain(self, engine: zero.Engine) -> TaskModule:
+        return zero.plain_module(engine, self.build, self.config.train.precision)
+
     def restore(self, module: TaskModule) -> int:
         """The weights to evaluate -> their step: the run's own, or, before it has any, those of `init_from` (0)."""
         if self.config.init_from is None or (Path(self.config.output) / "checkpoints").exists():
@@ -174,7 +177,7 @@ class Job:
         """`--mode eval`: print the figures of the run's weights as one line of JSON."""
         module = self.build()
         step = self.restore(module)
-        figures = self.evaluate(module.to(distributed.device()), step)
+        figures = self.evaluate(zero.as_in_training(module, self.config.train.precision), step)
         if distributed.is_main():
             print(json.dumps({"step": step} | figures))
 
@@ -218,9 +221,9 @@ class Job:
             watchdog=self.watchdog,
             stream_state=stream.state,
             ema=ema,
-            evaluate=lambda engine, step: self.evaluate(zero.plain_module(engine, self.build), step),
+            evaluate=lambda engine, step: self.evaluate(self._plain(engine), step),
             evaluate_every=config.eval.every,
-            rehearse=lambda engine: self.rehearse(zero.plain_module(engine, self.build)),
+            rehearse=lambda engine: self.rehearse(self._plain(engine)),
             lost=None if lock is None else lock.lost,
             flops_per_sample=flops,
         )
