@@ -65,6 +65,11 @@ def shipped() -> Path:
     return package / "configs" if (package / "configs").is_dir() else package.parents[1] / "configs"
 
 
+def is_shipped(file: Path) -> bool:
+    """Whether a configuration is one of the shipped ones, not a copy."""
+    return shipped() in file.resolve().parents
+
+
 def names() -> list[str]:
     """`stage2/odinw` and so on."""
     return sorted(
@@ -76,6 +81,8 @@ def find(name: str) -> Path:
     """The file of a configuration: a path, or a shipped name with or without its stage. Raises ConfigError."""
     if Path(name).is_file():
         return Path(name)
+    if Path(name).is_dir():
+        raise ConfigError(f"{name} is a folder without config.yaml: give a run directory or a configuration")
     plain = name.removesuffix(".yaml")
     known = names()
     fitting = [each for each in known if plain in (each, each.split("/")[1])]
@@ -109,7 +116,7 @@ def kind_of(tree: dict[str, Any], file: Path) -> Any:
     from fiber.config.stage1 import Stage1Config
     from fiber.config.stage2 import Stage2Config
 
-    if file.resolve().parents[1] == shipped():
+    if is_shipped(file):
         return Stage1Config if file.resolve().parent.name == "stage1" else Stage2Config
     known = {kind: {field.name for field in dataclasses.fields(kind)} for kind in (Stage1Config, Stage2Config)}
     only1 = sorted(known[Stage1Config] - known[Stage2Config])

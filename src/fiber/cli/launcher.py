@@ -56,22 +56,15 @@ class Job:
         folder = Path(name)
         if (folder / "config.yaml").is_file():
             file, overrides = folder / "config.yaml", [f"output={folder}", *overrides]
-        elif folder.is_dir():
-            raise ConfigError(f"{name} is a folder without config.yaml: give a run directory or a configuration")
         else:
             file = find(name)
-        plain, sets = (
-            [o for o in overrides if not o.startswith("data=")],
-            [o for o in overrides if o.startswith("data=")],
-        )
+        short = [word for word in overrides if word.startswith("data=") and not word.startswith("data={")]
+        plain = [word for word in overrides if word not in short]
         tree = read_tree(file, plain)
-        if sets and "{" not in sets[-1]:
-            plain += paths_of(tree, Path(sets[-1].removeprefix("data=")), mode)
-        stage = kind_of(tree, file).__name__
-        script = Path(__file__).resolve().parents[1] / (
-            "stage1_coarse.py" if stage == "Stage1Config" else "stage2_fine.py"
-        )
-        return cls(file, plain, script)
+        for word in short:
+            plain += paths_of(tree, Path(word.removeprefix("data=")), mode)
+        script = "stage1_coarse.py" if kind_of(tree, file).__name__ == "Stage1Config" else "stage2_fine.py"
+        return cls(file, plain, Path(__file__).resolve().parents[1] / script)
 
     def words(self, mode: str) -> list[str]:
         """The entrypoint and its arguments."""

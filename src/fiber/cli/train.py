@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from fiber.cli import launcher
+from fiber.cli.config import find, is_shipped
 
 DESCRIPTION = """Train a configuration, on every GPU of this machine (on the CPU where there is none).
 
@@ -33,8 +34,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the job and wait for it; -> its exit status."""
-    name, overrides = arguments.config, arguments.overrides
-    if Path(name).name.startswith("own_"):  # sizes that follow from one's own data
-        overrides, reasons = importlib.import_module("fiber.cli.own").expand(name, overrides)
-        print("\n".join(reasons), file=sys.stderr)
-    return launcher.start(launcher.Job.of(name, overrides, "train"), "train", arguments)
+    config, overrides = arguments.config, arguments.overrides
+    if not Path(config).stem.startswith("own_") or not is_shipped(find(config)):
+        return launcher.start(launcher.Job.of(config, overrides, "train"), "train", arguments)
+    own = importlib.import_module("fiber.cli.own")  # sizes that follow from one's own data
+    name = Path(config).stem
+    overrides, reasons = own.expand(name, overrides, arguments.ranks)
+    print("\n".join(reasons), file=sys.stderr)
+    status = launcher.start(launcher.Job.of(config, overrides, "train"), "train", arguments)
+    if status == 0:
+        print("\n".join(own.closing(name, overrides)), file=sys.stderr)
+    return status
