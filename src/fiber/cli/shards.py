@@ -130,6 +130,7 @@ def _writing_options(sub: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Every set that is asked for; -> exit status. Raises ConversionError, ShardError, OSError."""
     from fiber.data.convert.engine import convert
+    from fiber.data.convert.in_place import index_tars
     from fiber.data.convert.items import ConversionError
     from fiber.data.convert.verdict import report
     from fiber.data.records import RecordError
@@ -138,7 +139,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         sources = _sources(options)
         for split, (source, out) in sources.items():
-            summaries[split] = convert(source, _job(options, out))
+            if getattr(options, "in_place", False):
+                summaries[split] = index_tars(source, out, options.decode_check, options.overwrite)
+            else:
+                summaries[split] = convert(source, _job(options, out))
             report(summaries[split], source.notes)
     except RecordError as error:
         raise ConversionError(str(error)) from None
@@ -164,6 +168,11 @@ def _sources(options: argparse.Namespace) -> dict[str, tuple[RawDataset, Path]]:
     from fiber.data.convert.val_share import divide
 
     module = reader(options.dataset)
+    if getattr(options, "in_place", False):
+        refused = {"--limit": options.limit, "--max-side": options.max_side, "--reencode": options.reencode,
+                   "--against": options.against}  # fmt: skip
+        if other := next((name for name, value in refused.items() if value), None):
+            raise ConversionError(f"{other} packs images again; leave out --in-place")
     given = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
     source = getattr(options, "source", None)
     if source is not None and options.raw is not None:

@@ -295,7 +295,8 @@ def test_wrong_tables_say_what_is_expected(tmp_path, capsys):
     for name, content, expected in (
         ("a.csv", b"x,y\n1,2\n", "must have a column of images"),
         ("b.csv", b"", "must have a column of images"),
-        ("c.txt", b"x", "texts come from a .csv"),
+        ("c.txt", b"x", "must have a column of images"),
+        ("c.doc", b"x", "texts come from a .csv"),
         ("d.csv", "filepath,title\na.jpg,caf\xe9\n".encode("latin-1"), "not a table in UTF-8"),
         ("e.tsv", f"filepath\ttitle\na.jpg\t{'x' * (csv.field_size_limit() + 1)}\n".encode(), "not a table"),
         ("f.json", b"7", "expected a JSON object"),

@@ -109,6 +109,7 @@ class RawDataset:
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
     placeholders: the images come from the web, where a host may answer with one and the same "not available"
     image: bytes seen three times in a shard are dropped.
+    tars: the WebDataset tars that the images lie in, in the order of the items; they can be used as they lie.
     """
 
     name: str
@@ -121,6 +122,7 @@ class RawDataset:
     answers: list[str] | None = None
     placeholders: bool = False
     notes: list[str] = field(default_factory=list)
+    tars: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.name = re.sub("[^A-Za-z0-9._+-]+", "_", self.name)
