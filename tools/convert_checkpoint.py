@@ -28,7 +28,7 @@ from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
 from fiber.tasks.table import task_of
 from fiber.training.checkpoint import Checkpoints
-from fiber.weights.export import Card
+from fiber.weights.card import Card
 
 
 def parser() -> argparse.ArgumentParser:

@@ -20,7 +20,8 @@ from fiber.data.collate import collate
 from fiber.tasks.flops import PairCost, pair_cost
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
-from fiber.weights.export import Export, coarse_config, read_export
+from fiber.weights.export import Export, read_export
+from fiber.weights.export_config import coarse_config
 from fiber.weights.load import CAPTION_MAPS, NEW_IN_COARSE, LoadReport, load_weights
 
 
