@@ -34,7 +34,6 @@ class ExportConfig:
     detector: dict[str, Any] = field(default_factory=dict)
     architectures: list[str] = field(default_factory=list)
     auto_map: dict[str, str] = field(default_factory=dict)
-    model_type: Literal["fiber"] = "fiber"
     format: Literal["fiber"] = "fiber"
     version: Literal[1] = 1
 
