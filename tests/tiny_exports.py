@@ -14,7 +14,9 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.fine.model import FiberDetector
-from fiber.weights.export import Card, ExportConfig, write_export
+from fiber.weights.card import Card
+from fiber.weights.export import write_export
+from fiber.weights.export_config import ExportConfig
 
 ANSWERS = ["yes", "no", "two", "red"]
 CATEGORIES = ["circle", "square", "large triangle"]

@@ -38,7 +38,8 @@ from fiber.tasks.table import task_of
 from fiber.tasks.vqa import VqaSample, answer_vocabulary
 from fiber.training.run import Job, check_vocabulary, open_tokenizer
 from fiber.training.watchdog import Watchdog
-from fiber.weights.export import ExportConfig, read_export, write_run_export
+from fiber.weights.export import read_export, write_run_export
+from fiber.weights.export_config import ExportConfig
 from fiber.weights.load import LoadReport
 
 MODEL = ModelConfig(

@@ -63,7 +63,7 @@ def convert_run(arguments: argparse.Namespace) -> None:
     from fiber.errors import WeightsError
     from fiber.tasks.table import task_of
     from fiber.training.checkpoint import Checkpoints
-    from fiber.weights.export import Card
+    from fiber.weights.card import Card
 
     file = arguments.src / "config.yaml"
     config = load_config(kind_of(read_tree(file), file), file, [f"output={arguments.src}"], lenient=True)

@@ -34,6 +34,7 @@ VERBS = (
     Verb("eval", TRAIN, "figures of a trained model on held-out data"),
     Verb("config", TRAIN, "the configurations that are shipped: list, show, copy"),
     Verb("convert", MODELS, "released weights to a model, a model to a file or a program"),
+    Verb("push", MODELS, "put a trained model on the Hugging Face hub"),
     Verb("completion", MODELS, "completion of this command by bash or zsh"),
     Verb("caption", IMAGES, "describe images"),
     Verb("answer", IMAGES, "answer a question about them"),

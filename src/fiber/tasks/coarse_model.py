@@ -22,7 +22,9 @@ from fiber.errors import WeightsError
 from fiber.tasks.flops import PairCost, pair_cost
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
-from fiber.weights.export import Export, coarse_config, export_folder, read_config, read_export
+from fiber.weights.export import Export, read_export
+from fiber.weights.export_config import coarse_config, read_config
+from fiber.weights.hub import export_folder
 from fiber.weights.load import CAPTION_MAPS, NEW_IN_COARSE, LoadReport, load_weights
 
 

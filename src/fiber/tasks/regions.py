@@ -44,7 +44,8 @@ from fiber.tasks.flops import image_cost
 from fiber.tasks.region_samples import REGION_FIELDS, RegionSample, check_set, collate_regions
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses, Task, TaskModule
-from fiber.weights.export import Export, ExportConfig, categories_of_export, read_export
+from fiber.weights.export import Export, categories_of_export, read_export
+from fiber.weights.export_config import ExportConfig
 from fiber.weights.load import NEW_IN_FINE, UNREAD_IN_FINE, LoadReport, load_weights
 
 # ---------------------------------------------------------------------------------------------- what it reads

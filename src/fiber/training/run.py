@@ -30,7 +30,9 @@ from fiber.training.random_state import seed_all
 from fiber.training.task import Figures, Task, TaskModule
 from fiber.training.tracking import Tracker, about, keep_before
 from fiber.training.watchdog import Watchdog
-from fiber.weights.export import export_folder, read_config, write_run_export
+from fiber.weights.export import write_run_export
+from fiber.weights.export_config import read_config
+from fiber.weights.hub import export_folder
 from fiber.weights.pretrained import load_pretrained_towers
 
 
@@ -184,7 +186,7 @@ class Job:
     def export(self, module: TaskModule, weights: Mapping[str, Tensor], figures: Figures) -> None:
         """Write RUN/export. weights: of the module, by name. Rank 0 only."""
         export = self.task.export(self.config, self.tokenizer, module, weights)
-        write_run_export(self.config, export, figures)
+        write_run_export(self.config, export, figures, self.task.headline)
 
     def train(self, module: TaskModule, stream: MixedStream) -> None:
         """Train to the end of `config.train`, going on from the newest checkpoint of `config.output`; then export
