@@ -78,7 +78,7 @@ def expand(name: str, overrides: Sequence[str], ranks: int | None = None) -> tup
     settings.choose("output", folder)
     _own_tokenizer(settings, own.path, folder)
     head = f"{name}: {own.images} training images of {sets['train']} with {amount}; {about}"
-    return users + settings.overrides(), [head, *settings.lines(), *said]
+    return settings.overrides() + users, [head, *settings.lines(), *said]
 
 
 def _given(name: str, overrides: Sequence[str]) -> tuple[str, list[str], dict[str, Any]]:
@@ -89,20 +89,21 @@ def _given(name: str, overrides: Sequence[str]) -> tuple[str, list[str], dict[st
         if key.strip() == "data" and separator and not value.lstrip().startswith("{"):
             data = value.strip()
         else:
-            users.append(override)
+            alone: dict[str, Any] = {}
+            apply_override(alone, override)
+            users += [f"{name}={json.dumps(leaf)}" for name, leaf in _flat(alone).items()] or [override]
             apply_override(tree, override)
     if not data:
         example = EXAMPLE.format(name=name)
         raise ConfigError(f"data: give the folder that `fiber shards boxes|pairs` wrote: {example}")
-    return data, users, dict(_flat(tree))
+    return data, users, _flat(tree)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A tree by dotted keys; a section is there as a whole, too."""
+    """The values of nested sections, by dotted key."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat[f"{prefix}{key}"] = value
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
@@ -121,7 +122,7 @@ def _evaluated(sets: Mapping[str, str], images: int) -> tuple[list[str], str]:
 
 def _config(kind: type[T], settings: Settings, users: Sequence[str]) -> T:
     """The configuration as it stands so far, to measure by."""
-    return load_config(kind, os.devnull, ["output=unknown", *users, *settings.overrides()], inherited_sizes)
+    return load_config(kind, os.devnull, ["output=unknown", *settings.overrides(), *users], inherited_sizes)
 
 
 def _detector(
@@ -188,7 +189,7 @@ def _output(name: str, settings: Settings, given: Mapping[str, Any]) -> tuple[st
     if "output" in given:
         return given["output"], []
     said: list[str] = []
-    wanted = settings.chosen | {key: value for key, value in given.items() if not isinstance(value, dict)}
+    wanted = settings.chosen | dict(given)
     for number in range(1, 1000):
         folder = Path("runs") / (name if number == 1 else f"{name}_{number}")
         differs = _difference(folder, wanted)

@@ -98,7 +98,7 @@ def size_of_batch(settings: Settings, wanted: int, images: int, fits: int, machi
     micro = settings.choose(
         "train.micro_batch",
         max(n for n in range(1, share + 1) if share % n == 0 and n <= max(fits, 1)),
-        f"{fits} would fit in {machine}",
+        f"memory for {fits} at a time: {machine}",
     )
     rest = max(total // ranks // micro, 1)
     settings.choose("train.accumulation", rest, "the passes of a step that make the batch" if rest > 1 else "")
@@ -202,11 +202,13 @@ def image_task(
     channels = image.embed_dim if image else settings.value("model.image.embed_dim", LARGE)
     narrow = channels < NARROW
     longest = int(np.quantile(tokens, 0.99))
-    limit = min(model.max_text if model else 64, 8 * math.ceil(longest / 8))
+    limit = min(max(model.max_text if model else 0, 64), 8 * math.ceil(longest / 8))
     settings.choose("max_text", limit, f"99 of 100 captions have at most {longest} tokens")
     window = settings.value("model.image.window", image.window if image else 12)
     stages = len(settings.value("model.image.depths", image.depths if image else (2, 2, 18, 2)))
     size, why = window * 4 * 2 ** (stages - 1), "the last stage of the image tower is then one window"
+    if own.side <= size // 2:
+        size, why = size // 2, "the images are no larger"
     if model and model.stage == "coarse" and (own.side <= model.image_size or size <= model.image_size):
         size, why = model.image_size, "what the model was trained with"
     settings.choose("image_size", size, why)
