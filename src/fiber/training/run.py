@@ -84,7 +84,8 @@ class Job:
         """Checks what the configuration alone cannot know: that the task reads what is `given` (sections of the file
         or the command line) and the data, and the tokenizer. Raises ConfigError."""
         for section in OPTIONAL_SECTIONS:
-            if section in given and section not in task.sections:
+            plain = getattr(config, section, None) == getattr(type(config), section, None)  # as written into a run
+            if section in given and section not in task.sections and not plain:
                 raise ConfigError(f"{section}: task {task.name} does not read this section; leave it out")
         for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
             for i, source in enumerate(sources):

@@ -1,4 +1,4 @@
-"""What tools/convert_checkpoint.py does with files of the release, and what all its conversions share."""
+"""What `fiber convert` does with files of the release, and what all its conversions share."""
 
 import argparse
 import json
