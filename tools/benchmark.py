@@ -9,6 +9,7 @@
     rerank   matching of pairs with cached prefixes and with full forwards
     caption  decoding with five beams, cached and with the whole prefix computed at every step
     detect   1,203 classes in prompts of 40, prefixes shared and the whole model run again for each
+    pairs    packing and listing one's own data, without a configuration: benchmark.py pairs --rows 1000000
 
 FILE is a stage-1 configuration, for `detect` a stage-2 one, for `step` either; `bench.KEY=value` sets an option of
 the measurement (benchmark_common.BenchOptions). Every time is the median of `bench.repeats` after a warm-up. A table
@@ -27,6 +28,7 @@ import benchmark_detect
 import benchmark_fine_step
 import benchmark_index
 import benchmark_loader
+import benchmark_pairs
 import benchmark_rerank
 import benchmark_step
 from benchmark_common import BenchConfig, machine
@@ -45,12 +47,16 @@ FINE_STEP = (benchmark_detect.DetectBenchConfig, benchmark_fine_step.run)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["pairs"]:
+        benchmark_pairs.main(given[1:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--config", required=True, metavar="FILE")
     parser.add_argument("--json", type=Path, metavar="OUT")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(given)
     schema, run = COMMANDS[arguments.command]
     if arguments.command == "step" and is_fine(arguments.config):
         schema, run = FINE_STEP

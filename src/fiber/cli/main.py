@@ -25,8 +25,10 @@ class Verb:
     help: str
 
 
-TRAIN, MODELS, IMAGES = "train and evaluate", "models", "a trained model on your own images"
+DATA, TRAIN, MODELS, IMAGES = "data", "train and evaluate", "models", "a trained model on your own images"
 VERBS = (
+    Verb("shards", DATA, "a data set, or your own folder, into shards"),
+    Verb("inspect", DATA, "what is in shards, whether it is whole, a contact sheet"),
     Verb("train", TRAIN, "train a configuration, or go on with it"),
     Verb("eval", TRAIN, "figures of a trained model on held-out data"),
     Verb("config", TRAIN, "the configurations that are shipped: list, show, copy"),
@@ -42,6 +44,7 @@ VERBS = (
     Verb("detect", IMAGES, "objects of the named classes"),
 )
 EXAMPLES = {
+    DATA: "fiber shards boxes FOLDER --out SHARDS --val-share 0.2",
     TRAIN: "fiber train stage2/odinw data=SHARDS init_from=MODEL",
     MODELS: "fiber convert runs/coarse model",
     IMAGES: 'fiber detect --model MODEL --image photo.jpg --text "red circle, blue square"',
