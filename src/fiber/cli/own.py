@@ -249,11 +249,10 @@ def closing(name: str, overrides: Sequence[str]) -> list[str]:
         )
     test = trained.parent / "test"
     if any(test.glob("*.tar")):
-        field = tree["eval"]["data"][0]["field"] if sets else tree["data"]["train"][0]["field"]
-        lines.append(f'figures to report: fiber eval {run} "eval.data=[{{path: {test}, field: {field}}}]"')
+        lines.append(f"figures to report: fiber eval {run} data={test}")
     use = {
         "own_detector": f"fiber detect --model {run} --image IMAGE ... --out found.png",
-        "own_retrieval": f'fiber retrieve --model {run} --images FOLDER --text "WORDS"',
+        "own_retrieval": f'fiber retrieve --model {run} --image FOLDER --text "WORDS"',
         "own_caption": f"fiber caption --model {run} --image IMAGE ...",
         "own_pretrain": f"fiber train own_retrieval data={trained.parent} init_from={run}",
     }
