@@ -59,10 +59,10 @@ def convert_run(arguments: argparse.Namespace) -> None:
     from fiber.cli.config import kind_of
     from fiber.cli.convert_release import names_of, report
     from fiber.config.loading import load_config, read_tree
-    from fiber.data.text import load_tokenizer
     from fiber.errors import WeightsError
     from fiber.tasks.table import task_of
     from fiber.training.checkpoint import Checkpoints
+    from fiber.training.run import open_tokenizer
     from fiber.weights.card import Card
 
     file = arguments.src / "config.yaml"
@@ -71,7 +71,7 @@ def convert_run(arguments: argparse.Namespace) -> None:
     checkpoint = checkpoints.best() or checkpoints.latest()
     if checkpoint is None:
         raise WeightsError(f"{arguments.src} has no whole checkpoint")
-    row, tokenizer, weights = task_of(config), load_tokenizer(config.tokenizer), checkpoints.weights(checkpoint)
+    row, tokenizer, weights = task_of(config), open_tokenizer(config), checkpoints.weights(checkpoint)
     module = row.build_module(config, tokenizer)
     export = row.export(config, tokenizer, module, weights)
     answers, categories = names_of(arguments.answers), names_of(arguments.categories)

@@ -48,7 +48,7 @@ VERBS = (
     Verb("embed", IMAGES, "features of images or texts, in a file"),
 )
 EXAMPLES = {
-    DATA: "fiber shards boxes my_folder --out shards",
+    DATA: "fiber shards boxes FOLDER --out SHARDS --val-share 0.2",
     TRAIN: "fiber train stage2/odinw data=SHARDS init_from=MODEL",
     MODELS: "fiber convert runs/coarse model",
     IMAGES: 'fiber detect --model MODEL --image photo.jpg --text "red circle, blue square"',

@@ -44,9 +44,11 @@ def open_shards(path: str) -> ShardSet:
 
 
 def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
-    """The run's tokenizer. Raises ConfigError where there is none."""
+    """The run's tokenizer; without one, that of the model it starts from. Raises ConfigError where there is none."""
+    if (given := config.tokenizer or config.init_from) is None:
+        raise ConfigError("tokenizer: give a folder or a hub name, or a model to start from (init_from=)")
     try:
-        return load_tokenizer(config.tokenizer)
+        return load_tokenizer(export_folder(given) if Path(given).is_dir() else given)
     except ValueError as error:
         raise ConfigError(f"tokenizer: {error}") from None
 
@@ -62,7 +64,7 @@ def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     if trained != len(tokenizer):
         raise ConfigError(
             f"tokenizer: {config.tokenizer} has {len(tokenizer)} ids, the model of init_from {trained}; "
-            f"use tokenizer={config.init_from}"
+            "leave tokenizer out: the model has its own"
         )
 
 
@@ -157,8 +159,13 @@ class Job:
         return self.task.evaluate(self.config, self.tokenizer, module, sets, step, beat)
 
     def rehearse(self, module: TaskModule) -> None:
-        """Try the evaluation, and whether it has the figure that `train.best` chooses by. Raises ConfigError."""
-        figures, best = self.evaluate(module, None), self.config.train.best
+        """Try the evaluation, and whether it has the figure that `train.best` chooses by; with `eval.at_start` a new
+        run makes it whole and keeps its figures. Raises ConfigError."""
+        folder, best = Path(self.config.output), self.config.train.best
+        whole = self.config.eval.at_start and not (folder / "checkpoints" / "latest").exists()
+        figures = self.evaluate(module, 0 if whole else None)
+        if whole and distributed.is_main():
+            write_whole(folder / "start.json", json.dumps(figures, indent=2))
         # A figure of one kind of answers, say, need not be among those of a single batch: its family is enough.
         if best is not None and best not in figures and best.rpartition("_")[0] not in figures:
             raise ConfigError(
