@@ -28,18 +28,25 @@ train() {
 cells() { # cells under the microscope: published split; the same schedule from nothing beside
   printf 'RBC = red blood cell\nWBC = white blood cell\nPlatelets = platelet\n' >"$out/raw/cells.txt"
   shards bccd boxes "$(at "${BCCD:-$data/bccd}")" --classes "$out/raw/cells.txt"
-  local words=(tokenizer="$shapes/tokenizer" max_text=48 train.ema=0.99 train.best=ap optim.lr=1e-3
-    regions.classes=all regions.flip=0.5 regions.short_sides=[224,256,288] regions.test_side=256 regions.max_side=384
-    data.train="$(sets bccd/train boxes)" eval.data="$(sets bccd/val boxes)" eval.batch=8 eval.every=300
-    train.steps=900 train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})) train.save_every=300)
+  local words=(tokenizer="$shapes/tokenizer" max_text=48 train.ema=0.99 train.best=ap regions.classes=all
+    regions.flip=0.5 data.train="$(sets bccd/train boxes)" eval.data="$(sets bccd/val boxes)" eval.batch=8
+    train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})))
+  # First small, which is fast, then larger, for the small ones among them: platelets have 20 px at first, 25 then.
+  local small=(optim.lr=1e-3 regions.short_sides=[224,256,288] regions.test_side=256 regions.max_side=400 eval.every=300
+    train.steps=900 train.save_every=300)
+  local large=(optim.lr=7e-4 regions.short_sides=[288,320,352] regions.test_side=320 regions.max_side=480 eval.every=140
+    train.steps=420 train.save_every=140)
   [[ -s $out/bccd_zero_shot.json ]] ||
     launch/stage2_fine.sh configs/stage2/shapes_detect.yaml --mode eval output="$out/bccd_zero_shot" "${words[@]}" \
-      init_from="$shapes/stage2" eval.data="$(sets bccd/test boxes)" "$@" | figures "$out/bccd_zero_shot.json"
-  for seed in $seeds; do
-    train stage2_fine stage2/shapes_detect "bccd_$seed" bccd/test boxes "${words[@]}" init_from="$shapes/stage2" \
-      seed="$seed" "$@"
+      "${small[@]}" init_from="$shapes/stage2" eval.data="$(sets bccd/test boxes)" "$@" | figures "$out/bccd_zero_shot.json"
+  local start config from
+  for start in $seeds nothing; do
+    config=shapes_detect from=("init_from=$shapes/stage2" "seed=$start")
+    [[ $start != nothing ]] || config=shapes_tiny from=(init_from=null)
+    train stage2_fine "stage2/$config" "bccd_small_$start" bccd/test boxes "${words[@]}" "${small[@]}" "${from[@]}" "$@"
+    from[0]="init_from=$out/bccd_small_$start"
+    train stage2_fine "stage2/$config" "bccd_$start" bccd/test boxes "${words[@]}" "${large[@]}" "${from[@]}" "$@"
   done
-  train stage2_fine stage2/shapes_tiny bccd_nothing bccd/test boxes "${words[@]}" init_from=null "$@"
   python tools/visualize.py "$out/bccd_${seeds%% *}" --shards "$out/shards/bccd/test" --field boxes --count 10 \
     --out "$out/bccd.png"
 }
@@ -69,8 +76,8 @@ captions() { # 800 photographs with five captions each, 200 others to retrieve: 
   shards flickr8k pairs "$flickr" --val-share 0.2
   local words=(image_size=64 max_text=40 data.train="$(sets flickr8k/train captions)"
     eval.data="$(sets flickr8k/val captions)" eval.batch=100 eval.every=150 train.steps=600 train.global_batch=128
-    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc eval.rerank_k=0 train.best=r_mean finetune.augment=true optim.lr=1e-3
-    model.text.dropout=0.1 model.image.drop_path=0.1)
+    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc train.best=r_mean optim.lr=1e-3
+    eval.rerank_k=0 finetune.augment=true model.text.dropout=0.1 model.image.drop_path=0.1)
   for seed in $seeds; do
     train stage1_coarse stage1/shapes_long "captions_nothing_$seed" flickr8k/val captions "${words[@]}" \
       init_from=null tokenizer="$out/tokenizer" seed="$seed" "$@"
