@@ -4,12 +4,14 @@
 #   DATA=DIR launch/photographs.sh [key.path=value ...]      (words for all runs; run again to go on)
 # DATA: a folder with bccd/ (VOC), coco128/ (YOLO), flickr8k_1000/ (captions.txt, images/) and roberta_tokenizer/
 # (vocab.json, merges.txt); BCCD, COCO128, FLICKR8K, VOCABULARY: those folders, where they lie apart. SHAPES: the run of
-# launch/demo.sh to start from. OUT: folder of the runs. PARTS, SEEDS: what to do, how often. LIMIT: images read.
+# launch/demo.sh to start from. OUT: folder of the runs. PARTS, STARTS, SEEDS: what to
+# do, from what, how often. LIMIT: images read.
 source "$(dirname "$0")/common.sh"
 
 at() { [[ $1 == /* ]] && echo "$1" || echo "$caller/$1"; }
 data=$(at "${DATA:-../shared/real}") shapes=$(at "${SHAPES:-$PWD/runs/demo}") out=$(at "${OUT:-$PWD/runs/photographs}")
-parts=${PARTS:-cells objects pairs captions} seeds=${SEEDS:-0 1 2} limit=${LIMIT:+--limit $LIMIT}
+parts=${PARTS:-cells objects pairs captions} starts=${STARTS:-nothing shapes} seeds=${SEEDS:-0 1 2}
+limit=${LIMIT:+--limit $LIMIT}
 # What training frees stays with the process: on a CPU a fifth of the time went into giving memory back to the system.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
 mkdir -p "$out/raw"
@@ -39,16 +41,19 @@ cells() { # cells under the microscope: published split; the same schedule from 
   [[ -s $out/bccd_zero_shot.json ]] ||
     launch/stage2_fine.sh configs/stage2/shapes_detect.yaml --mode eval output="$out/bccd_zero_shot" "${words[@]}" \
       "${small[@]}" init_from="$shapes/stage2" eval.data="$(sets bccd/test boxes)" "$@" | figures "$out/bccd_zero_shot.json"
-  local start config from
-  for start in $seeds nothing; do
-    config=shapes_detect from=("init_from=$shapes/stage2" "seed=$start")
-    [[ $start != nothing ]] || config=shapes_tiny from=(init_from=null)
-    train stage2_fine "stage2/$config" "bccd_small_$start" bccd/test boxes "${words[@]}" "${small[@]}" "${from[@]}" "$@"
-    from[0]="init_from=$out/bccd_small_$start"
-    train stage2_fine "stage2/$config" "bccd_$start" bccd/test boxes "${words[@]}" "${large[@]}" "${from[@]}" "$@"
+  local start seed config from name
+  for start in $starts; do
+    config=shapes_detect from=$shapes/stage2
+    [[ $start != nothing ]] || config=shapes_tiny from=null
+    for seed in $seeds; do
+      name=bccd_${start}_$seed
+      train stage2_fine "stage2/$config" "$name.small" bccd/test boxes "${words[@]}" "${small[@]}" init_from="$from" \
+        seed="$seed" "$@"
+      train stage2_fine "stage2/$config" "$name" bccd/test boxes "${words[@]}" "${large[@]}" \
+        init_from="$out/$name.small" seed="$seed" "$@"
+    done
   done
-  python tools/visualize.py "$out/bccd_${seeds%% *}" --shards "$out/shards/bccd/test" --field boxes --count 10 \
-    --out "$out/bccd.png"
+  python tools/visualize.py "$out/$name" --shards "$out/shards/bccd/test" --field boxes --count 10 --out "$out/bccd.png"
 }
 
 objects() { # photographs with objects of 71 classes: learned by heart, and what that is worth on others
@@ -78,11 +83,14 @@ captions() { # 800 photographs with five captions each, 200 others to retrieve: 
     eval.data="$(sets flickr8k/val captions)" eval.batch=100 eval.every=150 train.steps=600 train.global_batch=128
     train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc train.best=r_mean optim.lr=1e-3
     eval.rerank_k=0 finetune.augment=true model.text.dropout=0.1 model.image.drop_path=0.1)
-  for seed in $seeds; do
-    train stage1_coarse stage1/shapes_long "captions_nothing_$seed" flickr8k/val captions "${words[@]}" \
-      init_from=null tokenizer="$out/tokenizer" seed="$seed" "$@"
-    train stage1_coarse stage1/shapes_retrieval_itc "captions_shapes_$seed" flickr8k/val captions "${words[@]}" \
-      init_from="$shapes/stage1" tokenizer="$shapes/tokenizer" seed="$seed" "$@"
+  local start seed config from words_of
+  for start in $starts; do
+    config=shapes_retrieval_itc from=$shapes/stage1 words_of=$shapes/tokenizer
+    [[ $start != nothing ]] || config=shapes_long from=null words_of=$out/tokenizer
+    for seed in $seeds; do
+      train stage1_coarse "stage1/$config" "captions_${start}_$seed" flickr8k/val captions "${words[@]}" \
+        init_from="$from" tokenizer="$words_of" seed="$seed" "$@"
+    done
   done
 }
 

@@ -24,8 +24,8 @@ def runs(shared: Path, coarse: Path, fine: Path, tokenizer: Path, tmp_path_facto
     for name, place in (("stage1", coarse), ("stage2", fine), ("tokenizer", tokenizer)):
         (shapes / name).symlink_to(place)
     variables = {"DATA": real, "SHAPES": shapes, "OUT": folder / "out", "SEEDS": "0", "LIMIT": "6"}
-    launch("photographs.sh", *SMALL_REGIONS, PARTS="cells objects", **variables)
-    launch("photographs.sh", *SMALL_IMAGES, PARTS="pairs captions", **variables)
+    launch("photographs.sh", *SMALL_REGIONS, PARTS="cells objects", STARTS="shapes", **variables)
+    launch("photographs.sh", *SMALL_IMAGES, PARTS="pairs captions", STARTS="nothing", **variables)
     return folder / "out"
 
 
