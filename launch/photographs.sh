@@ -4,12 +4,14 @@
 #   DATA=DIR launch/photographs.sh [key.path=value ...]      (words for all runs; run again to go on)
 # DATA: a folder with bccd/ (VOC), coco128/ (YOLO), flickr8k_1000/ (captions.txt, images/) and roberta_tokenizer/
 # (vocab.json, merges.txt); BCCD, COCO128, FLICKR8K, VOCABULARY: those folders, where they lie apart. SHAPES: the run of
-# launch/demo.sh to start from. OUT: folder of the runs. PARTS, SEEDS: what to do, how often. LIMIT: images read.
+# launch/demo.sh to start from. OUT: folder of the runs. PARTS, STARTS, SEEDS: what to
+# do, from what, how often. LIMIT: images read.
 source "$(dirname "$0")/common.sh"
 
 at() { [[ $1 == /* ]] && echo "$1" || echo "$caller/$1"; }
 data=$(at "${DATA:-../shared/real}") shapes=$(at "${SHAPES:-$PWD/runs/demo}") out=$(at "${OUT:-$PWD/runs/photographs}")
-parts=${PARTS:-cells objects pairs captions} seeds=${SEEDS:-0 1 2} limit=${LIMIT:+--limit $LIMIT}
+parts=${PARTS:-cells objects pairs captions} starts=${STARTS:-nothing shapes} seeds=${SEEDS:-0 1 2}
+limit=${LIMIT:+--limit $LIMIT}
 # What training frees stays with the process: on a CPU a fifth of the time went into giving memory back to the system.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
 mkdir -p "$out/raw"
@@ -28,20 +30,30 @@ train() {
 cells() { # cells under the microscope: published split; the same schedule from nothing beside
   printf 'RBC = red blood cell\nWBC = white blood cell\nPlatelets = platelet\n' >"$out/raw/cells.txt"
   shards bccd boxes "$(at "${BCCD:-$data/bccd}")" --classes "$out/raw/cells.txt"
-  local words=(tokenizer="$shapes/tokenizer" max_text=48 train.ema=0.99 train.best=ap optim.lr=1e-3
-    regions.classes=all regions.flip=0.5 regions.short_sides=[224,256,288] regions.test_side=256 regions.max_side=384
-    data.train="$(sets bccd/train boxes)" eval.data="$(sets bccd/val boxes)" eval.batch=8 eval.every=300
-    train.steps=900 train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})) train.save_every=300)
+  local words=(tokenizer="$shapes/tokenizer" max_text=48 train.ema=0.99 train.best=ap regions.classes=all
+    regions.flip=0.5 data.train="$(sets bccd/train boxes)" eval.data="$(sets bccd/val boxes)" eval.batch=8
+    train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})))
+  # First small, which is fast, then larger, for the small ones among them: platelets have 20 px at first, 25 then.
+  local small=(optim.lr=1e-3 regions.short_sides=[224,256,288] regions.test_side=256 regions.max_side=400 eval.every=300
+    train.steps=900 train.save_every=300)
+  local large=(optim.lr=7e-4 regions.short_sides=[288,320,352] regions.test_side=320 regions.max_side=480 eval.every=140
+    train.steps=420 train.save_every=140)
   [[ -s $out/bccd_zero_shot.json ]] ||
     launch/stage2_fine.sh configs/stage2/shapes_detect.yaml --mode eval output="$out/bccd_zero_shot" "${words[@]}" \
-      init_from="$shapes/stage2" eval.data="$(sets bccd/test boxes)" "$@" | figures "$out/bccd_zero_shot.json"
-  for seed in $seeds; do
-    train stage2_fine stage2/shapes_detect "bccd_$seed" bccd/test boxes "${words[@]}" init_from="$shapes/stage2" \
-      seed="$seed" "$@"
+      "${small[@]}" init_from="$shapes/stage2" eval.data="$(sets bccd/test boxes)" "$@" | figures "$out/bccd_zero_shot.json"
+  local start seed config from name
+  for start in $starts; do
+    config=shapes_detect from=$shapes/stage2
+    [[ $start != nothing ]] || config=shapes_tiny from=null
+    for seed in $seeds; do
+      name=bccd_${start}_$seed
+      train stage2_fine "stage2/$config" "$name.small" bccd/test boxes "${words[@]}" "${small[@]}" init_from="$from" \
+        seed="$seed" "$@"
+      train stage2_fine "stage2/$config" "$name" bccd/test boxes "${words[@]}" "${large[@]}" \
+        init_from="$out/$name.small" seed="$seed" "$@"
+    done
   done
-  train stage2_fine stage2/shapes_tiny bccd_nothing bccd/test boxes "${words[@]}" init_from=null "$@"
-  python tools/visualize.py "$out/bccd_${seeds%% *}" --shards "$out/shards/bccd/test" --field boxes --count 10 \
-    --out "$out/bccd.png"
+  python tools/visualize.py "$out/$name" --shards "$out/shards/bccd/test" --field boxes --count 10 --out "$out/bccd.png"
 }
 
 objects() { # photographs with objects of 71 classes: learned by heart, and what that is worth on others
@@ -69,13 +81,16 @@ captions() { # 800 photographs with five captions each, 200 others to retrieve: 
   shards flickr8k pairs "$flickr" --val-share 0.2
   local words=(image_size=64 max_text=40 data.train="$(sets flickr8k/train captions)"
     eval.data="$(sets flickr8k/val captions)" eval.batch=100 eval.every=150 train.steps=600 train.global_batch=128
-    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc eval.rerank_k=0 train.best=r_mean finetune.augment=true optim.lr=1e-3
-    model.text.dropout=0.1 model.image.drop_path=0.1)
-  for seed in $seeds; do
-    train stage1_coarse stage1/shapes_long "captions_nothing_$seed" flickr8k/val captions "${words[@]}" \
-      init_from=null tokenizer="$out/tokenizer" seed="$seed" "$@"
-    train stage1_coarse stage1/shapes_retrieval_itc "captions_shapes_$seed" flickr8k/val captions "${words[@]}" \
-      init_from="$shapes/stage1" tokenizer="$shapes/tokenizer" seed="$seed" "$@"
+    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc train.best=r_mean optim.lr=1e-3
+    eval.rerank_k=0 finetune.augment=true model.text.dropout=0.1 model.image.drop_path=0.1)
+  local start seed config from words_of
+  for start in $starts; do
+    config=shapes_retrieval_itc from=$shapes/stage1 words_of=$shapes/tokenizer
+    [[ $start != nothing ]] || config=shapes_long from=null words_of=$out/tokenizer
+    for seed in $seeds; do
+      train stage1_coarse "stage1/$config" "captions_${start}_$seed" flickr8k/val captions "${words[@]}" \
+        init_from="$from" tokenizer="$words_of" seed="$seed" "$@"
+    done
   done
 }
 

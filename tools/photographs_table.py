@@ -50,7 +50,7 @@ def cells(runs: Path) -> list[str]:
     """Rows of the microscope images."""
     zero, name = runs / "bccd_zero_shot.json", "cells, 72 test images: AP / AP50 / AP75 / AP small,"
     found = {"zero-shot": [read(zero)] if zero.exists() else []}
-    found |= {"from drawn shapes": tested(runs, "bccd_[0-9]*"), "from nothing": tested(runs, "bccd_nothing")}
+    found |= {name: tested(runs, f"bccd_{start}_?") for start, name in STARTS.items()}
     if not any(found.values()):
         return []
     base = class_agnostic_ap(runs / "shards/bccd/test")
@@ -84,7 +84,7 @@ def texts(runs: Path) -> list[str]:
         value, fixed = cell([found], ("cider",)), cell([found], ("constant_cider",))
         rows.append(f"| their captions: CIDEr | 1 | {value} | {fixed}, the best single caption |")
     for start, name in STARTS.items():
-        if of := tested(runs, f"captions_{start}_[0-9]*"):
+        if of := tested(runs, f"captions_{start}_?"):
             value, chance = cell(of, ("t2i_r10", "i2t_r10")), 100 * 10 / of[0]["images"]
             what = f"200 photographs never seen, {name}: R@10 text -> image / back"
             rows.append(f"| {what} | {len(of)} | {value} | {chance:.1f} |")
