@@ -1,6 +1,6 @@
 """Measure the project on this machine.
 
-    python tools/benchmark.py {step,loader,index,rerank,caption,detect} --config FILE [--json OUT] [key=value ...]
+    python tools/benchmark.py COMMAND --config FILE [--json OUT] [key=value ...]
 
     step     a pre-training step with shared prefixes and the same step in five full passes; of a stage-2
              configuration its one form
@@ -9,8 +9,10 @@
     rerank   matching of pairs with cached prefixes and with full forwards
     caption  decoding with five beams, cached and with the whole prefix computed at every step
     detect   1,203 classes in prompts of 40, prefixes shared and the whole model run again for each
+    embed    features of a folder's images as `fiber embed` makes them, beside decoding and forward pass alone
 
-FILE is a stage-1 configuration, for `detect` a stage-2 one, for `step` either; `bench.KEY=value` sets an option of
+FILE is a stage-1 configuration, for `detect` a stage-2 one, for `step` either; for `embed` it has the keys `model`
+and `images` (benchmark_embed.EmbedBenchConfig); `bench.KEY=value` sets an option of
 the measurement (benchmark_common.BenchOptions). Every time is the median of `bench.repeats` after a warm-up. A table
 goes to stderr; the last line of stdout is a JSON summary, also written to OUT. Exit status: 0 done, 2 a bad
 configuration.
@@ -24,6 +26,7 @@ from pathlib import Path
 
 import benchmark_caption
 import benchmark_detect
+import benchmark_embed
 import benchmark_fine_step
 import benchmark_index
 import benchmark_loader
@@ -40,6 +43,7 @@ COMMANDS = {
     "rerank": (BenchConfig, benchmark_rerank.run),
     "caption": (BenchConfig, benchmark_caption.run),
     "detect": (benchmark_detect.DetectBenchConfig, benchmark_detect.run),
+    "embed": (benchmark_embed.EmbedBenchConfig, benchmark_embed.run),
 }
 FINE_STEP = (benchmark_detect.DetectBenchConfig, benchmark_fine_step.run)
 
