@@ -1,6 +1,7 @@
 """`fiber ground`: a region for each phrase of a sentence."""
 
 import argparse
+import sys
 from typing import Any
 
 from fiber.cli import on_images
@@ -23,6 +24,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
+    from fiber.predict.phrases import find_phrases, found_phrases
+
+    find_phrases(arguments.text, None)  # before the model is loaded: there may be none
+    if "[" not in arguments.text:
+        spans, by = found_phrases(arguments.text)
+        how = "spaCy's parser" if by == "spacy" else "a rule (spaCy is not installed)"
+        listed = " ".join(f"[{arguments.text[start:end]}]" for start, end in spans)
+        print(f"phrases by {how}: {listed}", file=sys.stderr)
     return on_images.over_images(arguments, results)
 
 
