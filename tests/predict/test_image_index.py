@@ -1,7 +1,6 @@
 """The index of many images: made in batches, goes on after a kill, survives damage, replaces no other file."""
 
 import os
-import shutil
 import stat
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from fiber.predict.base import Predictor
 from fiber.predict.image_index import ImageIndex, build_index, cache_file, read_index
 from fiber.predict.listing import ImageList
 from fiber.predict.sources import ImageError, Prepared, open_image
-from fiber.predict.stream import load_ahead
+from fiber.predict.stream import Countdown, load_ahead
 
 
 class Counting:
@@ -144,7 +143,7 @@ def test_an_index_that_was_cut_short_is_built_again(
 def test_flipped_bytes_are_noticed(folder: Path, file: Path) -> None:
     index(folder, file)
     data = bytearray(file.read_bytes())
-    for at in range(0, len(data), 7):
+    for at in range(0, len(data), 13):
         damaged = bytearray(data)
         damaged[at] ^= 0xFF
         file.write_bytes(damaged)
@@ -218,7 +217,7 @@ def test_a_folder_without_a_readable_image_leaves_nothing(tmp_path: Path, file: 
     assert list(file.parent.iterdir()) == []
 
 
-def test_images_are_loaded_ahead_in_order_and_no_further(tmp_path: Path) -> None:
+def test_images_are_loaded_ahead_in_order_and_no_further() -> None:
     asked: list[int] = []
 
     def numbers():
@@ -240,4 +239,18 @@ def test_images_are_loaded_ahead_in_order_and_no_further(tmp_path: Path) -> None
     assert all(isinstance(value, ImageError) for item, value in rest if item % 7 == 3)
     with pytest.raises(ZeroDivisionError):  # a fault of the program is not taken for one of an image
         list(load_ahead([1, 0], lambda n: 1 // n, ahead=5))
-    shutil.rmtree(tmp_path)
+
+
+def test_the_time_left_is_that_of_this_run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("fiber.predict.stream.time.monotonic", lambda: now[0])
+    shown = Countdown("embed", 1_000)
+    shown.skip(600)  # by an earlier run
+    now[0] = 20.0
+    shown.add(50)
+    assert capsys.readouterr().err == ""
+    now[0] = 40.0
+    shown.add(50)
+    assert capsys.readouterr().err == "embed: 700 of 1,000 images, 2.5 images per second, 0:02:00 left\n"

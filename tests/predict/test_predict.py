@@ -1,5 +1,8 @@
 """A loaded model in use: results equal direct computation, boxes lie in pixels of the original, errors help."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +17,7 @@ from fiber.fine.postprocess import REFERRING
 from fiber.images.resize import resize_pil
 from fiber.predict.base import TaskError
 from fiber.predict.sources import ImageError, open_image
+from fiber.tasks.classification import TEMPLATES
 from fiber.weights.export import read_export, write_export
 from tiny_exports import ANSWERS, CATEGORIES, coarse_export, fine_export, images
 
@@ -221,6 +225,70 @@ def test_a_head_that_the_file_lacks_is_not_offered_and_half_a_head_is_an_error(c
         without("heads.itm.bias")
     with pytest.raises(WeightsError, match=r"backbone\.text\.layers"):
         without("backbone.text.layers.1")
+
+
+def test_a_model_offers_only_what_it_was_trained_for(coarse, folder):
+    export = read_export(folder / "coarse")
+
+    def trained(*tasks: str):
+        config = replace(export.config, trained=list(tasks))
+        path = write_export(folder / "trained", export.tensors, config, export.tokenizer, answers=export.answers)
+        return fiber.load(path, device="cpu").tasks
+
+    assert trained("pretrain") == ("match", "retrieve", "embed", "classify")  # the maps of captioning are as drawn
+    assert trained("pretrain", "caption") == ("match", "retrieve", "caption", "embed", "classify")
+    assert trained("vqa") == ("answer",)
+    assert trained() == coarse.tasks == ("match", "retrieve", "caption", "answer", "embed", "classify")  # not known
+
+
+def test_classes_of_the_head_and_classes_by_their_prompts(coarse, folder, scenes):
+    with pytest.raises(TaskError, match="no classification head: say which classes"):
+        coarse.classify(scenes["rgb"])
+    paths, names = [scenes["rgb"], scenes["thin"]], ["dog", "cat", "hat"]
+    features, templates = coarse.embed_images(paths), TEMPLATES
+    prompts = torch.stack([coarse.embed_texts([t.format(name) for t in templates]).mean(0) for name in names])
+    expected = (features @ F.normalize(prompts, dim=-1).T / coarse.model.heads.temperature()).softmax(-1)
+    for found, row in zip(coarse.classify(paths, names, top=2), expected, strict=True):
+        scores, order = row.sort(descending=True)
+        assert [entry.text for entry in found] == [names[i] for i in order[:2]]
+        assert [entry.score for entry in found] == pytest.approx(scores[:2].tolist(), abs=1e-4)
+
+    head = fiber.load(coarse_export(folder / "head", classification=len(ANSWERS)), device="cpu")
+    head.answers = list(ANSWERS)
+    (found,) = head.classify(scenes["rgb"], top=9)
+    assert sorted(entry.text for entry in found) == sorted(ANSWERS)
+    assert sum(entry.score for entry in found) == pytest.approx(1)
+    tokens = head.model.backbone.finish_image(head.model.image_prefix(tensor(scenes["rgb"])))
+    logits = head.model.heads.classifiers["classification"](head.model.heads.contrastive.image(tokens)[1])
+    assert found[0].text == ANSWERS[int(logits.argmax())]
+
+
+def test_the_threshold_of_the_export_is_that_of_detection(fine, scenes, monkeypatch):
+    every = fine.detect(scenes["rgb"], threshold=0.0)[0]
+    assert fine.threshold == 0.3
+    least = every[1].score
+    monkeypatch.setattr(fine, "config", SimpleNamespace(**{**vars(fine.config), "thresholds": {"detect": least}}))
+    assert fine.detect(scenes["rgb"])[0] == [region for region in every if region.score >= least]
+    assert len(fine.detect(scenes["rgb"], threshold=0.0)[0]) == len(every)
+
+
+def test_a_batch_that_the_card_does_not_hold_is_halved(coarse, scenes, monkeypatch):
+    features, sizes = coarse.features, []
+
+    def small_card(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.cuda.OutOfMemoryError
+        return features(images)
+
+    paths = [*scenes.values()]
+    expected = coarse.embed_images(paths)
+    monkeypatch.setattr(coarse, "features", small_card)
+    monkeypatch.setattr(coarse, "batch", 8)
+    torch.testing.assert_close(coarse.embed_images(paths), expected)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2, 2]
+    assert coarse.batch == 2
+    assert paths[8:]
 
 
 def test_half_precision_is_close(coarse, fine, folder, scenes):
