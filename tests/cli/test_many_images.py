@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -194,6 +195,21 @@ def test_a_broken_off_run_of_any_verb_goes_on(world, tmp_path, capsys, monkeypat
     assert run(world, "match", *options, "--out", whole) == 0
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.jsonl", "whole.jsonl"]
+
+
+def test_names_of_any_bytes_and_letters(world, tmp_path, capsys):
+    names = ["Füße.png", os.fsdecode(b"odd\xff.png")]
+    for name in names:
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    outs = [tmp_path / "found.json", tmp_path / "found.jsonl"]
+    options = ["--text", "dogs", "--out", outs[0], "--out", outs[1]]
+    assert run(world, "match", "--image", tmp_path, *options) == 0
+    assert [Path(row["image"]).name for row in json.loads(outs[0].read_text())] == names
+    assert "Füße.png" in outs[1].read_text()
+    assert run(world, "match", "--image", tmp_path, *options[:2]) == 0
+    assert [Path(json.loads(line)["image"]).name for line in capsys.readouterr().out.splitlines()] == names
+    assert run(world, "embed", "--image", tmp_path, "--out", tmp_path / "features.npz") == 0
+    assert np.load(tmp_path / "features.npz")["names"].tolist() == names
 
 
 def test_classes_are_chosen_without_training(world, capsys):
