@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import re
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -16,6 +19,8 @@ import fiber
 from fiber.cli.main import main
 from fiber.predict.image import CoarsePredictor
 from tiny_exports import CATEGORIES, coarse_export, fine_export, images
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +199,44 @@ def test_a_broken_off_run_of_any_verb_goes_on(world, tmp_path, capsys, monkeypat
     assert run(world, "match", *options, "--out", whole) == 0
     assert out.read_bytes() == whole.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found.jsonl", "whole.jsonl"]
+
+
+def test_names_of_any_bytes_and_letters(world, tmp_path, capsys):
+    names = ["Füße.png", os.fsdecode(b"odd\xff.png")]
+    for name in names:
+        Image.new("RGB", (9, 9)).save(tmp_path / name)
+    outs = [tmp_path / "found.json", tmp_path / "found.jsonl"]
+    options = ["--text", "dogs", "--out", outs[0], "--out", outs[1]]
+    assert run(world, "match", "--image", tmp_path, *options) == 0
+    assert [Path(row["image"]).name for row in json.loads(outs[0].read_text())] == names
+    assert "Füße.png" in outs[1].read_text()
+    assert run(world, "match", "--image", tmp_path, *options[:2]) == 0
+    assert [Path(json.loads(line)["image"]).name for line in capsys.readouterr().out.splitlines()] == names
+    assert run(world, "embed", "--image", tmp_path, "--out", tmp_path / "features.npz") == 0
+    assert np.load(tmp_path / "features.npz")["names"].tolist() == names
+
+
+def test_every_command_and_line_of_the_page_runs(world, tmp_path, monkeypatch, capsys):
+    page = (REPO / "docs/use.md").read_text()
+    demo = tmp_path / "runs" / "demo"
+    demo.mkdir(parents=True)
+    (demo / "stage1").symlink_to(world / "coarse")
+    (demo / "stage2").symlink_to(world / "fine")
+    for number in range(8):
+        path = world / "many" / "part0" / f"{number:02d}.png"
+        (demo / "images").mkdir(exist_ok=True)
+        (demo / "images" / f"{number}.png").write_bytes(path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FIBER_CACHE", str(tmp_path / "cache"))
+    commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines()
+    assert len(commands) >= 8
+    for command in commands:
+        program, *argv = shlex.split(command)
+        assert (program, main(argv)) == ("fiber", 0), command
+    for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(code, {})
+    assert "runs/demo/images/" in capsys.readouterr().out
+    assert sorted(path.name for path in (demo / "images").iterdir()) == [f"{n}.png" for n in range(8)]
 
 
 def test_classes_are_chosen_without_training(world, capsys):

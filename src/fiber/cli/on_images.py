@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -149,7 +148,7 @@ def _entries(
     """The entries of the images that the journal lacks, drawn where drawings are wanted and added to the journal,
     or printed where there is none."""
     from fiber.predict.journal import each_batch, entry_of
-    from fiber.predict.results import rounded
+    from fiber.predict.results import as_json, rounded
     from fiber.predict.sources import Prepared
     from fiber.predict.stream import Countdown
 
@@ -165,7 +164,7 @@ def _entries(
                 row = rounded(about | next(found))
                 _draw(row, file, number, total, arguments.out)
                 if journal is None:
-                    print(json.dumps(row, ensure_ascii=False))
+                    print(as_json(row))
             entries.append(entry_of(file, image, row))
             number += 1
         if journal is not None:

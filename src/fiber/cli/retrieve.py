@@ -1,7 +1,6 @@
 """`fiber retrieve`: the images that fit a text best, or the texts that fit an image best."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,11 +70,11 @@ def _texts_of_one(
 
 def _write(results: list[on_images.Result], index: "ImageIndex", arguments: argparse.Namespace) -> None:
     """JSON to stdout or a file, drawings to files."""
-    from fiber.predict.results import rounded, write_table
+    from fiber.predict.results import as_json, rounded, write_table
 
     results = rounded(results)
     if not any(out.suffix == ".json" for out in arguments.out):
-        print("\n".join(json.dumps(result, ensure_ascii=False) for result in results))
+        print("\n".join(map(as_json, results)))
     for out in arguments.out:
         out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".json":

@@ -91,7 +91,7 @@ class Journal:
 
     def append(self, entries: Sequence[Entry]) -> None:
         """Add one batch. Raises OSError, of a full disk, say."""
-        line = json.dumps([vars(entry) for entry in entries], ensure_ascii=False, separators=(",", ":"))
+        line = json.dumps([vars(entry) for entry in entries], separators=(",", ":"))
         self._stream.write(line.encode() + b"\n")
         self._stream.flush()
         self.rows += sum(entry.fault is None for entry in entries)

@@ -6,6 +6,7 @@ results one by one, and put the file in its place when it is whole.
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -37,10 +38,10 @@ def write_table(out: Path, results: Callable[[], Iterable[Result]], classes: Seq
         return _write_parquet(out, results())
     with _aside(out) as file:
         if kind == LINES:
-            file.writelines(f"{_json(result)}\n" for result in results())
+            file.writelines(f"{as_json(result)}\n" for result in results())
         elif kind == LIST:
             for number, result in enumerate(results()):
-                file.write(("[\n" if number == 0 else ",\n") + _json(result))
+                file.write(("[\n" if number == 0 else ",\n") + as_json(result))
             file.write("\n]\n")
         else:
             _write_coco(file, results, classes)
@@ -64,8 +65,10 @@ def parquet() -> tuple[Any, Any]:
         raise ValueError("Parquet needs pyarrow: pip install pyarrow (or give --out another ending)") from None
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def as_json(value: Any) -> str:
+    """One line of JSON, in readable letters where they are letters: names of files may hold any bytes."""
+    text = json.dumps(value, ensure_ascii=False)
+    return json.dumps(value) if re.search("[\ud800-\udfff]", text) else text
 
 
 @contextmanager
@@ -89,7 +92,7 @@ def _write_coco(file: TextIO, results: Callable[[], Iterable[Result]], classes: 
     file.write('{"images": [')
     for number, result in enumerate(results(), start=1):
         image = {"id": number, "file_name": result["image"], "width": result["width"], "height": result["height"]}
-        file.write(("\n" if number == 1 else ",\n") + _json(image))
+        file.write(("\n" if number == 1 else ",\n") + as_json(image))
         for region in result.get("regions", ()):
             numbers.setdefault(region["label"], len(numbers) + 1)
     file.write('\n],\n"annotations": [')
@@ -97,9 +100,9 @@ def _write_coco(file: TextIO, results: Callable[[], Iterable[Result]], classes: 
     for number, result in enumerate(results(), start=1):
         for annotation in chain(_boxes(result, numbers), _captions(result)):
             count += 1
-            file.write(("\n" if count == 1 else ",\n") + _json({"id": count, "image_id": number} | annotation))
+            file.write(("\n" if count == 1 else ",\n") + as_json({"id": count, "image_id": number} | annotation))
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    file.write(f'\n],\n"categories": {_json(categories)}}}\n')
+    file.write(f'\n],\n"categories": {as_json(categories)}}}\n')
 
 
 def _boxes(result: Result, numbers: dict[str, int]) -> Iterator[Result]:
