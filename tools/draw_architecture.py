@@ -28,7 +28,11 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"coarse": "stage 1: heads, objectives, decoding", "fine": "stage 2: pyramid, head, assignment"},
     {"backbone": "fusion in the backbone", "data": "shards -> order -> samples -> batches"},
     {"config": "typed configurations", "images": "decode, resize, augment, draw"},
-    {"distributed": "ranks, gathers, exchanges", "errors": "errors of one line"},
+    {
+        "distributed": "ranks, gathers, exchanges",
+        "cards": "how cards compute, and how fast",
+        "errors": "errors of one line",
+    },
 )
 WIDTH, HEIGHT, GAP, STEP, MARGIN = 270, 44, 40, 84, 20  # of the boxes and between them, pixels
 
