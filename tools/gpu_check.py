@@ -4,8 +4,8 @@
 
 Sections in order of value, each a process with a time limit of its own, so that a crash or a hang costs one of them;
 what does not fit into `--minutes` is left out. OUT (default gpu_check.json) is one JSON, written after every section.
-`--dry` runs every section on the CPU with tiny sizes, one after the other in this process. Exit status: 0, or 1 where a
-section failed.
+`--dry` runs every section on the CPU with tiny sizes, one after the other in this process. Exit status: 0, or 1 where
+a section failed.
 
 machine   the card, and what its memory and its products reach
 equal     losses and gradients of both stages on the card against the CPU, by precision

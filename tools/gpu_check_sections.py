@@ -71,7 +71,9 @@ def coarse_task(dry: bool, precision: str, *overrides: str) -> tuple[PretrainTas
 
 def fine_task(dry: bool, precision: str, *overrides: str) -> tuple[GroundingTask, benchmark_detect.DetectBenchConfig]:
     config = configured(2, dry, precision, *overrides)
-    return GroundingTask(benchmark_detect.build_model(config)), config
+    task = GroundingTask(benchmark_detect.build_model(config))
+    task.model.tune("full", 1)
+    return task, config
 
 
 def region_batch(config: benchmark_detect.DetectBenchConfig, height: int, width: int, size: int) -> dict:
@@ -116,7 +118,7 @@ def losses_and_gradients(task: nn.Module, batch: dict) -> tuple[dict[str, float]
     losses = task(batch)[0]
     sum(loss.float() for loss in losses.values()).backward()
     gradients = {n: p.grad.double().cpu() for n, p in task.named_parameters() if p.grad is not None}
-    return {name: float(loss) for name, loss in losses.items()}, gradients
+    return {name: loss.item() for name, loss in losses.items()}, gradients
 
 
 def attention(dry: bool) -> dict:
@@ -168,7 +170,6 @@ def stage2(dry: bool) -> dict:
     found, (height, width) = {}, (96, 128) if dry else (800, 1344)
     for precision in ("fp32",) if dry else ("bf16", "fp16"):
         task, config = fine_task(dry, precision, f"model.checkpointing={str(dry).lower()}")
-        task.model.tune("full", 1)
         task.train()
         for size in (1,) if dry else (1, 2, 4, 8):
             try:
