@@ -24,6 +24,7 @@ LONG_TOOLS = {
     "parity_coarse.py": "one recorded case of the release after the other: a table written as code",
     "parity_fine.py": "as parity_coarse",
     "parity_common.py": "what both share",
+    "gpu_check_sections.py": "ten measurements of a card in one process each, which share their small models",
 }
 # Module names that several rooms have: the same part of another whole, which the room's name tells apart.
 NAMESAKES = {

@@ -6,10 +6,10 @@ from benchmark_ceiling import matmul_ceiling
 from benchmark_common import DTYPES, compare
 from benchmark_detect import DetectBenchConfig, build_model
 from fiber import distributed
+from fiber.cards import peak_flops
 from fiber.fine.losses import LossWeights
 from fiber.tasks.flops import image_cost
 from fiber.tasks.regions import GroundingTask
-from fiber.training.speed import peak_flops
 
 BOXES = 8  # in an image, each of a phrase of its own
 

@@ -5,10 +5,10 @@ import torch
 from benchmark_ceiling import matmul_ceiling
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
+from fiber.cards import peak_flops
 from fiber.evaluation.gallery import PrefixCache, encode_images, encode_texts, match_logits
 from fiber.evaluation.progress import Progress
 from fiber.tasks.flops import pair_cost
-from fiber.training.speed import peak_flops
 
 
 def run(config: BenchConfig) -> dict:

@@ -6,13 +6,13 @@ from torch import Tensor
 from benchmark_ceiling import matmul_ceiling
 from benchmark_common import DTYPES, BenchConfig, build_model, compare, make_batch, ratios
 from fiber import distributed
+from fiber.cards import peak_flops
 from fiber.coarse.itc import itc_loss, negative_weights, sample_columns
 from fiber.coarse.itm import itm_loss
 from fiber.coarse.mlm import mlm_loss
 from fiber.coarse.model import FusedFeatures
 from fiber.tasks.flops import pair_cost
 from fiber.tasks.pretrain import PretrainTask
-from fiber.training.speed import peak_flops
 
 Losses = dict[str, Tensor]
 
@@ -33,7 +33,7 @@ def run(config: BenchConfig) -> dict:
         {"shared": lambda: backward(task(batch)[0]), "five_passes": lambda: backward(five_passes(task, batch))},
         config.bench,
     )
-    masked = round(task.loss_normalisers(batch)["mlm"] / size)
+    masked = round(int(task.loss_normalisers(batch)["mlm"]) / size)
     cost = pair_cost(task.model, config.image_size, config.max_text, masked)
     device = distributed.device()
     ceiling = peak_flops(device) or matmul_ceiling(device, DTYPES[config.train.precision])

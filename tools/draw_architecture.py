@@ -32,7 +32,11 @@ FLOORS: tuple[dict[str, str], ...] = (
         "images": "decode, resize, augment, draw",
         "dashboards": "sections, W&B, TensorBoard",
     },
-    {"distributed": "ranks, gathers, exchanges", "errors": "errors of one line"},
+    {
+        "distributed": "ranks, gathers, exchanges",
+        "cards": "how cards compute, and how fast",
+        "errors": "errors of one line",
+    },
 )
 WIDTH, HEIGHT, GAP, STEP, MARGIN = 270, 44, 40, 84, 20  # of the boxes and between them, pixels
 

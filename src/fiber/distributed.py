@@ -52,14 +52,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def choose_kernels(exact: bool = False) -> None:
-    """How a card computes, before it does: attention without cuDNN, which plans for a second at each new
-    shape, and matrix products of fp32 in TF32 (10 bits of mantissa) unless `exact`; convolutions likewise."""
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.set_float32_matmul_precision("highest" if exact else "high")
-    torch.backends.cudnn.allow_tf32 = not exact
-
-
 def initialize(timeout_s: float) -> torch.device:
     """Start torch.distributed through DeepSpeed and return this rank's device.
 
@@ -69,7 +61,6 @@ def initialize(timeout_s: float) -> torch.device:
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
-        choose_kernels()
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:

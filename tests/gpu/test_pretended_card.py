@@ -8,12 +8,12 @@ from typing import Any
 import card_runs
 import pytest
 import torch
-from pretended_card import Card, CardTensor, on_card, pretended_card, to_card
+from pretended_card import CUDA, Card, CardTensor, on_card, pretended_card, to_card
 from tiny_detector import LIMIT, tiny_detector
 from torch import nn
 from transformers import RobertaTokenizerFast
 
-from fiber import distributed
+from fiber import cards
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.inference import Query, run_queries
 
@@ -51,8 +51,8 @@ RUNS: dict[str, Configure] = {
 STEP_WAITS = 2
 """Of a step: whether losses are finite and a signal came, and the norm of the gradient."""
 MICRO_BATCH_WAITS = {"pretrain": 1, "pretrain fp32": 1, "regions": 1, "grounding": 1, "frozen towers": 1}
-"""Of a micro-batch: how many tokens are masked, how many anchors learn a box; and of drawn captions how long they are,
-and their words for the reward (and every eighth token whether all have ended). Tasks that are not named: none."""
+"""Of a micro-batch: how many tokens are masked, how many anchors learn a box; and of drawn captions how long they are
+and their words (and every eighth token whether all have ended). Tasks that are not named: none."""
 MICRO_BATCH_WAITS["caption cider"] = 2
 MOST_UPLOADS = 12
 """Of a step: the tensors of its batch, and two numbers."""
@@ -62,7 +62,7 @@ MOST_UPLOADS = 12
 def _kernels() -> Any:
     """What a run on a card sets before it begins, and put back."""
     before = torch.backends.cuda.cudnn_sdp_enabled(), torch.get_float32_matmul_precision()
-    distributed.choose_kernels()
+    cards.choose_kernels(CUDA)
     yield
     torch.backends.cuda.enable_cudnn_sdp(before[0])
     torch.set_float32_matmul_precision(before[1])

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from fiber.backbone.build import build_backbone
+from fiber.cards import card_peak, peak_flops
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.fine.model import FiberDetector
 from fiber.tasks.flops import PairCost, count, image_cost, pair_cost
-from fiber.training.speed import card_peak, peak_flops
 
 
 def test_a_linear_map_and_a_convolution_cost_two_flop_a_multiply_add():

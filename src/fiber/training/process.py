@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from fiber import distributed
+from fiber import cards, distributed
 from fiber.config.command import Command, exit_with, parse_command
 from fiber.errors import INTERRUPTED, ConfigError, Interrupted, KnownError, one_line
 from fiber.training.watchdog import Watchdog
@@ -30,7 +30,7 @@ def guarded(hang_timeout_s: float, work: Callable[[Watchdog], None]) -> None:
     watchdog, status = None, 0
     try:
         _allow_open_files()
-        distributed.initialize(hang_timeout_s)
+        cards.choose_kernels(distributed.initialize(hang_timeout_s))
         watchdog = Watchdog(hang_timeout_s)
         with watchdog.guard():
             work(watchdog)
