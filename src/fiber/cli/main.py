@@ -29,6 +29,7 @@ TRAIN, MODELS, IMAGES = "train and evaluate", "models", "a trained model on your
 VERBS = (
     Verb("train", TRAIN, "train a configuration, or go on with it"),
     Verb("eval", TRAIN, "figures of a trained model on held-out data"),
+    Verb("plan", TRAIN, "steps, data, memory and hours of a run, before it is started"),
     Verb("config", TRAIN, "the configurations that are shipped: list, show, copy"),
     Verb("convert", MODELS, "released weights to a model, a model to a file or a program"),
     Verb("tokenizer", MODELS, "a small vocabulary from the texts of shards"),
@@ -99,7 +100,8 @@ class Version(argparse.Action):
         """What argparse calls."""
         import fiber
 
-        parser.exit(message=f"fiber {fiber.__version__}\n")
+        print(f"fiber {fiber.__version__}")
+        parser.exit()
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
