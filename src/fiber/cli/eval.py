@@ -26,4 +26,4 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Start the job and wait for it; -> its exit status."""
-    return launcher.start(launcher.Job.of(arguments.config, arguments.overrides, "eval"), "eval", arguments)
+    return launcher.start(launcher.Launch.of(arguments.config, arguments.overrides, "eval"), "eval", arguments)

@@ -41,7 +41,7 @@ def positive(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Job:
+class Launch:
     """A configuration and what is changed in it. `script`: the entrypoint of its stage."""
 
     file: Path
@@ -49,7 +49,7 @@ class Job:
     script: Path
 
     @classmethod
-    def of(cls, name: str, overrides: Sequence[str], mode: str) -> Job:
+    def of(cls, name: str, overrides: Sequence[str], mode: str) -> Launch:
         """name: a file, a shipped name or a run directory; `data=S` is written out. Raises ConfigError."""
         from fiber.config.loading import read_tree
 
@@ -153,7 +153,7 @@ def batches(overrides: Sequence[str], file: Path, ranks: int) -> list[str]:
 # ---------------------------------------------------------------------------------------------- starting
 
 
-def start(job: Job, mode: str, arguments: argparse.Namespace) -> int:
+def start(job: Launch, mode: str, arguments: argparse.Namespace) -> int:
     """Run the job to its end; -> its exit status (75: stopped by a signal and saved)."""
     environment = dict(os.environ)
     if "RANK" in environment and "WORLD_SIZE" in environment:  # srun, torchrun: this process is one rank of a job

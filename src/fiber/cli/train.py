@@ -36,12 +36,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Start the job and wait for it; -> its exit status."""
     config, overrides = arguments.config, arguments.overrides
     if not Path(config).stem.startswith("own_") or not is_shipped(find(config)):
-        return launcher.start(launcher.Job.of(config, overrides, "train"), "train", arguments)
+        return launcher.start(launcher.Launch.of(config, overrides, "train"), "train", arguments)
     own = importlib.import_module("fiber.cli.own")  # sizes that follow from one's own data
     name = Path(config).stem
     overrides, reasons = own.expand(name, overrides, arguments.ranks)
     print("\n".join(reasons), file=sys.stderr)
-    status = launcher.start(launcher.Job.of(config, overrides, "train"), "train", arguments)
+    status = launcher.start(launcher.Launch.of(config, overrides, "train"), "train", arguments)
     if status == 0:
         print("\n".join(own.closing(name, overrides)), file=sys.stderr)
     return status
