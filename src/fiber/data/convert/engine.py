@@ -214,7 +214,7 @@ def _finish(
     totals = index.counts.sum(0, dtype=np.int64)
     boxes = contents.described(source.categories or []) if source.categories else {}
     annotations = {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n}
-    annotations |= {"boxes": contents.counts["boxes"]} if contents.counts["boxes"] else {}  # the index counts images
+    annotations |= {"boxes": contents.counts["boxes"]} if "boxes" in annotations else {}  # not images
     info = {
         "name": source.name,
         "split": source.split,
