@@ -12,6 +12,7 @@ from PIL import Image, ImageColor
 from fiber.data.convert.shard_statistics import histogram
 from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.records import Sample
+from fiber.data.shards import ShardSet
 from fiber.images.draw import COLOURS
 
 sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests/data/convert")]
@@ -39,7 +40,8 @@ def test_counts_and_histograms(shapes, capsys):
     code, summary, out = inspected([shapes, "--verify"], capsys)
     assert code == 0
     assert (summary["samples"], summary["shards"], summary["wrong"]) == (12, 3, {})
-    assert summary["annotations"]["boxes"] == 12
+    records = [ShardSet(shapes).record(i) for i in range(12)]
+    assert summary["annotations"]["boxes"] == sum(len(record["boxes"]) for record in records)
     assert "verified: no fault found" in out
     assert "long side (px)\n                64         12 ####" in out
     assert "words in captions" in out

@@ -82,10 +82,9 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
         sub.add_argument("--variant", choices=module.VARIANTS, default=module.VARIANTS[0])
     if "format" in options:
         sub.add_argument("--format", choices=module.FORMATS, help="instead of guessing it")
-    for name, text in _EXTRA.items():
-        if name in options:
-            kind = Path if name in ("answers", "config", "classes") else str
-            sub.add_argument("--" + name.replace("_", "-"), type=kind, help=text)
+    for flag, (kind, text) in _EXTRA.items():
+        if flag[2:].replace("-", "_") in options:
+            sub.add_argument(flag, type=kind, help=text)
     if "in_place" in options:
         sub.add_argument("--in-place", action="store_true", help="use WebDataset tars as they lie: only an index and "
                          "the texts are written to OUT")  # fmt: skip
@@ -99,14 +98,14 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
         sub.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
 
 
-_EXTRA = {
-    "answers": "ready answer vocabulary: JSON list or a folder of VQA shards",
-    "config": "an ODinW YAML file; --raw is then the folder above odinw/",
-    "classes": "text file of class names: one per line in the order of their ids, or lines `old = new`",
-    "image_column": "column or key of the image: a path, a URL, or the bytes (base64 in text files)",
-    "text_column": "column or key of the text or the texts",
-    "image_key": "how the names of images end in the tars, e.g. input.jpg",
-    "text_key": "how the names of texts end in the tars, e.g. txt, or json:caption for a key of a JSON file",
+_EXTRA: dict[str, tuple[type, str]] = {
+    "--answers": (Path, "ready answer vocabulary: JSON list or a folder of VQA shards"),
+    "--config": (Path, "an ODinW YAML file; --raw is then the folder above odinw/"),
+    "--classes": (Path, "text file of class names: one per line in the order of their ids, or lines `old = new`"),
+    "--image-column": (str, "column or key of the image: a path, a URL, or the bytes (base64 in text files)"),
+    "--text-column": (str, "column or key of the text or the texts"),
+    "--image-key": (str, "how the names of images end in the tars, e.g. input.jpg"),
+    "--text-key": (str, "how the names of texts end in the tars, e.g. txt, or json:caption for a key of a JSON file"),
 }
 
 

@@ -68,6 +68,8 @@ def read(request: Request) -> RawDataset:
 
 
 def _find(request: Request) -> _Found:
+    if request.raw.is_file():
+        raise ConversionError(f"{request.raw}: give its folder, and the file by --annotations")
     if not request.raw.is_dir():
         raise ConversionError(f"{request.raw}: no such folder")
     for form in [request.format] if request.format else FORMATS:

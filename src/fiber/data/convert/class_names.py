@@ -61,7 +61,7 @@ def _checked(classes: Classes, origin: object) -> Classes:
 
 def by_name(classes: Classes) -> dict[str, int]:
     """What annotations call a class -> its id."""
-    return {entry.get("match", entry["name"]): entry["id"] for entry in classes}
+    return {str(entry.get("match") or entry["name"]): entry["id"] for entry in classes}
 
 
 def without_match(classes: Classes) -> Classes:

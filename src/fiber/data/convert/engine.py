@@ -194,16 +194,14 @@ def _finish(
             for reason, subject, detail, kept in report["drops"]:
                 (noted if kept else reasons)[reason] += 1
                 shown = examples.setdefault(reason, [])
-                if len(shown) < _EXAMPLES:
-                    shown.append(f"{subject}: {detail}")
+                shown += [f"{subject}: {detail}"] if len(shown) < _EXAMPLES else []
                 line = {"reason": reason, "subject": subject, "detail": detail, "kept": kept}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
             index = Index.load(folder)
             if index is None:
                 raise ConversionError(f"{folder}: its index is damaged; remove {partial} and run the command again")
             for shard in index.shards:
-                tar = folder / shard["name"]
-                shard["name"] = f"{source.name}-{len(indexes):06d}.tar"
+                tar, shard["name"] = folder / shard["name"], f"{source.name}-{len(indexes):06d}.tar"
                 if tar.exists():
                     os.replace(tar, job.out / shard["name"])
                 indexes.append(Index.join([index]))  # in memory: pieces may be more than a process may keep open
@@ -216,8 +214,7 @@ def _finish(
     totals = index.counts.sum(0, dtype=np.int64)
     boxes = contents.described(source.categories or []) if source.categories else {}
     annotations = {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n}
-    if contents.counts["boxes"]:  # the index counts images that have them
-        annotations["boxes"] = contents.counts["boxes"]
+    annotations |= {"boxes": contents.counts["boxes"]} if "boxes" in annotations else {}  # not images
     info = {
         "name": source.name,
         "split": source.split,

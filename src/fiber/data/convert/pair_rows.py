@@ -159,8 +159,8 @@ class ByImage:
         self.rows = rows
         hashes, offsets, lengths = array("Q"), array("q"), array("i")
         for number, (row, offset, length) in enumerate(rows.places()):
-            own = isinstance(row, Drop) or is_base64(row[0])  # belongs to no other row
-            hashes.append(_hash(f"\n{number}" if own else row[0]))
+            name = None if isinstance(row, Drop) or is_base64(row[0]) else row[0]
+            hashes.append(_hash(f"\n{number}" if name is None else name))  # without one: belongs to no other row
             offsets.append(offset)
             lengths.append(length)
         every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
