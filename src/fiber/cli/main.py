@@ -34,6 +34,7 @@ VERBS = (
     Verb("ground", "a trained model on your own images", "a region for each phrase of a sentence"),
     Verb("refer", "a trained model on your own images", "the one region that an expression means"),
     Verb("detect", "a trained model on your own images", "objects of the named classes"),
+    Verb("serve", "a trained model on your own images", "a page on this machine to try a model by hand"),
     Verb("push", "share", "put a trained model on the Hugging Face hub"),
 )
 
