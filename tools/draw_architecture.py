@@ -19,7 +19,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "cli": "the fiber command",
         "stage2_fine": "entrypoint, region level",
     },
-    {"fiber": "fiber.load, the door of the library"},
+    {"fiber": "fiber.load, the door of the library", "serve": "a page to try a model by hand"},
     {"predict": "a trained model on one's own images"},
     {"tasks": "one file per task, one table"},
     {"evaluation": "eval loader, reports; metrics: pure numbers"},

@@ -1,5 +1,8 @@
 """Exported programs compute what the models compute, on inputs of their own, without this project's code."""
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -8,7 +11,7 @@ from torch import nn
 import fiber
 from fiber.errors import WeightsError
 from fiber.weights.export import read_export
-from fiber.weights.program import largest_difference, write_program
+from fiber.weights.program import largest_difference, write_onnx, write_program
 from tiny_exports import coarse_export, fine_export
 
 
@@ -49,3 +52,50 @@ def test_a_program_that_computes_something_else_is_refused(fault):
     other.load_state_dict({"weight": model.weight, "bias": model.bias + fault})
     with pytest.raises(WeightsError, match="differs from the model"):
         largest_difference(model, other, inputs)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 96)])
+def test_onnx_of_the_dual_encoder_in_onnxruntime(tmp_path, size):
+    """Names, fixed sizes, opset, and the features of an image and a text that the predictor gives."""
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    export = read_export(coarse_export(tmp_path / "e"))
+    assert write_onnx(export, tmp_path / "dual.onnx", size) <= 1e-4
+    assert [entry.version for entry in onnx.load(tmp_path / "dual.onnx").opset_import if not entry.domain] == [20]
+    session = onnxruntime.InferenceSession(str(tmp_path / "dual.onnx"), providers=["CPUExecutionProvider"])
+    assert {one.name: one.shape for one in session.get_inputs()} == {
+        "images": [1, 3, *size], "ids": [1, 12], "mask": [1, 12],
+    }  # fmt: skip
+    predictor = fiber.load(tmp_path / "e", device="cpu")
+    ids = np.array([predictor.tokenizer("two dogs", padding="max_length", max_length=12).input_ids])
+    given = {"images": np.full((1, 3, *size), 200, np.uint8), "ids": ids, "mask": (ids != 1).astype(np.int64)}
+    image, text = session.run(["image_features", "text_features"], given)
+    np.testing.assert_allclose(text, predictor.embed_texts(["two dogs"]), atol=1e-5)
+    state = predictor.model.image_prefix(torch.from_numpy(given["images"]))
+    np.testing.assert_allclose(image, predictor.model.image_embedding(state), atol=1e-5)
+
+
+def test_onnx_of_the_detector_in_onnxruntime(tmp_path):
+    size, length = (64, 96), 20
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export = read_export(fine_export(tmp_path / "e", anchor_sizes=(64, 128, 256), strides=(8, 16, 32)))
+    assert write_onnx(export, tmp_path / "d.onnx", size, length) <= 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "d.onnx"), providers=["CPUExecutionProvider"])
+    ids = torch.randint(4, 200, (1, length), generator=torch.Generator().manual_seed(7))
+    images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(8))
+    given = {"images": images, "sizes": torch.tensor([[size[0] - 3, size[1] - 5]]), "ids": ids, "mask": ids * 0 + 1}
+    names = [
+        f"{name}_{n}" for name in ("token_logits", "box_deltas", "centerness_logits", "anchors") for n in range(3)
+    ]
+    assert [one.name for one in session.get_outputs()] == names
+    found = session.run(names, {name: tensor.numpy() for name, tensor in given.items()})
+    output, places = fiber.load(tmp_path / "e", device="cpu").model(*given.values())
+    expected = [*output.tokens, *output.deltas, *output.centerness, *places]
+    assert len(expected) == len(found) == 12
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_onnx_without_its_packages_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(WeightsError, match=r"pip install 'fiber-vl\[onnx\]'"):
+        write_onnx(None, tmp_path / "x.onnx")

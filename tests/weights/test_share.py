@@ -170,3 +170,19 @@ def test_transformers_finds_the_detector_and_it_detects_the_same(
         torch.testing.assert_close(found["boxes"], torch.tensor([r.box for r in expected]), atol=1e-6, rtol=0)
         torch.testing.assert_close(found["scores"], torch.tensor([r.score for r in expected]), atol=1e-6, rtol=0)
     assert not (coarse_export(tmp_path / "c") / "modeling_fiber.py").exists()
+
+
+def test_reading_an_export_runs_no_code_of_it_and_asks_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """transformers would ask on the terminal whether to run `modeling_fiber.py`, for the tokenizer already."""
+    folder = fine_export(tmp_path / "e")
+    (folder / "modeling_fiber.py").write_text("raise SystemExit('this was run')")
+
+    def ask(*_: object) -> str:
+        raise AssertionError("somebody was asked")
+
+    monkeypatch.setattr("builtins.input", ask)
+    capsys.readouterr()
+    assert fiber.load(folder, device="cpu").tasks == ("ground", "refer", "detect")
+    assert capsys.readouterr() == ("", "")

@@ -47,6 +47,7 @@ VERBS = (
     Verb("label", IMAGES, "such objects as a first draft for a labelling tool"),
     Verb("classify", IMAGES, "the classes that fit best"),
     Verb("embed", IMAGES, "features of images or texts, in a file"),
+    Verb("serve", IMAGES, "a page on this machine to try a model by hand"),
 )
 EXAMPLES = {
     DATA: "fiber shards boxes FOLDER --out SHARDS --val-share 0.2",

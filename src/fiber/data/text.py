@@ -20,7 +20,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # loader workers fork 
 def load_tokenizer(path_or_hub: str | Path) -> PreTrainedTokenizerFast:
     """A fast tokeniser from a folder or a hub name. Raises ValueError naming it where there is none."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path_or_hub), use_fast=True)
+        tokenizer = AutoTokenizer.from_pretrained(str(path_or_hub), use_fast=True, trust_remote_code=False)
     except Exception as error:  # a damaged file makes the library raise anything
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         raise ValueError(f"no tokenizer at {path_or_hub!s} (a folder or a hub name is expected): {reason}") from None

@@ -55,12 +55,12 @@ def word_heat(predictor: CoarsePredictor | FinePredictor, image: ImageSource, te
     ids, mask = (torch.from_numpy(row)[None].to(predictor.device) for row in _tokens(predictor, text))
     if config.stage == "coarse":
         pixels = resize_pil(opened, config.image_size)[None]
-        seen, padded = pixels.shape[-2:], pixels.shape[-2:]
+        seen = padded = tuple(pixels.shape[-2:])
         prefixes: tuple[Tensor, ...] = (pixels.to(predictor.device),)
     else:
         longest = config.max_image_size or 2 * config.image_size
         pixels = fit(np.asarray(opened), config.image_size, longest)[None]
-        seen = pixels.shape[-2:]
+        seen = tuple(pixels.shape[-2:])
         padded = tuple(-(-side // MULTIPLE) * MULTIPLE for side in seen)
         pixels = F.pad(pixels, (0, padded[1] - seen[1], 0, padded[0] - seen[0]))
         prefixes = pixels.to(predictor.device), torch.tensor([seen], device=predictor.device)

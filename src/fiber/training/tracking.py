@@ -49,8 +49,9 @@ class Tracker:
         self._file = path.open("a")
         shown = json.loads(without_secrets(json.dumps(to_dict(config) | {"environment": about.environment})))
         boards: dict[str, Board | None] = {}
-        if settings.wandb != "off":
-            boards["wandb"] = start_wandb(Path(run), shown, settings.wandb, settings.project, about)
+        wandb, project = settings.wandb, settings.project
+        if wandb != "off":
+            boards["wandb"] = start_wandb(Path(run), shown, wandb, project, about)
         if settings.tensorboard:
             boards["tensorboard"] = start_tensorboard(Path(run), shown, about, start)
         self._boards = {name: board for name, board in boards.items() if board is not None}

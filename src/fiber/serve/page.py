@@ -1,0 +1,179 @@
+"""The page: one file without anything from elsewhere. Text from outside enters it as text, never as HTML."""
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>fiber</title>
+<link rel="icon" href="data:,">
+<style nonce="NONCE">
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; color: #1b1b1b; }
+h1 { font-size: 1.3rem; margin: 0 0 1rem; }
+#drop { position: relative; border: 2px dashed #888; border-radius: 6px; min-height: 10rem; display: grid;
+  place-items: center; cursor: pointer; background: #fafafa; }
+#drop.over { border-color: #0072b2; background: #eef6fb; }
+#stage { position: relative; display: none; line-height: 0; }
+#stage.shown { display: inline-block; }
+#shown { max-width: 100%; min-width: 16rem; image-rendering: auto; }
+#boxes, #heat { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
+#heat { mix-blend-mode: multiply; }
+#boxes rect { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
+form { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; align-items: center; }
+#text { flex: 1 1 20rem; padding: .4rem; font: inherit; }
+select, button { font: inherit; padding: .4rem .7rem; }
+#error { color: #a40000; font-weight: 600; min-height: 1.5rem; }
+#found { border-collapse: collapse; margin-top: .5rem; }
+#found td { padding: .15rem .8rem .15rem 0; }
+.swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
+#words button { margin: 0 .3rem .3rem 0; }
+#words button.on { background: #0072b2; color: white; }
+.hint { color: #555; font-size: .9rem; }
+</style>
+</head>
+<body>
+<h1>fiber: <span id="name"></span></h1>
+<div id="drop" tabindex="0" role="button" aria-label="choose an image">
+  <span id="invite">Drop an image here, or click to choose one</span>
+  <div id="stage"><img id="shown" alt="the chosen image"><canvas id="heat"></canvas><svg id="boxes"
+    preserveAspectRatio="none"></svg></div>
+</div>
+<input id="file" type="file" accept="image/*" hidden>
+<form id="form">
+  <select id="verb" aria-label="what to do"></select>
+  <input id="text" aria-label="text" maxlength="2000" autocomplete="off">
+  <label id="least">from <input id="threshold" type="range" min="0" max="1" step="0.05" value="0.3">
+    <output id="level">0.30</output></label>
+  <button id="ask">Ask</button>
+  <button id="look" type="button">What each word looked at</button>
+</form>
+<div id="error" role="alert"></div>
+<div id="words"></div>
+<table id="found"></table>
+<p class="hint" id="hint"></p>
+<script nonce="NONCE">
+"use strict";
+const HINTS = {
+  detect: "Classes, with commas between them; empty: those the model was trained on.",
+  ground: "A sentence; mark phrases with [brackets], or let them be found.",
+  refer: "An expression that means one object: the left dog.",
+  answer: "A question about the image.",
+  caption: "No text is needed.",
+  match: "A text, or several with semicolons between them.",
+};
+const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000"];
+const at = (id) => document.getElementById(id);
+let file = null;
+
+function show(error) { at("error").textContent = error || ""; }
+function clear() {
+  at("boxes").replaceChildren(); at("found").replaceChildren(); at("words").replaceChildren(); darken(null); show("");
+}
+function choose(chosen) {
+  clear();
+  file = chosen || null;
+  if (!file) return;
+  at("invite").textContent = "";
+  at("stage").className = "shown";
+  at("shown").onerror = () => { at("stage").className = ""; at("invite").textContent = file.name; };
+  at("shown").src = URL.createObjectURL(file);
+}
+async function post(path, query) {
+  if (!file) throw new Error("choose an image first");
+  const answer = await fetch(path + "?" + new URLSearchParams(query), { method: "POST", body: file });
+  const found = await answer.json();
+  if (!answer.ok) throw new Error(found.error);
+  return found;
+}
+function row(colour, words) {
+  const line = at("found").insertRow();
+  words.forEach((word, n) => {
+    const cell = line.insertCell();
+    if (n === 0 && colour) {
+      const swatch = document.createElement("span");
+      swatch.className = "swatch"; swatch.style.background = colour; cell.append(swatch);
+    }
+    cell.append(word);
+  });
+}
+function draw(found) {
+  const svg = at("boxes"), kinds = [];
+  svg.setAttribute("viewBox", `0 0 ${found.width} ${found.height}`);
+  for (const region of found.regions || []) {
+    const kind = region.span ? region.span.join() : region.label;
+    if (!kinds.includes(kind)) kinds.push(kind);
+    const colour = COLOURS[kinds.indexOf(kind) % COLOURS.length], [x0, y0, x1, y1] = region.box;
+    const box = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    Object.entries({ x: x0, y: y0, width: x1 - x0, height: y1 - y0, stroke: colour })
+      .forEach(([key, value]) => box.setAttribute(key, value));
+    svg.append(box);
+    row(colour, [region.label, region.score.toFixed(2), region.box.join(", ")]);
+  }
+  for (const one of found.texts || []) row("", [one.text, one.score.toFixed(3)]);
+  for (const one of found.matches || []) row("", [one.text,
+    one.probability === null ? "" : "fits " + one.probability.toFixed(3),
+    one.similarity === null ? "" : "similarity " + one.similarity.toFixed(3)]);
+  if (!at("found").rows.length) row("", ["nothing found"]);
+}
+function darken(word) {
+  const canvas = at("heat"), pen = canvas.getContext("2d");
+  if (!word) { canvas.width = canvas.width; return; }
+  canvas.width = word.columns; canvas.height = word.rows;
+  const light = Uint8Array.from(atob(word.light), (c) => c.charCodeAt(0));
+  const image = pen.createImageData(word.columns, word.rows);
+  light.forEach((value, n) => image.data.set(Array(3).fill(50 + 205 * value / 255).concat(255), 4 * n));
+  pen.putImageData(image, 0, 0);
+}
+function busy(on) {
+  at("ask").disabled = at("look").disabled = on;
+  document.body.dataset.state = on ? "busy" : "idle";
+}
+async function guarded(work) {
+  clear(); busy(true);
+  try { await work(); } catch (error) { show(error.message); }
+  busy(false);
+}
+at("drop").addEventListener("click", () => at("file").click());
+at("drop").addEventListener("keydown", (e) => { if (e.key === "Enter" || e.key === " ") at("file").click(); });
+at("file").addEventListener("change", () => choose(at("file").files[0]));
+at("drop").addEventListener("dragover", (e) => { e.preventDefault(); at("drop").className = "over"; });
+at("drop").addEventListener("dragleave", () => { at("drop").className = ""; });
+at("drop").addEventListener("drop", (e) => {
+  e.preventDefault(); at("drop").className = ""; choose(e.dataTransfer.files[0]);
+});
+at("verb").addEventListener("change", () => {
+  const verb = at("verb").value;
+  at("hint").textContent = HINTS[verb];
+  at("least").hidden = !["detect", "ground"].includes(verb);
+  at("text").hidden = at("look").hidden = verb === "caption";
+});
+at("threshold").addEventListener("input", () => { at("level").value = (+at("threshold").value).toFixed(2); });
+at("form").addEventListener("submit", (e) => {
+  e.preventDefault();
+  const verb = at("verb").value, threshold = at("least").hidden ? "0" : at("threshold").value;
+  guarded(async () => draw(await post("/ask", { verb, text: at("text").value, threshold })));
+});
+at("look").addEventListener("click", () => guarded(async () => {
+  const found = await post("/heat", { text: at("text").value.replace(/[\\[\\]]/g, "") });
+  for (const word of found.words) {
+    const button = document.createElement("button");
+    button.textContent = word.word;
+    button.addEventListener("click", () => {
+      for (const other of at("words").children) other.className = other === button ? "on" : "";
+      darken(word);
+    });
+    at("words").append(button);
+  }
+  if (at("words").firstChild) at("words").firstChild.click();
+}));
+fetch("/about").then((answer) => answer.json()).then((about) => {
+  at("name").textContent = about.name;
+  for (const verb of about.verbs) at("verb").add(new Option(verb, verb));
+  at("text").placeholder = about.categories.slice(0, 6).join(", ");
+  at("verb").dispatchEvent(new Event("change"));
+  document.body.dataset.state = "idle";
+});
+</script>
+</body>
+</html>
+"""
