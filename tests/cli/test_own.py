@@ -21,6 +21,7 @@ from tiny_exports import coarse_export
 
 REPO = Path(__file__).resolve().parents[2]
 GIB = 2**30
+SIDES = {"short_sides": [64], "test_side": 64, "max_side": 64}
 
 
 def write_set(folder: Path, count: int, side: int = 64, texts: int = 0) -> Path:
@@ -47,7 +48,7 @@ def write_set(folder: Path, count: int, side: int = 64, texts: int = 0) -> Path:
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a small detector, with an export."""
     folder = tmp_path_factory.mktemp("model")
-    return write_detector(folder, ["big tiny"], 300, max_text=32).parent
+    return write_detector(folder, ["big tiny"], 300, max_text=32, regions=SIDES).parent
 
 
 @pytest.fixture(autouse=True)

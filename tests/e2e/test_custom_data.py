@@ -97,7 +97,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         for number, sample in enumerate(samples):
             (folder / name / images / f"{number}.png").write_bytes(sample.images[0][1])
         write(folder / name, records)
-    start = write_detector(folder / "start", ["circle square triangle star cross"], 300, max_text=32)
+    sides = {"short_sides": [64], "test_side": 64, "max_side": 64}
+    texts = ["circle square triangle star cross"]
+    start = write_detector(folder / "start", texts, 300, max_text=32, regions=sides)
     variables = environment(folder) | {"MODEL": str(start.parent)}  # a run directory
     said = {}
     for command in (line for page in PAGES for line in commands(page)):

@@ -170,9 +170,10 @@ def detector(
 
 def _region_sizes(settings: Settings, own: SetSizes, model: ExportConfig, machine: Machine) -> None:
     """Choose the sizes of images: so large that the smallest class fills the smallest anchor, but never larger than
-    the images are, or than the model was trained with."""
+    the images are, or, up to twice as large, than the model was trained with."""
     anchors = model.detector.get("anchor_sizes") or settings.chosen.get("detector.anchor_sizes") or [64]
     trained, most = model.image_size if model.stage == "fine" else 64, 800 if machine.card else 288
+    trained = min(trained, 2 * own.side)
     wanted = max(anchors[0] / own.object_share, trained)
     side = rounded(min(wanted, most, max(own.side, trained)))
     seen = side * own.object_share
