@@ -149,7 +149,6 @@ def detector(
     """Settings of `own_detector`. `fit_all`: whether all class names fit in one caption."""
     channels = model.model.image.embed_dim
     narrow = channels < NARROW
-    settings.choose("max_text", model.max_text)
     if model.stage == "coarse" and narrow:
         for key, value in SMALL_HEAD.items():
             settings.choose(key, value)
@@ -172,10 +171,10 @@ def _region_sizes(settings: Settings, own: SetSizes, model: ExportConfig, machin
     """Choose the sizes of images: so large that the smallest class fills the smallest anchor, but never larger than
     the images are, or, up to twice as large, than the model was trained with."""
     anchors = model.detector.get("anchor_sizes") or settings.chosen.get("detector.anchor_sizes") or [64]
-    trained, most = model.image_size if model.stage == "fine" else 64, 800 if machine.card else 288
+    trained, most = model.image_size if model.stage == "fine" else 64, 800 if machine.card else 352
     trained = min(trained, 2 * own.side)
     wanted = max(anchors[0] / own.object_share, trained)
-    side = rounded(min(wanted, most, max(own.side, trained)))
+    side = rounded(min(wanted + 15, most, max(own.side, trained)))
     seen = side * own.object_share
     why = f"the smallest class, {own.smallest}, is then about {seen:.0f} px large (smallest anchor: {anchors[0]:g})"
     if not machine.card and wanted > side + 16 and side == most:
