@@ -115,7 +115,7 @@ def test_what_the_user_gives_wins_and_the_rest_follows_from_it(
     out = tree(overrides)
     assert out["train"]["global_batch"] == out["train"]["micro_batch"] == 3
     assert out["train"]["steps"] == 50
-    assert out["eval"]["every"] == 5
+    assert out["eval"]["every"] == 25
     assert max(out["regions"]["short_sides"]) == out["regions"]["test_side"] == 96
     assert out["data"]["train"] == [{"path": "S", "field": "boxes", "weight": 1.0}]
     assert out["output"] == "here"

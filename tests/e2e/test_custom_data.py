@@ -142,7 +142,8 @@ def test_a_fifth_is_kept_back_and_a_run_says_what_it_has_brought(finished: tuple
     assert start["ap"] < 0.05  # a model that has learned nothing
     assert f"ap on shards/coco/val: {end['eval']['ap']:.3f}, before training {start['ap']:.3f}" in text
     assert "next: fiber detect --model runs/own_detector" in text
-    figures = json.loads(of(said, "fiber eval runs/own_detector").strip().splitlines()[-1])
+    evaluated = of(said, "fiber eval runs/own_detector").splitlines()
+    figures = json.loads(next(line for line in evaluated if line.startswith('{"step"')))
     assert figures["ap50"] == pytest.approx(end["eval"]["ap50"])
 
 
