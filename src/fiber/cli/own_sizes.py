@@ -108,8 +108,9 @@ def size_of_batch(settings: Settings, wanted: int, images: int, fits: int, machi
 def length(settings: Settings, samples: float, batch: int, reason: str, val: bool, figure: str) -> int:
     """Choose the number of steps, and what goes with it: evaluations, log, averaging, the figure that chooses."""
     steps = settings.choose("train.steps", max(math.ceil(samples / batch), 100), reason)
-    every = max(steps // 10, min(steps, 25))
-    every = settings.choose("eval.every", every, f"evaluations: {steps // every}, and one before the first step")
+    every = max(steps // 10, min(steps, 25)) if settings.value("eval.data", ()) else 0
+    reason = f"evaluations: {steps // every}, and one before the first step" if every else ""
+    every = settings.choose("eval.every", every, reason)
     settings.choose("train.save_every", every or steps)
     settings.choose("train.log_every", min(max(steps // 50, 1), 20))
     ema = 0.999 if steps >= 5000 else 0.99 if steps >= 500 else 0.0
