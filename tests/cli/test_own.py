@@ -21,6 +21,7 @@ from tiny_exports import coarse_export
 
 REPO = Path(__file__).resolve().parents[2]
 GIB = 2**30
+SIDES = {"short_sides": [64], "test_side": 64, "max_side": 64}
 
 
 def write_set(folder: Path, count: int, side: int = 64, texts: int = 0) -> Path:
@@ -47,7 +48,7 @@ def write_set(folder: Path, count: int, side: int = 64, texts: int = 0) -> Path:
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run directory of a small detector, with an export."""
     folder = tmp_path_factory.mktemp("model")
-    return write_detector(folder, ["big tiny"], 300, max_text=32).parent
+    return write_detector(folder, ["big tiny"], 300, max_text=32, regions=SIDES).parent
 
 
 @pytest.fixture(autouse=True)
@@ -114,34 +115,34 @@ def test_what_the_user_gives_wins_and_the_rest_follows_from_it(
     out = tree(overrides)
     assert out["train"]["global_batch"] == out["train"]["micro_batch"] == 3
     assert out["train"]["steps"] == 50
-    assert out["eval"]["every"] == 5
+    assert out["eval"]["every"] == 25
     assert max(out["regions"]["short_sides"]) == out["regions"]["test_side"] == 96
     assert out["data"]["train"] == [{"path": "S", "field": "boxes", "weight": 1.0}]
     assert out["output"] == "here"
     assert not any("test_side=" in line or "micro_batch=" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("memory", "micro", "again"), [(9000, 8, False), (1350, 2, False), (1090, 4, True), (50, 1, True)]
+)
 def test_little_memory_means_smaller_passes_then_recomputation(
-    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    memory: int, micro: int, again: bool, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A model of 1,000 bytes, 100 of an image, 20 with recomputation."""
+    on(monkeypatch, Machine(1, memory))
+    needs = lambda config, *_: (1000, 20 if config.model.checkpointing else 100)  # noqa: E731
+    monkeypatch.setattr(own, "detector_bytes", needs)
     write_set(tmp_path / "S", 200)
-    found = {}
-    for memory in (8 * GIB, 8 * GIB // 200, 12 * 2**20):
-        on(monkeypatch, Machine(1, memory))
-        overrides, _ = own.expand("own_detector", ["data=S", f"init_from={detector}"])
-        out = tree(overrides)
-        found[memory] = out["train"]["micro_batch"], "checkpointing" in out.get("model", {})
-        assert out["train"]["micro_batch"] * out["train"]["accumulation"] == 8
-    plenty, less, least = found.values()
-    assert plenty == (8, False)
-    assert 1 <= less[0] < 8
-    assert least == (1, True)
+    out = tree(own.expand("own_detector", ["data=S", f"init_from={detector}"])[0])
+    assert (out["train"]["micro_batch"], out["train"]["accumulation"]) == (micro, 8 // micro)
+    assert out.get("model", {}).get("checkpointing", False) == again
 
 
 def test_a_run_of_other_settings_gets_a_number_and_the_same_goes_on(
     detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on(monkeypatch, Machine(1, 8 * GIB))
+    monkeypatch.setattr(own, "detector_bytes", lambda *_: (1000, 100))
     write_set(tmp_path / "S", 9)
     words = ["data=S", f"init_from={detector}"]
 
@@ -218,6 +219,7 @@ def test_the_page_on_numbers_of_images_has_the_rules(
 ) -> None:
     """The table of docs/custom_data/how_much.md, without making 50,000 images."""
     on(monkeypatch, Machine(1, 8 * GIB))
+    monkeypatch.setattr(own, "detector_bytes", lambda *_: (1000, 100))
     write_set(tmp_path / "S", 5)
     small = SetSizes.of("S", "boxes")
     rows = 0

@@ -97,7 +97,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
         for number, sample in enumerate(samples):
             (folder / name / images / f"{number}.png").write_bytes(sample.images[0][1])
         write(folder / name, records)
-    start = write_detector(folder / "start", ["circle square triangle star cross"], 300, max_text=32)
+    sides = {"short_sides": [64], "test_side": 64, "max_side": 64}
+    texts = ["circle square triangle star cross"]
+    start = write_detector(folder / "start", texts, 300, max_text=32, regions=sides)
     variables = environment(folder) | {"MODEL": str(start.parent)}  # a run directory
     said = {}
     for command in (line for page in PAGES for line in commands(page)):
@@ -140,7 +142,8 @@ def test_a_fifth_is_kept_back_and_a_run_says_what_it_has_brought(finished: tuple
     assert start["ap"] < 0.05  # a model that has learned nothing
     assert f"ap on shards/coco/val: {end['eval']['ap']:.3f}, before training {start['ap']:.3f}" in text
     assert "next: fiber detect --model runs/own_detector" in text
-    figures = json.loads(of(said, "fiber eval runs/own_detector").strip().splitlines()[-1])
+    evaluated = of(said, "fiber eval runs/own_detector").splitlines()
+    figures = json.loads(next(line for line in evaluated if line.startswith('{"step"')))
     assert figures["ap50"] == pytest.approx(end["eval"]["ap50"])
 
 

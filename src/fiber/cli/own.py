@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fiber.cli.own_facts import Machine, SetSizes, captions_of, split_sets, start_model
-from fiber.cli.own_sizes import SMALL_TOWERS, Settings, detector, image_task
+from fiber.cli.own_sizes import NARROW, SMALL_TOWERS, Settings, detector, image_task
 from fiber.config.loading import apply_override, load_config, read_tree
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
@@ -128,7 +128,8 @@ def _config(kind: type[T], settings: Settings, users: Sequence[str]) -> T:
 def _detector(
     settings: Settings, own: SetSizes, val: bool, machine: Machine, model: ExportConfig, users: Sequence[str]
 ) -> None:
-    limit = settings.given.get("max_text", model.max_text)
+    narrow = model.model.image.embed_dim < NARROW
+    limit = settings.choose("max_text", model.max_text if model.stage == "fine" else 64 if narrow else 256)
     tokenizer = load_tokenizer(export_folder(settings.given["init_from"]))
     fit_all = len(PromptBuilder(tokenizer, limit).chunks(own.classes)) == 1
 
@@ -178,7 +179,7 @@ def _own_tokenizer(settings: Settings, path: str, folder: str) -> None:
     if "model.init" not in settings.chosen or settings.given.get("tokenizer"):
         return
     target = Path(folder) / "tokenizer"
-    if not (target / "tokenizer.json").is_file():
+    if not (Path(folder) / "config.yaml").is_file():  # else the run has begun with it
         train_bpe(captions_of(path), 8_000, target)
     settings.choose("tokenizer", str(target), "a vocabulary learned from the captions")
 

@@ -108,7 +108,9 @@ def size_of_batch(settings: Settings, wanted: int, images: int, fits: int, machi
 def length(settings: Settings, samples: float, batch: int, reason: str, val: bool, figure: str) -> int:
     """Choose the number of steps, and what goes with it: evaluations, log, averaging, the figure that chooses."""
     steps = settings.choose("train.steps", max(math.ceil(samples / batch), 100), reason)
-    every = settings.choose("eval.every", max(steps // 10, 1), "ten evaluations")
+    every = max(steps // 10, min(steps, 25)) if settings.value("eval.data", ()) else 0
+    reason = f"evaluations: {steps // every}, and one before the first step" if every else ""
+    every = settings.choose("eval.every", every, reason)
     settings.choose("train.save_every", every or steps)
     settings.choose("train.log_every", min(max(steps // 50, 1), 20))
     ema = 0.999 if steps >= 5000 else 0.99 if steps >= 500 else 0.0
@@ -149,7 +151,6 @@ def detector(
     """Settings of `own_detector`. `fit_all`: whether all class names fit in one caption."""
     channels = model.model.image.embed_dim
     narrow = channels < NARROW
-    settings.choose("max_text", model.max_text)
     if model.stage == "coarse" and narrow:
         for key, value in SMALL_HEAD.items():
             settings.choose(key, value)
@@ -170,11 +171,12 @@ def detector(
 
 def _region_sizes(settings: Settings, own: SetSizes, model: ExportConfig, machine: Machine) -> None:
     """Choose the sizes of images: so large that the smallest class fills the smallest anchor, but never larger than
-    the images are, or than the model was trained with."""
+    the images are, or, up to twice as large, than the model was trained with."""
     anchors = model.detector.get("anchor_sizes") or settings.chosen.get("detector.anchor_sizes") or [64]
-    trained, most = model.image_size if model.stage == "fine" else 64, 800 if machine.card else 288
+    trained, most = model.image_size if model.stage == "fine" else 64, 800 if machine.card else 352
+    trained = min(trained, 2 * own.side)
     wanted = max(anchors[0] / own.object_share, trained)
-    side = rounded(min(wanted, most, max(own.side, trained)))
+    side = rounded(min(wanted + 15, most, max(own.side, trained)))
     seen = side * own.object_share
     why = f"the smallest class, {own.smallest}, is then about {seen:.0f} px large (smallest anchor: {anchors[0]:g})"
     if not machine.card and wanted > side + 16 and side == most:
