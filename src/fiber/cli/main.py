@@ -33,6 +33,7 @@ VERBS = (
     ),
     Verb("ground", "a trained model on your own images", "a region for each phrase of a sentence"),
     Verb("refer", "a trained model on your own images", "the one region that an expression means"),
+    Verb("report", "training and evaluation", "a page of a run: figures, curves, its worst images"),
     Verb("detect", "a trained model on your own images", "objects of the named classes"),
 )
 

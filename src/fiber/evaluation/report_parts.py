@@ -36,7 +36,7 @@ class Part:
 
     title: str
     error: str  # what the error of an item counts
-    items: Iterable[Item] = ()
+    items: list[Item] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     charts: list[dict[str, Any]] = field(default_factory=list)
     matrix: dict[str, Any] | None = None
@@ -64,3 +64,11 @@ def histogram(title: str, x: str, values: Iterable[float], edges: Sequence[float
     for value in values:
         bars[sum(value >= edge for edge in edges)] += 1
     return {"title": title, "x": x, "bars": [list(bar) for bar in zip(names, bars, strict=True)]}
+
+
+def mistakes(items: Iterable[Item]) -> Counter[str]:
+    """How often each mistake is made in a set."""
+    total: Counter[str] = Counter()
+    for item in items:
+        total.update(item.tags)
+    return total

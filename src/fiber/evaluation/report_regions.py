@@ -1,7 +1,7 @@
 """The parts of a report at region level: detection, phrases, referring expressions."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ def boxes_part(shards: ShardSet, path: Path) -> Part:
     threshold = calibrated[0] if calibrated else 0.0
     counts: dict[str, Counter] = defaultdict(Counter)
     pairs: Counter[tuple[str, str]] = Counter()
-    part.items = []
+
     for number, record, (found, scores, own) in zip(
         numbers, records, images_of(truth, read_predictions(path)), strict=True
     ):
         kept = int((scores >= threshold).sum())
         found = ImageObjects(found.boxes[:kept], found.classes[:kept])
-        part.items.append(_detected(number, record, found, scores, own, names, counts, pairs))
+        part.items.append(_detected(number, record, found, scores[:kept], own, names, counts, pairs))
     ids = [names[category] for category in sorted_ids(truth, "categories")]
     part.tables = [_ap_by_class(scorer, ids, counts), _ap_by_size(scorer)]
     part.charts = [_precision_recall(scorer, ids)]
@@ -79,7 +79,7 @@ def _detected(
         if state in ("missed", "low"):
             pairs[names[category], MISSED] += 1
     for box, category, state, partner, score in zip(
-        found.boxes.tolist(), found.classes, matches.found, matches.partner, scores.tolist(), strict=False
+        found.boxes.tolist(), found.classes, matches.found, matches.partner, scores.tolist(), strict=True
     ):
         boxes.append((box, "found", state, names[category], score))
         counts[names[category]]["false"] += state == "false"
@@ -91,7 +91,7 @@ def _detected(
     tags["missed"] = matches.true.count("missed")
     classes = sorted({entry[3] for entry in boxes})
     size = (record["width"], record["height"])
-    return Item(number, matches.mistakes, +tags, classes, (), boxes, size, max(scores.tolist(), default=-1.0))
+    return Item(number, matches.mistakes, +tags, classes, (), boxes, size, scores.max(initial=-1.0).item())
 
 
 def _ap_by_class(scorer: COCOeval, names: list[str], counts: Mapping[str, Counter]) -> dict[str, Any]:
@@ -214,8 +214,3 @@ def region_part(shards: ShardSet, field: str, folder: Path) -> Part:
     """The part of a set and field from the rows in `folder`."""
     build = {"boxes": boxes_part, "captions": phrases_part, "expressions": expressions_part}[field]
     return build(shards, folder / f"{shards.name}_{field}.jsonl")
-
-
-def mistakes(items: Iterator[Item]) -> Counter[str]:
-    """How often each mistake is made in a set."""
-    return sum((Counter(item.tags) for item in items), Counter())
