@@ -15,7 +15,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUN/report)")
-    parser.add_argument("--images", type=int, default=1000, help="images shown at most, the worst ones (default 1000)")
+    parser.add_argument("--images", type=int, default=1000, help="most images shown, the worst ones (default 1000)")
 
 
 def run(arguments: argparse.Namespace) -> int:

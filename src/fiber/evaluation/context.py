@@ -5,8 +5,8 @@ figures depend neither on the number of ranks nor on the batch size, and memory 
 has what can be had without looking next to it (`majority_accuracy`, `chance_t2i_r1`, `class_agnostic_r1`).
 
 RUN/predictions/ (a folder per set where there are several) then holds the rows and the server's files, and
-`evaluated.json`: the step, and of each set its name, field, path, folder and figures. RUN/figures/ holds a few images of
-each set with their words, which also lie in a JSON file of the same name.
+`evaluated.json`: the step, and of each set its name, field, path, folder and figures. RUN/figures/ holds a few images
+of each set with their words, which also lie in a JSON file of the same name.
 """
 
 import json

@@ -66,8 +66,8 @@ def score_boxes(records: Iterator[Record], categories: list[dict[str, Any]], pat
 def images_of(
     truth: Mapping[str, Any], predictions: Iterator[Row]
 ) -> Iterator[tuple[ImageObjects, np.ndarray, ImageObjects]]:
-    """Per image of `truth` (a COCO annotation dict), in its order: the detections, best first and one per place, their
-    scores (D,), and the objects. Classes of which it is not known whether the image shows them are left out.
+    """Per image of `truth` (a COCO annotation dict), in its order: the detections, best first and one per place,
+    their scores (D,), and the objects. Classes of which it is not known whether the image shows them are left out.
     predictions: merged rows, an image's together and best first.
     """
     objects: dict[Any, list[Row]] = {image["id"]: [] for image in truth["images"]}

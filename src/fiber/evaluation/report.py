@@ -42,7 +42,18 @@ BASELINES = {
     "reranked_i2t_r1": "i2t_r1",
     "itm_loss": "itm_prior",
 }
-HEADLINE = ("ap", "ap50", "ap75", "lvis_ap", "fixed_ap", "referring_p1", "i2t_r1", "r_mean", "zero_shot_top1", "detect_f1")
+HEADLINE = (
+    "ap",
+    "ap50",
+    "ap75",
+    "lvis_ap",
+    "fixed_ap",
+    "referring_p1",
+    "i2t_r1",
+    "r_mean",
+    "zero_shot_top1",
+    "detect_f1",
+)
 
 
 class ReportError(KnownError, ValueError):
@@ -50,15 +61,17 @@ class ReportError(KnownError, ValueError):
 
 
 def report_of_run(run: str | Path) -> None:
-    """Make RUN/report at the end of a run, on rank 0; the other ranks go on. What goes wrong is one line on stderr: no
-    run is lost for its report."""
+    """Make RUN/report at the end of a run, on rank 0; the other ranks go on. What goes wrong is one line on stderr:
+    no run is lost for its report."""
     if not distributed.is_main():
         return
     try:
         page = make_report(run)
         print(f"report: {page}", file=sys.stderr)
     except Exception as error:  # whatever it is: the run itself is finished, and whole
-        print(f"no report was made ({type(error).__name__}: {error}); `fiber report {run}` tries again", file=sys.stderr)
+        print(
+            f"no report was made ({type(error).__name__}: {error}); `fiber report {run}` tries again", file=sys.stderr
+        )
 
 
 def make_report(run: str | Path, out: str | Path | None = None, images: int = IMAGES) -> Path:
@@ -133,7 +146,7 @@ def _warning(summary: dict[str, Any], evaluated: dict[str, Any]) -> str:
     """Where the figures and the images are not of the same weights."""
     best = (summary.get("best") or {}).get("step")
     if not evaluated:
-        return "This run has no predictions: it evaluates nothing, or was made by an older version (evaluate it again)."
+        return "This run has no predictions: it evaluates nothing, or an older version did it (evaluate it again)."
     if best is not None and best != evaluated.get("step"):
         return (
             f"The headline is that of step {best}, the best one; images and tables below are of step "

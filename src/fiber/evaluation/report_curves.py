@@ -23,8 +23,8 @@ MOST_SERIES = 24
 
 
 def curves(path: Path) -> list[dict[str, Any]]:
-    """Charts {"title", "x", "y", "series": [{"name", "points": [[step, value], ...]}]}; -1 (no figure) and what is not
-    finite are left out, long curves are thinned."""
+    """Charts {"title", "x", "y", "series": [{"name", "points": [[step, value], ...]}]}; long curves are thinned. Left
+    out are -1 (no figure), what is not finite, and what was recorded once."""
     found: dict[str, list[list[float]]] = defaultdict(list)
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
@@ -37,7 +37,7 @@ def curves(path: Path) -> list[dict[str, Any]]:
                 found[name].append([row["step"], float(f"{value:.5g}")])
     charts = []
     for title, beginnings in CHARTS:
-        names = [name for name in found if name.startswith(beginnings)][:MOST_SERIES]
+        names = [name for name in found if name.startswith(beginnings) and len(found[name]) > 1][:MOST_SERIES]
         series = [{"name": name.partition("/")[2] or name, "points": thin(found[name])} for name in names]
         if series:
             charts.append({"title": title, "x": "step", "y": "", "series": series})

@@ -14,10 +14,10 @@ MOST_CLASSES = 25  # rows of a confusion matrix
 
 @dataclass
 class Item:
-    """One tile of the gallery. `sample`: its number in the set. `error`: the greater, the worse. `tags`: what is wrong
-    with it and how often. `classes`: what the class filter knows it by. `lines`: words below the image, each with
-    whether it is right (None: neither). `boxes`: [x0, y0, x1, y1] in px of the stored image, "found" or "true", what
-    became of it, its label, its score (-1: none)."""
+    """One tile of the gallery. `sample`: its number in the set. `error`: the greater, the worse. `tags`: what is
+    wrong with it and how often. `classes`: what the class filter knows it by. `lines`: words below the image, each
+    with whether it is right (None: neither). `boxes`: [x0, y0, x1, y1] in px of the stored image, whose (width,
+    height) is `size`; "found" or "true"; what became of it; its label; its score (-1: none)."""
 
     sample: int
     error: float
@@ -51,7 +51,7 @@ def confusion_matrix(pairs: Mapping[tuple[str, str], int], last: tuple[str, str]
         for name in {truth, predicted} - set(last or ()):
             weight[name] += count * (1 if truth == predicted else 1000)
     names = sorted(name for name, _ in weight.most_common(MOST_CLASSES))
-    rows, columns = names + [last[0]] * bool(last) if last else names, names + [last[1]] if last else names
+    rows, columns = ([*names, last[0]], [*names, last[1]]) if last else (names, names)
     cells = [[pairs.get((truth, predicted), 0) for predicted in columns] for truth in rows]
     shown = f"{len(names)} of {len(weight)} classes, those confused most" if len(names) < len(weight) else ""
     return {"rows": rows, "columns": columns, "cells": cells, "note": shown}

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fiber.evaluation.region_scores import expression_id, images_of
 from fiber.evaluation.report_parts import Item, Part, confusion_matrix
 from fiber.fine.postprocess import DETECTION
 
+SIZES = ("small (below 32 x 32 px)", "medium", "large (from 96 x 96 px)")
 NOTHING, MISSED = "(nothing there)", "(missed)"
 
 
@@ -81,7 +83,8 @@ def _detected(
     for box, category, state, partner, score in zip(
         found.boxes.tolist(), found.classes, matches.found, matches.partner, scores.tolist(), strict=True
     ):
-        boxes.append((box, "found", state, names[category], score))
+        label = names[category] + (f", is {names[own.classes[partner]]}" if state == "confused" else "")
+        boxes.append((box, "found", state, label, score))
         counts[names[category]]["false"] += state == "false"
         if state in ("hit", "confused"):
             pairs[names[own.classes[partner]], names[category]] += 1
@@ -89,7 +92,7 @@ def _detected(
             pairs[NOTHING, names[category]] += 1
     tags = Counter(state for state in matches.found if state in MISTAKES)
     tags["missed"] = matches.true.count("missed")
-    classes = sorted({entry[3] for entry in boxes})
+    classes = sorted({names[category] for category in [*found.classes, *own.classes]})
     size = (record["width"], record["height"])
     return Item(number, matches.mistakes, +tags, classes, (), boxes, size, scores.max(initial=-1.0).item())
 
@@ -108,7 +111,7 @@ def _ap_by_class(scorer: COCOeval, names: list[str], counts: Mapping[str, Counte
 
 def _ap_by_size(scorer: COCOeval) -> dict[str, Any]:
     rows = []
-    for area, name in enumerate(("all", "small (below 32 x 32 px)", "medium", "large (from 96 x 96 px)")):
+    for area, name in enumerate(("all", *SIZES)):
         precision, recall = scorer.eval["precision"][:, :, :, area, 2], scorer.eval["recall"][:, :, area, 2]
         if (precision > -1).any():
             ap, ap50 = (float(x[x > -1].mean()) for x in (precision, precision[0]))
@@ -131,6 +134,17 @@ def _precision_recall(scorer: COCOeval, names: list[str]) -> dict[str, Any]:
     return {"title": title, "x": "recall", "y": "precision", "series": series, "choice": choice, "range": [0, 1]}
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A phrase of a text that was asked of an image: its true boxes (G,4), the found ones, best first, its types."""
+
+    text: str
+    words: str
+    true: np.ndarray
+    found: list[list[float]]
+    types: tuple[str, ...] = ()
+
+
 def phrases_part(shards: ShardSet, path: Path) -> Part:
     """Phrases of captions: the best box of each."""
     numbers = {shards.record(i)["image_id"]: i for i, count in enumerate(shards.counts("captions")) if count}
@@ -142,7 +156,7 @@ def phrases_part(shards: ShardSet, path: Path) -> Part:
         for phrase in grounding.phrases_of(record):
             caption = record["captions"][phrase.caption]
             words = " ".join(caption["text"][a:b] for a, b in caption["phrases"][phrase.phrase]["span"])
-            asked.append((f"{words}  [{caption['text']}]", words, phrase.boxes, best.get(phrase.key, []), phrase.types))
+            asked.append(Asked(caption["text"], words, phrase.boxes, best.get(phrase.key, []), phrase.types))
             phrases.append(phrase)
         if asked:
             items.append(_asked(number, record, asked))
@@ -167,7 +181,7 @@ def expressions_part(shards: ShardSet, path: Path) -> Part:
         asked = []
         for n, entry in enumerate(record["expressions"]):
             true = np.array([record["boxes"][entry["box"]]["box"]], dtype=np.float64)
-            asked.append((entry["text"], entry["text"], true, best.get(expression_id(record, n), []), ()))
+            asked.append(Asked(entry["text"], entry["text"], true, best.get(expression_id(record, n), [])))
             chance.append(1 / len(record["boxes"]))
         items.append(_asked(number, record, asked))
     part.items, part.tables = items, [_by_size(items)]
@@ -176,31 +190,35 @@ def expressions_part(shards: ShardSet, path: Path) -> Part:
     return part
 
 
-def _asked(number: int, record: Record, asked: list[tuple]) -> Item:
-    """An image and what was asked of it: words, label, true boxes (G,4), found boxes (best first), types."""
+def _asked(number: int, record: Record, asked: list[Asked]) -> Item:
+    """An image and what was asked of it; below it each text and the phrases of it that were not found."""
     tags: Counter[str] = Counter()
-    lines, boxes = [], []
+    lines: list[tuple[str, bool | None]] = []
+    boxes: list[tuple[list[float], str, str, str, float]] = []
     every = np.array([box["box"] for box in record["boxes"]], dtype=np.float64).reshape(-1, 4)
-    for words, label, true, found, _ in asked:
-        state = "missed"
-        if found:
-            one = np.array(found[:1], dtype=np.float64)
-            overlap = grounding.iou(one, true).max()
-            elsewhere = grounding.iou(one, every).max(initial=0.0)
-            state = "hit" if overlap >= grounding.HIT else "confused" if elsewhere >= grounding.HIT else "false"
-            state = "low" if state == "false" and overlap >= NEAR else state
-            words = f"{words}  IoU {overlap:.2f}"
-            boxes.append((found[0], "found", state, label, -1.0))
-        boxes += [(box, "true", "hit" if state == "hit" else "missed", label, -1.0) for box in true.tolist()]
-        lines.append((f"{state}: {words}", state == "hit"))
+    for one in asked:
+        state, overlap = "missed", 0.0
+        if one.found:
+            best = np.array(one.found[:1], dtype=np.float64)
+            overlap = float(grounding.iou(best, one.true).max())
+            elsewhere = grounding.iou(best, every).max(initial=0.0) >= grounding.HIT
+            near = "low" if overlap >= NEAR else "false"
+            state = "hit" if overlap >= grounding.HIT else "confused" if elsewhere else near
+            boxes.append((one.found[0], "found", state, one.words, -1.0))
+        boxes += [(box, "true", "hit" if state == "hit" else "missed", one.words, -1.0) for box in one.true.tolist()]
+        if (one.text, None) not in lines and one.text != one.words:
+            lines.append((one.text, None))
+        if state != "hit" or one.text == one.words:
+            lines.append((f"{state}: {one.words} (IoU {overlap:.2f})", state == "hit"))
         tags[state] += state != "hit"
-    kinds = sorted({kind for *_, types in asked for kind in types})
-    return Item(number, tags.total(), +tags, kinds, lines, boxes, (record["width"], record["height"]))
+    kinds = sorted({kind for one in asked for kind in one.types})
+    unique = list({(tuple(box), *rest): (box, *rest) for box, *rest in boxes}.values())
+    return Item(number, tags.total(), +tags, kinds, lines, unique, (record["width"], record["height"]))
 
 
 def _by_size(items: list[Item]) -> dict[str, Any]:
-    """Share of phrases that are found, by the area of their largest true box in the image."""
-    found: dict[str, list[bool]] = {name: [] for name in ("small (below 32 x 32 px)", "medium", "large (from 96 x 96 px)")}
+    """Share of phrases that are found, by the area of each of their true boxes."""
+    found: dict[str, list[bool]] = {name: [] for name in SIZES}
     for item in items:
         for box, kind, state, *_ in item.boxes:
             if kind == "true":

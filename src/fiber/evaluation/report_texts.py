@@ -11,10 +11,10 @@ import numpy as np
 from fiber.data.shards import ShardSet
 from fiber.evaluation.metrics.caption_scores import cider_d, tokenize
 from fiber.evaluation.metrics.vqa_accuracy import question_accuracy
-from fiber.evaluation.predictions import Row, read_predictions
+from fiber.evaluation.predictions import read_predictions
 from fiber.evaluation.report_parts import Item, Part, confusion_matrix, histogram
 
-RANKS = (1, 2, 5, 10, 50)
+RANKS = (1, 2, 5, 10, 50)  # edges of the histogram, 0 = best
 
 
 def annotations(shards: ShardSet, field: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -133,30 +133,31 @@ def captions_part(shards: ShardSet, field: str, folder: Path) -> Part:
 
 def retrieval_part(shards: ShardSet, field: str, folder: Path) -> Part:
     """Texts by image and images by text: the rank of what belongs together."""
-    by_image, by_text = (json.loads((folder / f"{name}.json").read_text()) for name in ("image_to_text", "text_to_image"))
+    names = ("image_to_text", "text_to_image")
+    by_image, by_text = (json.loads((folder / f"{name}.json").read_text()) for name in names)
     numbers = {shards.record(i)["image_id"]: i for i in np.flatnonzero(shards.counts(field)).tolist()}
     worst: dict[Any, tuple[int, str]] = defaultdict(lambda: (0, ""))
     for row in by_text:
         worst[row["image_id"]] = max(worst[row["image_id"]], (row["rank"], row["text"]))
-    part = Part("retrieval", "how many texts stand before the image's own, and images before it for its worst text")
+    part = Part("retrieval", "texts that stand before the image's own, plus images before it for its worst text")
     for row in by_image:
         rank, text = worst[row["image_id"]]
-        lines = [(f"its text stands at {row['rank'] + 1}, it stands at {rank + 1} for: {text}", rank + row["rank"] == 0)]
-        lines += [(f"{n}. {hit['text']} ({hit['score']:.2f})", hit["own"]) for n, hit in enumerate(row["texts"][:5], 1)]
-        tags = {"text not first": int(row["rank"] > 0), "image not first": int(rank > 0)}
-        tags = {name: 1 for name, there in tags.items() if there}
-        part.items.append(Item(numbers[row["image_id"]], float(rank + row["rank"]), tags, (), lines))
+        error = rank + row["rank"]
+        lines = [(f"its text stands at {row['rank'] + 1}, it stands at {rank + 1} for: {text}", error == 0)]
+        for n, hit in enumerate(row["texts"][:5], 1):
+            lines.append((f"{n}. {hit['text']} ({hit['score']:.2f})", hit["own"]))
+        wrong = {"text not first": row["rank"] > 0, "image not first": rank > 0}
+        tags = {name: 1 for name, there in wrong.items() if there}
+        part.items.append(Item(numbers[row["image_id"]], float(error), tags, (), lines))
     ranks = {"image to text": [r["rank"] for r in by_image], "text to image": [r["rank"] for r in by_text]}
-    rows = [[way, len(r), *(float(np.mean(np.array(r) < k)) for k in (1, 5, 10)), float(np.median(r)) + 1] for way, r in ranks.items()]
-    part.tables = [
-        {
-            "title": "Recall, as ranked last",
-            "columns": ["way", "queries", "R@1", "R@5", "R@10", "median rank"],
-            "rows": rows,
-        }
-    ]
-    names = ["1", "2", "3-5", "6-10", "11-50", "later"]
-    part.charts = [histogram(f"Rank, {way}", "rank", r, RANKS, names) for way, r in ranks.items()]
+    rows = []
+    for way, found in ranks.items():
+        recalls = [float(np.mean(np.array(found) < k)) for k in (1, 5, 10)]
+        rows.append([way, len(found), *recalls, float(np.median(found)) + 1])
+    columns = ["way", "queries", "R@1", "R@5", "R@10", "median rank"]
+    part.tables = [{"title": "Recall, as ranked last", "columns": columns, "rows": rows}]
+    bars = ["1", "2", "3-5", "6-10", "11-50", "later"]
+    part.charts = [histogram(f"Rank, {way}", "rank", found, RANKS, bars) for way, found in ranks.items()]
     return part
 
 

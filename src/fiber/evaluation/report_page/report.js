@@ -11,7 +11,7 @@ function make(space, name, attributes, children) {
     if (typeof value === "function") node.addEventListener(key, value);
     else if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value);
   }
-  node.append(...(children || []).flat().filter((child) => child !== null && child !== undefined).map((child) =>
+  node.append(...(children || []).flat(Infinity).filter((child) => child !== null && child !== undefined).map((child) =>
     child instanceof Node ? child : document.createTextNode(String(child))));
   return node;
 }
@@ -120,7 +120,7 @@ function matrix({ rows, columns, cells, note }) {
   });
   return html("div", {}, html("h3", {}, "Confusion: truth in rows, prediction in columns"),
     note ? html("div", { class: "quiet" }, note) : null,
-    html("div", { class: "scroll" }, html("table", { class: "matrix" },
+    html("div", { class: "scroll whole" }, html("table", { class: "matrix" },
       html("thead", {}, html("tr", {}, html("td"), columns.map((name) => html("th", { title: name }, short(name))))), html("tbody", {}, body))));
 }
 
@@ -161,7 +161,8 @@ function frame(path, item, state, first) {
     shown.map(([[x0, y0, x1, y1], kind, fate]) => svg("rect", { x: x0, y: y0, width: x1 - x0, height: y1 - y0, class: `${kind} ${fate}` }))));
   for (const [box, kind, fate, label, score] of shown) {
     if (kind === "true" && fate !== "missed") continue;
-    const words = fate === "missed" ? `missed: ${label}` : score < 0 ? label : `${label} ${score.toFixed(2)}`;
+    if (!state.large && (fate === "hit" || fate === "crowd")) continue; // small tiles name what is wrong, the large one all
+    const words = fate === "missed" ? `missed: ${label}` : score < 0 ? label : `${label}  ${score.toFixed(2)}`;
     const node_ = html("span", { class: `label ${kind} ${fate}` }, words);
     node_.box = box;
     node.append(node_);
@@ -170,6 +171,7 @@ function frame(path, item, state, first) {
 }
 
 function tile(item, state, large) {
+  state = { ...state, large };
   const images = item.images.length ? item.images : [""];
   const node = html("div", { class: large ? "large" : "tile" },
     html("div", { class: "images", click: large ? null : () => enlarge(item, state) }, images.map((path, index) => frame(path, item, state, index === 0))),
@@ -242,7 +244,7 @@ function page() {
   const names = REPORT.parts.map((part, index) => [part.title, `part${index}`]);
   document.title = `${REPORT.name}: report`;
   const cards = REPORT.headline.map(([name, value, base, words]) => html("div", { class: "card" }, html("span", {}, name),
-    html("b", {}, number(value)), html("span", { class: "quiet" }, base === null ? "" : `${words} ${number(base)}`)));
+    html("b", {}, value.toFixed(3)), html("span", { class: "quiet" }, base === null ? "" : `${words} ${base.toFixed(3)}`)));
   document.getElementById("page").append(
     html("h1", {}, REPORT.name), facts(REPORT.facts),
     html("nav", {}, html("a", { href: "#training" }, "training"), names.map(([title, id]) => html("a", { href: `#${id}` }, title))),
@@ -252,7 +254,8 @@ function page() {
     section("Training", "training", REPORT.curves.length ? html("div", { class: "charts" }, REPORT.curves.map((one) => chart(one, REPORT.marks))) : "nothing was recorded"),
     ...REPORT.parts.map((part, index) => section(part.title, `part${index}`, facts(part.facts),
       part.notes.map((note) => html("p", { class: "quiet" }, note)),
-      html("div", { class: "charts" }, part.tables.filter((one) => one.rows.length).map(table), part.charts.map((one) => chart(one))),
+      html("div", { class: "tables" }, part.tables.filter((one) => one.rows.length).map(table)),
+      html("div", { class: "charts" }, part.charts.map((one) => chart(one))),
       part.matrix ? matrix(part.matrix) : null,
       part.items.length ? gallery(part) : null)));
 }
