@@ -67,8 +67,8 @@ def images_of(
     truth: Mapping[str, Any], predictions: Iterator[Row]
 ) -> Iterator[tuple[ImageObjects, np.ndarray, ImageObjects]]:
     """Per image of `truth` (a COCO annotation dict), in its order: the detections, best first and one per place,
-    their scores (D,), and the objects. Classes of which it is not known whether the image shows them are left out.
-    predictions: merged rows, an image's together and best first.
+    their scores (D,), and the objects. In a set where objects may be missing, the detections of an image are those of
+    classes that it shows or is known not to show. predictions: merged rows, an image's together and best first.
     """
     objects: dict[Any, list[Row]] = {image["id"]: [] for image in truth["images"]}
     for entry in truth["annotations"]:
@@ -77,7 +77,7 @@ def images_of(
         identity: list(islice(rows, DETECTION.keep))
         for identity, rows in groupby(predictions, key=lambda row: row["image_id"])
     }
-    federated = any(image["neg_category_ids"] or image["not_exhaustive_category_ids"] for image in truth["images"])
+    federated = any(image["not_exhaustive_category_ids"] for image in truth["images"])
     for image in truth["images"]:
         own, rows = objects[image["id"]], found.get(image["id"], [])
         if federated:

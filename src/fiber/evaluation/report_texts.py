@@ -100,7 +100,7 @@ def _by_label(part: Part, answers: Iterator[tuple[int, str, str | None, str]]) -
         totals = Counter({true: 0 for true, _ in pairs})
         for (true, _), count in pairs.items():
             totals[true] += count
-        rows = [[name, count, pairs[name, name] / count] for name, count in totals.items()]
+        rows: list[list[Any]] = [[name, count, pairs[name, name] / count] for name, count in totals.items()]
         rows.sort(key=lambda row: row[2])
         columns = ["label", "count", "accuracy"]
         part.tables = [{"title": "Accuracy by label, worst first", "columns": columns, "rows": rows}]
