@@ -130,7 +130,7 @@ function overlaps(a, b) {
   return a.x < b.x + b.w && b.x < a.x + a.w && a.y < b.y + b.h && b.y < a.y + a.h;
 }
 
-// Labels stand where they cover no other: above their box, in it or below it, at its left or right, else further down.
+// Labels stand where they cover no other: above their box, in it or below it, at its left or right, else anywhere.
 function placeLabels(frame, item) {
   const wide = frame.clientWidth, high = frame.clientHeight, taken = [];
   if (!wide || !item.size[0]) return;
@@ -139,7 +139,7 @@ function placeLabels(frame, item) {
     const box = label.box.map((value, index) => value * scale[index % 2]), w = label.offsetWidth, h = 15;
     const x = (value) => Math.max(0, Math.min(value, wide - w)), spots = [];
     for (const y of [box[1] - h, box[1] + 2, box[3] + 1, box[3] - h - 2]) spots.push([box[0], y], [box[2] - w, y]);
-    for (let y = 0; y < high - h; y += h) spots.push([box[0], y], [box[2] + 2, y], [box[0] - w - 2, y]);
+    for (let y = 0; y < high - h; y += h) spots.push([box[0], y], [box[2] + 2, y], [box[0] - w - 2, y], [0, y], [wide - w, y]);
     const areas = spots.filter(([, y]) => y >= 0 && y <= high - h).map(([left, y]) => ({ x: x(left), y, w, h }));
     const free = areas.find((area) => !taken.some((other) => overlaps(area, other))) || areas[0] || { x: 0, y: 0, w, h };
     taken.push(free);
