@@ -64,7 +64,7 @@ function steps() {
   seen.large = document.querySelector("dialog[open] .large") !== null;
   document.querySelector("dialog button").click();
   document.querySelector("#part0 th:nth-child(4)").click();
-  const up = all("#part0 td:nth-child(4)", document).map((cell) => Number(cell.textContent));
+  const up = all("td:nth-child(4)", document.querySelector("#part0 table")).map((cell) => Number(cell.textContent));
   seen.sorted = up.every((value, i) => !i || up[i - 1] <= value);
   choose(document.querySelector("#part0 .chart select"), "0");
   seen.curve = document.querySelectorAll("#part0 .chart path").length;

@@ -154,7 +154,8 @@ function frame(path, item, state, first) {
   const node = html("div", { class: `frame${hidden}${small}` });
   const broken = () => node.replaceChildren(html("div", { class: "broken" }, "this image cannot be shown"));
   if (!path) { broken(); return node; }
-  node.append(html("img", { src: path, loading: "lazy", alt: item.id, error: broken, load: () => placeLabels(node, item) }));
+  const shape = first && item.size[0] ? `aspect-ratio: ${item.size[0]} / ${item.size[1]}` : null; // before it is loaded, too
+  node.append(html("img", { src: path, style: shape, loading: "lazy", alt: item.id, error: broken, load: () => placeLabels(node, item) }));
   if (!first || !item.boxes.length) return node;
   const shown = item.boxes.filter(([, , , , score]) => score < 0 || score >= state.score);
   node.append(svg("svg", { viewBox: `0 0 ${item.size[0]} ${item.size[1]}`, preserveAspectRatio: "none" },
