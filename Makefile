@@ -24,10 +24,10 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 # Re-installed when the packaging changes; otherwise the environment is current.
-$(STAMP): setup.py pyproject.toml
+$(STAMP): setup.py pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (torch and friends: a few minutes on first use)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --progress-bar off -e ".[test,lint]"
+	$(BIN)/python -m pip install --quiet --progress-bar off -c constraints.txt -e ".[train,test,lint]"
 	@touch $(STAMP)
 
 clean:

@@ -22,21 +22,25 @@ def _tensors() -> tuple[list, list, list]:
     return x, index, weight
 
 
+def exchanged(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    return fd.exchange_rows(x, fd.Exchange(index, len(x)))
+
+
 def _rank(rank: int, port: int, folder: str) -> None:
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(WORLD), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
     xs, indices, weights = _tensors()
     x, index, weight = xs[rank].requires_grad_(), indices[rank], weights[rank]
-    out = {"exchanged": fd.exchange_rows(x, index)}
+    out = {"exchanged": exchanged(x, index)}
     (out["exchanged"] * weight).sum().backward()
     out["exchange_grad"], x.grad = x.grad, None
     out["gathered"] = fd.all_gather_with_grad(x)
     (out["gathered"] * (rank + 1.0)).square().sum().backward()
     out["gather_grad"] = x.grad
     out["plain"] = fd.all_gather(x)
-    out["mask"] = fd.exchange_rows(torch.arange(ROWS) + 10 * rank, index)
-    out["half"] = fd.exchange_rows(x.detach().bfloat16(), index)
+    out["mask"] = exchanged(torch.arange(ROWS) + 10 * rank, index)
+    out["half"] = exchanged(x.detach().bfloat16(), index)
     value = torch.tensor([float(rank)])
     out["sum"], out["mean"], out["max"] = (
         fd.all_reduce_sum(value),
@@ -47,7 +51,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
     out["objects"] = fd.gather_objects({"rank": rank})
     out["broadcast"] = fd.broadcast_object(f"from {rank}", source=1)
     try:
-        fd.exchange_rows(x, torch.full((ASKED,), WORLD * ROWS))
+        exchanged(x, torch.full((ASKED,), WORLD * ROWS))
     except IndexError as error:
         out["refused"] = str(error)
     fd.barrier()
@@ -101,11 +105,11 @@ def test_one_process_without_torch_distributed() -> None:
     x = torch.randn(4, 2, requires_grad=True)
     index = torch.tensor([3, 0, 3])
     assert (fd.rank(), fd.world_size(), fd.is_main()) == (0, 1, True)
-    assert torch.equal(fd.exchange_rows(x, index), x[index])
+    assert torch.equal(exchanged(x, index), x[index])
     assert torch.equal(fd.all_gather_with_grad(x), x)
     assert torch.equal(fd.all_reduce_mean(x), x)
     assert fd.gather_objects(3) == [3]
     assert fd.broadcast_object("a") == "a"
     fd.barrier()
     with pytest.raises(IndexError):
-        fd.exchange_rows(x, torch.tensor([4]))
+        exchanged(x, torch.tensor([4]))

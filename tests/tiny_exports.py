@@ -14,7 +14,9 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.fine.model import FiberDetector
-from fiber.weights.export import Card, ExportConfig, write_export
+from fiber.weights.card import Card
+from fiber.weights.export import write_export
+from fiber.weights.export_config import ExportConfig
 
 ANSWERS = ["yes", "no", "two", "red"]
 CATEGORIES = ["circle", "square", "large triangle"]
@@ -32,7 +34,8 @@ def coarse_export(folder: Path, seed: int = 0, **heads: int) -> Path:
     tokenizer = _tokenizer(folder)
     config = ExportConfig("coarse", MODEL, len(tokenizer), 1, image_size=64, max_text=12, classifiers=heads)
     backbone = build_backbone(MODEL, len(tokenizer), 1, 12)
-    model = CoarseModel(backbone, head_width=32, vocab_size=len(tokenizer), classifiers=heads)
+    vectors = {name: 1 for name in heads if name == "classification"}  # it reads the image alone
+    model = CoarseModel(backbone, head_width=32, vocab_size=len(tokenizer), classifiers=heads, vectors=vectors)
     answers = ANSWERS if heads.get("vqa") == len(ANSWERS) else ()
     return write_export(folder, _drawn(model, seed), config, tokenizer, card=Card(["none"], 0), answers=answers)
 

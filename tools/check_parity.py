@@ -11,6 +11,7 @@ import sys
 
 import torch
 
+from fiber import distributed
 from parity_coarse import check_coarse
 from parity_common import Fixture, Report
 from parity_fine import check_fine
@@ -26,6 +27,7 @@ def main() -> int:
     # Parity is of formulas: oneDNN picks convolutions by processor, and some of them lose a digit where a group norm
     # of a nearly constant map magnifies it.
     torch.backends.mkldnn.enabled = False
+    distributed.choose_kernels(exact=True)
     failed = 0
     for prefix in arguments.prefix:
         try:

@@ -27,7 +27,11 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"weights": "releases, towers, exports, programs"},
     {"coarse": "stage 1: heads, objectives, decoding", "fine": "stage 2: pyramid, head, assignment"},
     {"backbone": "fusion in the backbone", "data": "shards -> order -> samples -> batches"},
-    {"config": "typed configurations", "images": "decode, resize, augment, draw"},
+    {
+        "config": "typed configurations",
+        "images": "decode, resize, augment, draw",
+        "dashboards": "sections, W&B, TensorBoard",
+    },
     {"distributed": "ranks, gathers, exchanges", "errors": "errors of one line"},
 )
 WIDTH, HEIGHT, GAP, STEP, MARGIN = 270, 44, 40, 84, 20  # of the boxes and between them, pixels

@@ -17,7 +17,8 @@ import torch
 
 from fiber.config.loading import to_dict
 from fiber.errors import WeightsError
-from fiber.weights.export import Card, Export, read_export, write_export
+from fiber.weights.card import Card
+from fiber.weights.export import Export, read_export, write_export
 
 FREE = {
     "model.image.drop_path",

@@ -14,7 +14,7 @@ from fiber.fine.boxes import decode, encode, make_anchors
 from fiber.fine.dyhead import HeadOutput
 from fiber.fine.losses import LossWeights, Targets, assign_batch, centerness, detection_losses, token_targets, totals
 from fiber.fine.model import FiberDetector, FineFeatures
-from fiber.fine.postprocess import BoxSelection, Detections, detections
+from fiber.fine.postprocess import BoxSelection, Detections, candidates, choose, class_weights
 from fiber.weights.official import is_derived, official_name
 from fiber.weights.official_fine import IMAGE_PREFIX, TEXT_PREFIX, fine_names, from_official_fine
 from parity_common import Fixture, Report, join_windows, walk_backbone
@@ -270,11 +270,12 @@ def _check_big_assignment(report: Report, fixture: Fixture) -> None:
     io, rpn = fixture.io, fixture.facts["cfg"]["RPN"]
     grids = [(-(-800 // stride), -(-1024 // stride)) for stride in rpn["ANCHOR_STRIDE"]]
     anchors = make_anchors(grids, rpn["ANCHOR_SIZES"], rpn["ANCHOR_STRIDE"])
-    index = atss.assign(io["atss_big.boxes"], anchors)
+    boxes = io["atss_big.boxes"]
+    (index,) = atss.assign(boxes, torch.zeros(len(boxes), dtype=torch.int64), anchors, 1)
     positive = (index >= 0).nonzero().flatten()
     report.equal("atss_big.positive_index", positive, io["atss_big.positive_index"])
     report.equal("atss_big.positive_gt", index[positive], io["atss_big.positive_gt"])
-    boxes, matched = io["atss_big.boxes"][index[positive]], torch.cat(anchors)[positive]
+    boxes, matched = boxes[index[positive]], torch.cat(anchors)[positive]
     report.close("atss_big.reg_targets", encode(boxes, matched), io["atss_big.reg_targets"], FEATURE)
     report.close("atss_big.centerness", centerness(boxes, matched), io["atss_big.centerness"], FEATURE)
 
@@ -319,7 +320,9 @@ def _check_detections(report: Report, fixture: Fixture, output: HeadOutput, anch
             keep=value["DETECTIONS_PER_IMG"],
         )
         scored = (output, tokens) if value["SCORE_AGG"] == "MEAN" else best_tokens(output, tokens)
-        for image, ours in enumerate(detections(scored[0], anchors, [scored[1]] * len(sizes), sizes, selection)):
+        weights = class_weights([scored[1]] * len(sizes))
+        found = choose(candidates(scored[0], anchors, weights, selection), sizes, len(names), selection)
+        for image, ours in enumerate(found):
             recorded = Detections(*(io[f"dets.{setting}.img{image}.{f}"] for f in ("boxes", "scores", "labels")))
             _compare_sets(report, f"detections {setting}.img{image}", ours, recorded, names)
 

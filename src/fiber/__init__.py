@@ -2,4 +2,5 @@
 
 from fiber.predict import load
 
-__all__ = ["load"]
+__version__ = "0.1.0"
+__all__ = ["__version__", "load"]

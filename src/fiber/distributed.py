@@ -52,6 +52,14 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def choose_kernels(exact: bool = False) -> None:
+    """How a card computes, before it does: attention without cuDNN, which plans for a second at each new
+    shape, and matrix products of fp32 in TF32 (10 bits of mantissa) unless `exact`; convolutions likewise."""
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.set_float32_matmul_precision("highest" if exact else "high")
+    torch.backends.cudnn.allow_tf32 = not exact
+
+
 def initialize(timeout_s: float) -> torch.device:
     """Start torch.distributed through DeepSpeed and return this rank's device.
 
@@ -61,6 +69,7 @@ def initialize(timeout_s: float) -> torch.device:
     here = device()
     if here.type == "cuda":
         torch.cuda.set_device(here)
+        choose_kernels()
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if "RANK" not in os.environ:
@@ -133,47 +142,57 @@ def all_gather_with_grad(x: Tensor) -> Tensor:
     return x if world_size() == 1 else _GatherWithGradient.apply(x)
 
 
-class _ExchangeRows(torch.autograd.Function):
-    """Ship requested rows from their owners to the ranks that ask: x (B, ...), global rows (K,) -> (K, ...); ship the
-    gradients (K, ...) back -> (B, ...), see `exchange_rows`."""
+class Exchange:
+    """Which rows travel where, for all tensors of a state: `index` (K,) int64, the global rows that this rank asks
+    for, `rows` B that each rank holds. Every rank must call. Between ranks the host waits for the device, once.
+    Raises IndexError on a global row outside 0..W*B-1, where the host knows the index."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor) -> Tensor:
-        rows, local = x.shape[0], rank()
-        requests = all_gather(index).view(world_size(), -1)  # (W, K): the rows that each rank asks for
+    def __init__(self, index: Tensor, rows: int) -> None:
+        self.index = index
+        if world_size() == 1 and index.device.type != "cpu":
+            return
+        requests, local = all_gather(index).view(world_size(), -1).cpu(), rank()  # (W, K)
+        if requests.numel() and not 0 <= int(requests.min()) <= int(requests.max()) < world_size() * rows:
+            raise IndexError(f"rows {requests.tolist()} are not all in 0..{world_size() * rows - 1}")
         owner = torch.div(requests, rows, rounding_mode="floor")  # (W, K)
         from_here = owner == local
-        ctx.rows = rows
-        ctx.sent = requests[from_here] - local * rows  # local rows to ship, grouped by asker
+        sent = requests[from_here] - local * rows  # local rows to ship, grouped by asker
         # Rows arrive grouped by owner; a stable sort of the local requests by owner is that very order.
-        ctx.order = torch.sort(owner[local], stable=True).indices
-        counts = torch.stack([from_here.sum(1), torch.bincount(owner[local], minlength=world_size())]).tolist()
-        ctx.send_counts, ctx.receive_counts = counts
-        received = x.new_empty((index.shape[0], *x.shape[1:]))
-        dist.all_to_all_single(received, x[ctx.sent], ctx.receive_counts, ctx.send_counts)
+        order = torch.sort(owner[local], stable=True).indices
+        self.send_counts = from_here.sum(1).tolist()
+        self.receive_counts = torch.bincount(owner[local], minlength=world_size()).tolist()
+        self.sent, self.order = (x.to(index.device, non_blocking=True) for x in (sent, order))
+
+
+class _ExchangeRows(torch.autograd.Function):
+    """Ship requested rows from their owners to the ranks that ask: x (B, ...) -> (K, ...); ship the gradients back,
+    (K, ...) -> (B, ...), see `exchange_rows`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plan: Exchange) -> Tensor:
+        ctx.rows, ctx.plan = len(x), plan
+        received = x.new_empty((len(plan.index), *x.shape[1:]))
+        dist.all_to_all_single(received, x[plan.sent], plan.receive_counts, plan.send_counts)
         out = torch.empty_like(received)
-        out[ctx.order] = received
+        out[plan.order] = received
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        returned = grad.new_empty((len(ctx.sent), *grad.shape[1:]))
-        dist.all_to_all_single(returned, grad[ctx.order], ctx.send_counts, ctx.receive_counts)
+        plan = ctx.plan
+        returned = grad.new_empty((len(plan.sent), *grad.shape[1:]))
+        dist.all_to_all_single(returned, grad[plan.order], plan.send_counts, plan.receive_counts)
         total = grad.new_zeros((ctx.rows, *grad.shape[1:]))
-        return total.index_add_(0, ctx.sent, returned), None
+        return total.index_add_(0, plan.sent, returned), None
 
 
-def exchange_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x (B, ...) on every rank, index (K,) int64 global rows -> (K, ...), differentiable.
+def exchange_rows(x: Tensor, plan: Exchange) -> Tensor:
+    """x (B, ...) on every rank -> the rows (K, ...) that the plan asks for, differentiable.
 
     Only the requested rows travel. B and K must be equal on all ranks; every rank must call. The gradient of a row
-    requested several times, by any ranks, is their sum and reaches its owner. Raises IndexError on a global row
-    outside 0..W*B-1.
+    requested several times, by any ranks, is their sum and reaches its owner.
     """
-    total = world_size() * x.shape[0]
-    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < total):
-        raise IndexError(f"exchange_rows: rows {index.tolist()} are not all in 0..{total - 1}")
-    return x[index] if world_size() == 1 else _ExchangeRows.apply(x, index)
+    return x[plan.index] if world_size() == 1 else _ExchangeRows.apply(x, plan)
 
 
 def all_reduce_sum(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def test_partition_holds_each_window_row_by_row_and_comes_back(size, window):
 def test_masks_of_many_sizes_are_small_and_as_by_hand() -> None:
     """A byte per token and size is kept, and a few masks: 92 sizes of 400 images once held a gibibyte."""
     windows.regions.cache_clear()
-    windows.shifted_mask.cache_clear()
+    windows.region_mask.cache_clear()
     sizes = [(12 * rows, 12 * columns) for rows in range(1, 12) for columns in range(1, 9)][:92]
     for size in sizes:
         mask = windows.region_mask(size, (12, 12), (6, 6), torch.device("cpu"))
@@ -38,4 +38,4 @@ def test_masks_of_many_sizes_are_small_and_as_by_hand() -> None:
     assert windows.regions.cache_info().currsize == len(sizes)
     kept = [windows.regions(size, (12, 12), (6, 6), torch.device("cpu")) for size in sizes]
     assert sum(x.numel() * x.element_size() for x in kept) == sum(rows * columns for rows, columns in sizes)
-    assert windows.shifted_mask.cache_info().maxsize <= 8
+    assert windows.region_mask.cache_info().maxsize <= 16

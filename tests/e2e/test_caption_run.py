@@ -14,7 +14,8 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.data.text import load_tokenizer
-from fiber.weights.export import coarse_config, read_export, write_export
+from fiber.weights.export import read_export, write_export
+from fiber.weights.export_config import coarse_config
 
 SCRIPT = Path(__file__).with_name("zero_stages.py")
 STEPS = 6

@@ -17,7 +17,8 @@ from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.text import load_tokenizer
 from fiber.tasks.table import TABLE
-from fiber.weights.export import coarse_config, write_export
+from fiber.weights.export import write_export
+from fiber.weights.export_config import coarse_config
 
 SCRIPT = Path(__file__).with_name("zero_stages.py")
 STEPS, HALF = 4, 2

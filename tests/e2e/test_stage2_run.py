@@ -17,7 +17,8 @@ from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.records import Sample
 from fiber.data.shapes.world import WORLDS, categories, generate
 from fiber.data.text import load_tokenizer
-from fiber.weights.export import ExportConfig, read_export, write_export
+from fiber.weights.export import read_export, write_export
+from fiber.weights.export_config import ExportConfig
 
 STAGE2 = REPO / "src" / "fiber" / "stage2_fine.py"
 STEPS = 12

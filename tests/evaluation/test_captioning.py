@@ -16,13 +16,13 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.config.stage1 import CaptionConfig, RetrievalEvalConfig, Stage1Config
 from fiber.data.convert.writer import ShardWriter
-from fiber.data.samples.captions import CaptionEvalSample
 from fiber.data.samples.text import ImageTransform
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError
+from fiber.evaluation.caption_samples import CaptionEvalSample
 from fiber.evaluation.captioning import CiderReward, caption_reward, evaluate_captions, server_id
 from fiber.evaluation.context import EvalContext
 from fiber.evaluation.metrics import caption_scores as metrics

@@ -7,10 +7,15 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from fiber.fine.atss import assign
+from fiber.fine import atss
 from fiber.fine.boxes import make_anchors
 
 GRIDS, SIZES, STRIDES = [(12, 16), (6, 8), (3, 4)], [24, 48, 96], [8, 16, 32]
+
+
+def assign(boxes: torch.Tensor, levels: list) -> torch.Tensor:
+    """Of one image."""
+    return atss.assign(boxes, torch.zeros(len(boxes), dtype=torch.int64), levels, 1)[0]
 
 
 def loop(boxes: list, levels: list, deviation: Callable = statistics.stdev) -> list[int]:
@@ -98,3 +103,14 @@ def test_degenerate_box_takes_no_anchor() -> None:
     boxes = torch.tensor([[40.0, 40.0, 40.0, 40.0], [float("nan")] * 4, [20.0, 20.0, 60.0, 60.0]])
     found = assign(boxes, levels)
     assert set(found.tolist()) == {-1, 2}
+
+
+def test_images_of_a_batch_are_apart() -> None:
+    """Boxes of three images in any order, one image without any: each image as if it were alone."""
+    levels, boxes = make_anchors(GRIDS, SIZES, STRIDES), random_boxes(40, 3)
+    image = torch.tensor([2, 0] * 20)
+    found = atss.assign(boxes, image, levels, 3)
+    for row in range(3):
+        own = (image == row).nonzero().flatten()
+        alone = assign(boxes[own], levels)
+        assert torch.equal(found[row], torch.cat([own, own.new_tensor([-1])])[alone])

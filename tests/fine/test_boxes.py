@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision.ops import generalized_box_iou
 
-from fiber.fine.boxes import clip, decode, encode, giou, make_anchors, pairwise_iou
+from fiber.fine.boxes import clip, decode, encode, giou, make_anchors, pixel_iou
 
 
 def test_anchors_by_hand() -> None:
@@ -36,9 +36,9 @@ def test_half_precision_deltas_decode_in_float32() -> None:
 def test_iou_counts_inclusive_pixels() -> None:
     boxes = torch.tensor([[0.0, 0.0, 9.0, 9.0]])
     others = torch.tensor([[5.0, 5.0, 14.0, 14.0], [10.0, 0.0, 19.0, 9.0], [0.0, 0.0, 9.0, 9.0]])
-    assert pairwise_iou(boxes, others)[0].tolist() == pytest.approx([25 / 175, 0.0, 1.0])
+    assert pixel_iou(boxes, others).tolist() == pytest.approx([25 / 175, 0.0, 1.0])
     touching = torch.tensor([[9.0, 9.0, 18.0, 18.0]])
-    assert pairwise_iou(boxes, touching).item() == pytest.approx(1 / 199)  # one shared pixel
+    assert pixel_iou(boxes, touching).item() == pytest.approx(1 / 199)  # one shared pixel
 
 
 def test_giou_equals_torchvision_and_survives_degenerate_boxes() -> None:
@@ -55,4 +55,5 @@ def test_giou_equals_torchvision_and_survives_degenerate_boxes() -> None:
 
 def test_clip_to_the_last_pixel() -> None:
     boxes = torch.tensor([[-5.0, -1.0, 300.0, 50.0], [10.0, 20.0, 30.0, 40.0]])
-    assert clip(boxes, (48, 64)).tolist() == [[0, 0, 63, 47], [10, 20, 30, 40]]
+    assert clip(boxes, torch.tensor([48, 64])).tolist() == [[0, 0, 63, 47], [10, 20, 30, 40]]
+    assert clip(boxes, torch.tensor([[48, 64], [31, 21]])).tolist() == [[0, 0, 63, 47], [10, 20, 20, 30]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from tiny_detector import LIMIT, tiny_detector
+from tiny_detector import LIMIT, detections, tiny_detector
 from torch.nn import functional as F
 from transformers import RobertaTokenizerFast
 
@@ -16,7 +16,7 @@ from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector
-from fiber.fine.postprocess import REFERRING, BoxSelection, detections
+from fiber.fine.postprocess import REFERRING, BoxSelection
 from fiber.tasks.regions import GroundingTask
 
 SIZES = torch.tensor([[50, 64], [64, 41]])

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from tiny_detector import detections
 
 from fiber.fine.boxes import encode
 from fiber.fine.dyhead import HeadOutput
-from fiber.fine.postprocess import BoxSelection, Detections, class_scores, detections
+from fiber.fine.postprocess import BoxSelection, Detections, class_scores, class_weights
 
 TOKENS = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
 
@@ -11,13 +12,15 @@ TOKENS = torch.tensor([[0, 1, 1, 0, 0], [0, 0, 0, 1, 0]]).bool()
 def test_class_scores_by_hand() -> None:
     p = torch.tensor([0.9, 0.2, 0.8, 0.3, 0.5])
     logits = torch.logit(p)
-    assert class_scores(logits, TOKENS).tolist() == pytest.approx([0.5, 0.3])
-    assert class_scores(torch.tensor([0.0, -50000.0, 50000.0, 0.0, 0.0]), TOKENS).tolist() == [0.5, 0.5]
+    weights = class_weights([TOKENS])[0]
+    assert class_scores(logits, weights).tolist() == pytest.approx([0.5, 0.3])
+    assert class_scores(torch.tensor([0.0, -50000.0, 50000.0, 0.0, 0.0]), weights).tolist() == [0.5, 0.5]
+    assert class_weights([TOKENS, TOKENS[:1]])[1].tolist() == [[0.0, 0.5, 0.5, 0.0, 0.0], [0.0] * 5]
 
 
 def test_a_class_without_token_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"classes \[1\] of the prompt own no token"):
-        class_scores(torch.zeros(5), torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool())
+        class_weights([torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()])
 
 
 def head_output(boxes: torch.Tensor, class_probability: torch.Tensor, central: torch.Tensor) -> tuple:

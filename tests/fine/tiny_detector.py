@@ -1,13 +1,17 @@
 """A detector small enough for unit tests."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.text import RobertaTower
+from fiber.fine.dyhead import HeadOutput
 from fiber.fine.model import FiberDetector
+from fiber.fine.postprocess import BoxSelection, Detections, candidates, choose, class_weights
 
 LIMIT = 32
 
@@ -34,3 +38,15 @@ def tiny_detector(query_norm: bool = False, vocab: int = 400, **options: Any) ->
             if name.endswith("gate"):
                 parameter.fill_(0.5)
     return model
+
+
+def detections(
+    output: HeadOutput,
+    anchors: Sequence[Tensor],
+    class_tokens: Sequence[Tensor],
+    sizes: Tensor,
+    selection: BoxSelection,
+) -> list[Detections]:
+    """From the outputs of the head to the detections of each image of a batch."""
+    weights = class_weights(class_tokens)
+    return choose(candidates(output, anchors, weights, selection), sizes, weights.shape[1], selection)

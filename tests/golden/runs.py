@@ -57,8 +57,6 @@ IMAGE_TASK = COMMON | {
     "data": {"train": [{"path": "train"}], "window_shards": 2, "workers": 0},
     "train": COMMON["train"] | {"steps": 10},
 }
-# The first gradient norms of a fresh region model are about 1e11: padding is zero, so are the first biases, and each
-# LayerNorm over them multiplies the gradient by up to 1 / sqrt(eps). A few steps later they are ordinary.
 STAGE2 = COMMON | {
     "max_text": 64,
     "model": TOWERS | {"image": TOWERS["image"] | {"window": 4}},

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 
 from fiber.errors import SampleFault
 from fiber.images.augment import GREY, RAND_AUGMENT, _operation, augment, mentions_sides, rand_augment, random_crop
-from fiber.images.codec import decode, decode_pil, kind_of, orientation, sniff, upright_size
+from fiber.images.codec import decode, decode_pil, kind_of, orientation, quiet, sniff, upright_size
 from fiber.images.resize import load_image, resize_fast, resize_pil
 
 
@@ -26,6 +27,19 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
+
+
+def test_threads_that_decode_leave_the_process_as_it_was() -> None:
+    """Pillow's limit and the filters of warnings belong to the whole process: of two threads the one that comes last
+    must not keep what the first had set."""
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    first, second = quiet(), quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Image.MAX_IMAGE_PIXELS is None  # the second is still inside
+    second.__exit__(None, None, None)
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
 
 
 def test_a_plain_jpeg_decodes_as_pillow_does(photo: Image.Image) -> None:

@@ -23,7 +23,8 @@ from fiber.config.stage2 import Stage2Config
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.text import load_tokenizer
 from fiber.tasks.regions import build_module, export
-from fiber.weights.export import coarse_config, write_export, write_run_export
+from fiber.weights.export import write_export, write_run_export
+from fiber.weights.export_config import coarse_config
 
 REPO = Path(__file__).resolve().parents[2]
 OF_A_JOB = (

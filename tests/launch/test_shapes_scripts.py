@@ -19,7 +19,8 @@ from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, answers, categories, generate, vocabulary_texts
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.weights.export import coarse_config, read_export, write_export
+from fiber.weights.export import read_export, write_export
+from fiber.weights.export_config import coarse_config
 from small_detector import MODEL, write_detector
 
 MODES = ("full", "frozen_towers", "lora", "linear", "prompt")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from fiber.predict.phrases import class_names, find_phrases, noun_phrases
+from fiber.predict import phrases as module
+from fiber.predict.phrases import class_names, find_phrases, found_phrases, noun_phrases
 
 
 @pytest.mark.parametrize(
@@ -12,12 +13,35 @@ from fiber.predict.phrases import class_names, find_phrases, noun_phrases
         ("A man in the blue shirt, holding an old-fashioned camera.", ["man", "blue shirt", "old-fashioned camera"]),
         ("A brown dog jumps over the fence.", ["brown dog", "fence"]),
         ("two children are playing while a man reads a book", ["two children", "man", "book"]),
+        ("a man in a hat throws the frisbee", ["man", "hat", "frisbee"]),
+        ("two kids kick a ball", ["two kids", "ball"]),
+        ("a woman rides her bike", ["woman", "bike"]),
         ("dogs", ["dogs"]),
         ("the", []),
     ],
 )
 def test_noun_phrases_are_runs_between_function_words(sentence, expected):
     assert [sentence[start:end] for start, end in noun_phrases(sentence)] == expected
+
+
+@pytest.mark.parametrize("parser", ["rule", "spacy"])
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        ("a man in a hat throws the frisbee", ["man", "hat", "frisbee"]),
+        ("the cat sleeps under a table", ["cat", "table"]),
+        ("two kids kick a ball", ["two kids", "ball"]),
+        ("a large blue square right of a large orange triangle", ["large blue square", "large orange triangle"]),
+        ("an old man sits on a bench next to his dog", ["old man", "bench", "dog"]),
+    ],
+)
+def test_everyday_sentences_with_the_parser_and_without(sentence, expected, parser, monkeypatch):
+    if parser == "rule":
+        monkeypatch.setattr(module, "_parser", lambda: None)
+    else:
+        pytest.importorskip("spacy")
+    spans, by = found_phrases(sentence)
+    assert (by, [sentence[start:end] for start, end in spans]) == (parser, expected)
 
 
 def test_brackets_overrule_and_vanish():

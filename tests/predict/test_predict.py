@@ -1,10 +1,14 @@
 """A loaded model in use: results equal direct computation, boxes lie in pixels of the original, errors help."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torchvision.ops import box_iou
 
 import fiber
 from fiber.coarse.decoding import SpecialTokens, beam_search
@@ -13,6 +17,7 @@ from fiber.fine.postprocess import REFERRING
 from fiber.images.resize import resize_pil
 from fiber.predict.base import TaskError
 from fiber.predict.sources import ImageError, open_image
+from fiber.tasks.classification import TEMPLATES
 from fiber.weights.export import read_export, write_export
 from tiny_exports import ANSWERS, CATEGORIES, coarse_export, fine_export, images
 
@@ -48,7 +53,7 @@ def tokens(predictor, text: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_match_and_answer_equal_the_model(coarse, scenes):
     model, paths = coarse.model, [scenes["rgb"], scenes["thin"], scenes["grey"]]
-    matches = coarse.match(paths, "a red circle", batch=2)
+    matches = coarse.match(iter(paths), "a red circle")
     answers = coarse.answer(paths, "two dogs", top=4)
     assert len(matches) == len(answers) == 3
     for path, match, answer in zip(paths, matches, answers, strict=True):
@@ -75,7 +80,8 @@ def test_captions_are_those_of_the_decoder(coarse, scenes):
     assert len(coarse.caption(scenes["rgb"], method="greedy")[0]) == 1
 
 
-def test_an_index_is_reused_until_an_image_or_the_model_changes(coarse, folder, tmp_path):
+def test_an_index_is_reused_until_an_image_or_the_model_changes(coarse, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FIBER_CACHE", str(tmp_path / "cache"))
     made = images(tmp_path / "p")
     (tmp_path / "p" / "broken.jpg").write_bytes(b"?")
     first = coarse.index(tmp_path / "p")
@@ -138,15 +144,20 @@ def test_grounding_gives_each_phrase_its_regions(fine, scenes):
 
 
 def test_detection_takes_any_classes_and_knows_its_own(fine, scenes):
-    found = fine.detect([scenes["rgb"], scenes["turned"]], threshold=0.0, keep=20)
+    found = fine.detect([scenes["rgb"], scenes["turned"]], threshold=0.0, keep=20, all_labels=True)
     assert len(found) == 2
     assert {r.label for r in found[0]} <= set(CATEGORIES)
     assert len(found[0]) == 20
     many = [f"thing number {i}" for i in range(40)]  # needs several prompts
     assert len(fine.prompts.chunks(many)) > 1
-    labels = {r.label for r in fine.detect(scenes["rgb"], many, threshold=0.0, keep=4000)[0]}
+    labels = {r.label for r in fine.detect(scenes["rgb"], many, threshold=0.0, keep=4000, all_labels=True)[0]}
     assert len(labels) > 20
-    least = found[0][4].score
+    best = fine.detect(scenes["rgb"], threshold=0.0)[0]
+    overlaps = box_iou(torch.tensor([r.box for r in best]), torch.tensor([r.box for r in best]))
+    assert overlaps.fill_diagonal_(0).max() <= 0.6
+    assert_close(best[:1], found[0][:1])
+    assert 3 < len(best) <= 20
+    least = best[2].score
     assert all(r.score >= least for r in fine.detect(scenes["rgb"], threshold=least)[0])
 
 
@@ -156,11 +167,12 @@ def test_detection_does_not_depend_on_the_order_of_the_names_nor_on_other_images
     expected = fine.detect(paths, names, threshold=0.0)
     assert fine.detect(paths, [*sorted(names), "zebra"], threshold=0.0) == expected
     assert expected[0] == expected[2]
+    every = {"threshold": 0.0, "all_labels": True}
     assert_close(fine.detect(paths[0], names, threshold=0.0)[0], expected[0])
-    one_by_one = fine.detect(paths[0], names, threshold=0.0, chunk_classes=1)[0]
+    one_by_one = fine.detect(paths[0], names, chunk_classes=1, **every)[0]
     zebras = [region for region in one_by_one if region.label == "zebra"]
     assert zebras
-    assert_close(zebras, fine.detect(paths[0], ["zebra"], threshold=0.0)[0][: len(zebras)])
+    assert_close(zebras, fine.detect(paths[0], ["zebra"], **every)[0][: len(zebras)])
 
 
 def assert_close(regions, expected) -> None:
@@ -186,7 +198,7 @@ def test_what_a_model_cannot_do_is_said_with_what_it_can(coarse, fine, folder, s
     with pytest.raises(TaskError, match="at region level\\) cannot caption; it can: ground, refer, detect"):
         fine.caption(scenes["rgb"])
     plain = fiber.load(coarse_export(folder / "plain"), device="cpu")
-    assert plain.tasks == ("match", "retrieve", "caption")
+    assert plain.tasks == ("match", "retrieve", "caption", "embed", "classify")
     with pytest.raises(TaskError, match="cannot answer"):
         plain.answer(scenes["rgb"], "two dogs")
     nameless = fiber.load(coarse_export(folder / "nameless", vqa=7), device="cpu")
@@ -205,14 +217,78 @@ def test_a_head_that_the_file_lacks_is_not_offered_and_half_a_head_is_an_error(c
         path = write_export(folder / "part", tensors, export.config, export.tokenizer, answers=export.answers)
         return fiber.load(path, device="cpu")
 
-    assert without("heads.itm").tasks == ("retrieve", "caption", "answer")
+    assert without("heads.itm").tasks == ("retrieve", "caption", "answer", "embed", "classify")
     assert without("heads.contrastive").tasks == ("match", "caption", "answer")
     assert without("heads.contrastive").match(scenes["rgb"], "dogs")[0].similarity is None
-    assert without("backbone.fusion.caption_maps").tasks == ("match", "retrieve", "answer")
+    assert without("backbone.fusion.caption_maps").tasks == ("match", "retrieve", "answer", "embed", "classify")
     with pytest.raises(WeightsError, match=r"heads\.itm\.bias"):
         without("heads.itm.bias")
     with pytest.raises(WeightsError, match=r"backbone\.text\.layers"):
         without("backbone.text.layers.1")
+
+
+def test_a_model_offers_only_what_it_was_trained_for(coarse, folder):
+    export = read_export(folder / "coarse")
+
+    def trained(*tasks: str):
+        config = replace(export.config, trained=list(tasks))
+        path = write_export(folder / "trained", export.tensors, config, export.tokenizer, answers=export.answers)
+        return fiber.load(path, device="cpu").tasks
+
+    assert trained("pretrain") == ("match", "retrieve", "embed", "classify")  # the maps of captioning are as drawn
+    assert trained("pretrain", "caption") == ("match", "retrieve", "caption", "embed", "classify")
+    assert trained("vqa") == ("answer",)
+    assert trained() == coarse.tasks == ("match", "retrieve", "caption", "answer", "embed", "classify")  # not known
+
+
+def test_classes_of_the_head_and_classes_by_their_prompts(coarse, folder, scenes):
+    with pytest.raises(TaskError, match="no classification head: say which classes"):
+        coarse.classify(scenes["rgb"])
+    paths, names = [scenes["rgb"], scenes["thin"]], ["dog", "cat", "hat"]
+    features, templates = coarse.embed_images(paths), TEMPLATES
+    prompts = torch.stack([coarse.embed_texts([t.format(name) for t in templates]).mean(0) for name in names])
+    expected = (features @ F.normalize(prompts, dim=-1).T / coarse.model.heads.temperature()).softmax(-1)
+    for found, row in zip(coarse.classify(paths, names, top=2), expected, strict=True):
+        scores, order = row.sort(descending=True)
+        assert [entry.text for entry in found] == [names[i] for i in order[:2]]
+        assert [entry.score for entry in found] == pytest.approx(scores[:2].tolist(), abs=1e-4)
+
+    head = fiber.load(coarse_export(folder / "head", classification=len(ANSWERS)), device="cpu")
+    head.answers = list(ANSWERS)
+    (found,) = head.classify(scenes["rgb"], top=9)
+    assert sorted(entry.text for entry in found) == sorted(ANSWERS)
+    assert sum(entry.score for entry in found) == pytest.approx(1)
+    tokens = head.model.backbone.finish_image(head.model.image_prefix(tensor(scenes["rgb"])))
+    logits = head.model.heads.classifiers["classification"](head.model.heads.contrastive.image(tokens)[1])
+    assert found[0].text == ANSWERS[int(logits.argmax())]
+
+
+def test_the_threshold_of_the_export_is_that_of_detection(fine, scenes, monkeypatch):
+    every = fine.detect(scenes["rgb"], threshold=0.0)[0]
+    assert fine.threshold == 0.3
+    least = every[1].score
+    monkeypatch.setattr(fine, "config", SimpleNamespace(**{**vars(fine.config), "thresholds": {"detect": least}}))
+    assert fine.detect(scenes["rgb"])[0] == [region for region in every if region.score >= least]
+    assert len(fine.detect(scenes["rgb"], threshold=0.0)[0]) == len(every)
+
+
+def test_a_batch_that_the_card_does_not_hold_is_halved(coarse, scenes, monkeypatch):
+    features, sizes = coarse.features, []
+
+    def small_card(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.cuda.OutOfMemoryError
+        return features(images)
+
+    paths = [*scenes.values()]
+    expected = coarse.embed_images(paths)
+    monkeypatch.setattr(coarse, "features", small_card)
+    monkeypatch.setattr(coarse, "batch", 8)
+    torch.testing.assert_close(coarse.embed_images(paths), expected)
+    assert sizes == [8, 4, 2, 2, 4, 2, 2, 2]
+    assert coarse.batch == 2
+    assert paths[8:]
 
 
 def test_half_precision_is_close(coarse, fine, folder, scenes):

@@ -1,11 +1,15 @@
 """Any image a user has becomes upright RGB; sources expand to files."""
 
+import tarfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from fiber.predict import sources as module
-from fiber.predict.sources import ImageError, expand, open_image
+from fiber.predict.listing import ImageList
+from fiber.predict.sources import ImageError, open_image
 from tiny_exports import images
 
 
@@ -65,12 +69,61 @@ def test_what_cannot_be_read_is_named(tmp_path):
             open_image(tmp_path / name)
 
 
-def test_files_folders_and_globs_expand_in_order_and_once(tmp_path):
+def test_files_folders_and_globs_are_listed_in_order_and_once(tmp_path):
     made = images(tmp_path / "a")
     (tmp_path / "a" / "notes.txt").write_text("no image")
     (tmp_path / "empty").mkdir()
-    assert expand([tmp_path / "a"]) == sorted(made.values())
-    assert expand([made["rgb"], str(tmp_path / "a" / "*.jpg")]) == [made["rgb"], made["cmyk"], made["turned"]]
+
+    def listed(*sources) -> list[Path]:
+        files = ImageList(sources)
+        found = [Path(file.name) for file in files]
+        assert len(files) == len(found) == len({file.relative for file in files})
+        return found
+
+    assert listed(tmp_path / "a") == sorted(made.values())
+    assert listed(made["rgb"], str(tmp_path / "a" / "*.jpg")) == [made["rgb"], made["cmyk"], made["turned"]]
     for source, message in ((tmp_path / "empty", "no images in the folder"), (tmp_path / "*.bmp", "no such file")):
         with pytest.raises(ImageError, match=message):
-            expand([source])
+            listed(source)
+
+
+def test_folders_in_folders_are_walked_in_the_order_of_their_paths(tmp_path):
+    for name in ("b.png", "a/z.png", "a/y/x.png", "c/d.png", "a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (3, 2)).save(tmp_path / name)
+    files = list(ImageList([tmp_path]))
+    assert [file.relative for file in files] == ["a/y/x.png", "a/z.png", "a.png", "b.png", "c/d.png"]
+    assert [Path(file.name) for file in files] == sorted(tmp_path.rglob("*.png"))
+    assert [file.relative for file in ImageList([f"{tmp_path}/"])] == [file.relative for file in files]
+    both = ImageList([tmp_path / "a", tmp_path])
+    assert [Path(file.relative) for file in both][:3] == [
+        tmp_path / "a/y/x.png",
+        tmp_path / "a/z.png",
+        tmp_path / "a.png",
+    ]
+    assert ImageList([tmp_path]).file("a/z.png").read() == (tmp_path / "a/z.png").read_bytes()
+
+
+def test_members_of_a_tar_are_images_where_they_lie(tmp_path):
+    made = images(tmp_path / "a")
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for number, path in enumerate(made.values()):
+            tar.add(path, f"part{number % 2}/{path.name}")
+        tar.add(__file__, "notes.txt")
+    alone = ImageList([tmp_path / "some.tar"])
+    assert len(alone) == len(made)
+    for file, path in zip(alone, made.values(), strict=True):
+        assert Path(file.relative).name == path.name
+        assert file.name == f"{tmp_path}/some.tar/{file.relative}"
+        assert file.read() == path.read_bytes()
+        np.testing.assert_array_equal(np.asarray(open_image(file).image), np.asarray(open_image(path).image))
+        assert alone.file(file.relative) == file
+    assert next(file.relative for file in ImageList([tmp_path / "some.tar", made["rgb"]])).startswith(str(tmp_path))
+    for name, mode in (("packed.tar.gz", "w:gz"), ("none.tar", "w")):
+        with tarfile.open(tmp_path / name, mode) as tar:
+            tar.add(__file__, "notes.txt")
+    whole = (tmp_path / "some.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 3])
+    for name, why in (("packed.tar.gz", "unpack it"), ("none.tar", "no images in the tar"), ("cut.tar", "whole")):
+        with pytest.raises(ImageError, match=rf"{name}.*{why}|{why}.*{name}"):
+            list(ImageList([tmp_path / name]))

@@ -16,6 +16,7 @@ from fiber.config.base import (
     TextTowerConfig,
     TuningConfig,
 )
+from fiber.config.loading import to_dict
 from fiber.config.stage1 import (
     CaptionConfig,
     FinetuneConfig,
@@ -38,6 +39,7 @@ from fiber.tasks.vqa import VqaSample, answer_vocabulary
 from fiber.training.run import Job, check_vocabulary, open_tokenizer
 from fiber.training.watchdog import Watchdog
 from fiber.weights.export import read_export, write_run_export
+from fiber.weights.export_config import ExportConfig
 from fiber.weights.load import LoadReport
 
 MODEL = ModelConfig(
@@ -246,3 +248,23 @@ def test_a_tokenizer_that_is_not_the_starts_is_refused(config: Stage1Config, tmp
         check_vocabulary(replace(config, init_from="nowhere"), open_tokenizer(config))
     with pytest.raises(ConfigError, match="tokenizer: no tokenizer at"):
         open_tokenizer(replace(config, tokenizer=str(tmp_path / "none")))
+
+
+def test_an_export_says_what_it_was_trained_for(tmp_path: Path) -> None:
+    def export(config: ExportConfig) -> str:
+        folder = tmp_path / f"{config.stage}{len(config.trained)}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(to_dict(config)))
+        return str(folder)
+
+    about = ExportConfig("coarse", MODEL, 300, 1, 32, 8, trained=["pretrain"])
+    for start, task, expected in (
+        (None, "pretrain", ["pretrain"]),
+        (export(about), "caption", ["pretrain", "caption"]),
+        (export(replace(about, trained=["pretrain", "vqa"])), "vqa", ["pretrain", "vqa"]),
+        (export(replace(about, trained=[])), "caption", []),  # an export of an older version
+        (export(replace(about, stage="fine", trained=[])), "caption", ["caption"]),
+        (str(tmp_path / "gone"), "caption", []),
+    ):
+        config = Stage1Config(output="o", tokenizer="t", model=MODEL, task=task, init_from=start)
+        assert coarse_model.trained_for(config) == expected, (start, task)

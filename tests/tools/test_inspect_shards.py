@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
+from fiber.data.convert.shard_statistics import histogram
 from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.records import Sample
 from fiber.images.draw import COLOURS
@@ -48,10 +49,10 @@ def test_counts_and_histograms(shapes, capsys):
 def test_histogram_adds_up():
     rng = np.random.default_rng(0)
     for values in (rng.integers(0, 5, 100), rng.normal(size=300) * 50):
-        lines = inspect_shards.histogram(values)
+        lines = histogram(values)
         assert sum(int(line.split()[1].replace(",", "")) for line in lines) == len(values)
         assert max(line.count("#") for line in lines) == 40
-    assert inspect_shards.histogram([]) == ["  (none)"]
+    assert histogram([]) == ["  (none)"]
 
 
 def test_flipped_byte_is_found(shapes, capsys):

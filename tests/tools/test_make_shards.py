@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fiber.cli.shards import names
 from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
 
@@ -307,7 +308,7 @@ def test_shapes_world_and_size(tmp_path, capsys):
 
 def test_every_data_set_is_documented():
     page = (Path(TOOL).parents[1] / "docs" / "data.md").read_text()
-    assert all(f"`{name}" in page or f"make_shards.py {name}" in page for name in make_shards.DATASETS)
+    assert all(f"`{name}" in page or f"shards {name}" in page for name in names())
 
 
 def test_throughput_without_decoding(tmp_path, capsys):

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy_task import Regression, batch_of
+from torch import Tensor
+from toy_task import Regression, batch_of, tracker_of
 
 from fiber.config.base import OptimConfig, TrainConfig
 from fiber.errors import ConfigError, NonFiniteError
@@ -19,7 +20,6 @@ from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
 from fiber.training.optim import learning_rate
 from fiber.training.random_state import seed_all
-from fiber.training.tracking import Tracker
 from fiber.training.watchdog import Watchdog
 
 OPTIM = OptimConfig(lr=0.01, warmup=2, clip=1.0)
@@ -44,7 +44,7 @@ def start_run(folder: Path, task: Any = None, optim: OptimConfig = OPTIM, **sett
         optim=optim,
         folder=folder,
         checkpoints=checkpoints,
-        tracker=Tracker(folder, {}, wandb="off", project="p", start=start),
+        tracker=tracker_of(folder, start=start),
         watchdog=Watchdog(60.0),
         stream_state=lambda step: {"step": step},
         ema=ema,
@@ -118,8 +118,8 @@ def test_accumulation_does_not_change_the_update(stage: int, tmp_path: Path) -> 
 class Counted(Regression):
     """Sums over rows with y > 0, divided by the step's mean number of them: the form of a masked-token loss."""
 
-    def loss_normalisers(self, batch: dict) -> dict[str, int]:
-        return {"rows": int((batch["y"][:, 0] > 0).sum())}
+    def loss_normalisers(self, batch: dict) -> dict[str, Tensor]:
+        return {"rows": (batch["y"][:, 0] > 0).sum()}
 
     def forward(self, batch: dict) -> tuple[dict, dict]:
         chosen = batch["y"][:, 0] > 0

@@ -68,7 +68,7 @@ def test_towers_start_from_their_files_once(tmp_path: Path, text_tower: Path) ->
 class Stream:
     """The part of a MixedStream that a run keeps."""
 
-    sources = ()
+    sources, epoch_length = (), 0
 
     def state(self, step: int) -> dict:
         return {"step": step}

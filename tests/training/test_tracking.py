@@ -11,8 +11,9 @@ from typing import Literal
 import pytest
 import wandb
 from PIL import Image
+from toy_task import tracker_of
 
-from fiber.training.tracking import Tracker, keep_before
+from fiber.training.tracking import keep_before
 
 VARIABLES = (
     "WANDB_MODE",
@@ -45,14 +46,14 @@ def lines(run: Path) -> list[dict]:
 
 
 def test_lines_of_steps_that_run_again_are_dropped(tmp_path: Path) -> None:
-    first = Tracker(tmp_path, {}, wandb="off", project="p")
+    first = tracker_of(tmp_path, wandb="off")
     for step in range(4):
         first.log(step, {"loss": float(step), "bad": float("nan")})
     first.log(1, {"eval/r1": 0.5})
     first.close()
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # cut short by a kill
-    second = Tracker(tmp_path, {}, wandb="off", project="p", start=2)
+    second = tracker_of(tmp_path, wandb="off", start=2)
     second.log(2, {"loss": 20.0})
     second.close()
     assert lines(tmp_path) == [
@@ -71,14 +72,15 @@ def test_online_without_key_or_network_goes_on_offline(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nothing listens
     if key is not None:
         monkeypatch.setenv("WANDB_API_KEY", key)
-    ids = []
+    image, ids = tmp_path / "red.png", []
+    Image.new("RGB", (8, 6), "red").save(image)
     for start in (0, 1):
         begun = time.monotonic()
-        tracker = Tracker(tmp_path / "run", {"seed": 1}, wandb="online", project="p", start=start)
+        tracker = tracker_of(tmp_path / "run", wandb="online", start=start)
         assert time.monotonic() - begun < 30
         assert "going on offline" in capsys.readouterr().err
         tracker.log(start, {"loss": 1.0})
-        tracker.table(start, "examples", ["text", "score"], [["a dog", 0.5]])
+        tracker.images(start, [image])
         tracker.close()
         ids.append((tmp_path / "run" / "wandb" / "id").read_text())
     assert ids[0] == ids[1]
@@ -93,11 +95,11 @@ def test_images_stand_in_a_table_with_their_texts(tmp_path: Path) -> None:
     for path in paths:
         Image.new("RGB", (8, 6), "red").save(path)
     paths[1].with_suffix(".json").write_text(json.dumps({"question": "what is it?", "prediction": "red"}))
-    tracker = Tracker(tmp_path, {}, wandb="offline", project="p")
+    tracker = tracker_of(tmp_path, wandb="offline")
     tracker.images(1, paths)
     tracker.images(1, [])
     tracker.close()
-    (stored,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/images_*.table.json")
+    (stored,) = (tmp_path / "wandb").glob("offline-run-*/files/media/table/eval/examples_*.table.json")
     table = json.loads(stored.read_text())
     assert table["columns"] == ["image", "name", "question", "prediction"]
     assert table["data"] == [  # the pixels travel in an artifact
@@ -119,7 +121,7 @@ def test_a_server_that_never_answers_holds_nobody_up(
         if speaks:
             threading.Thread(target=_answer_once, args=(server,), daemon=True).start()
         begun = time.monotonic()
-        tracker = Tracker(tmp_path, {}, wandb="online", project="p")
+        tracker = tracker_of(tmp_path, wandb="online")
         tracker.log(0, {"loss": 1.0})
         tracker.close()
         assert time.monotonic() - begun < 25
@@ -136,7 +138,7 @@ def _answer_once(server: socket.socket) -> None:
 
 
 def test_variables_of_wandb_come_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tracker = Tracker(tmp_path / "a", {}, wandb="offline", project="p")
+    tracker = tracker_of(tmp_path / "a", wandb="offline")
     assert wandb.run is not None
     assert (wandb.run.project, wandb.run.name, wandb.run.settings.finish_timeout) == ("p", "a", 60)
     tracker.close()
@@ -145,7 +147,7 @@ def test_variables_of_wandb_come_before_ours(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("WANDB_MODE", "offline")
     (tmp_path / "c").mkdir()
     wandb.teardown()
-    tracker = Tracker(tmp_path / "b", {}, wandb="online", project="p")
+    tracker = tracker_of(tmp_path / "b", wandb="online")
     assert wandb.run is not None
     assert (wandb.run.project, wandb.run.name, wandb.run.id) == ("q", "other", "abc")
     tracker.close()
@@ -157,19 +159,19 @@ def test_off_is_off_by_either_way(
     setting: Literal["online", "off"], variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", variable)
-    tracker = Tracker(tmp_path, {}, wandb=setting, project="p")
+    tracker = tracker_of(tmp_path, wandb=setting)
     tracker.log(0, {"loss": 1.0})
     tracker.close()
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["metrics.jsonl"]
 
 
 def test_what_fails_later_is_said_once_and_stops_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    tracker = Tracker(tmp_path, {}, wandb="offline", project="p")
+    tracker = tracker_of(tmp_path, wandb="offline")
     tracker.log(0, {"loss": 1.0})
     wandb.finish()  # the run is gone from under the tracker
     for step in (1, 2):
         tracker.log(step, {"loss": 1.0})
-        tracker.table(step, "examples", ["text"], [["a dog"]])
+        tracker._alert("title", "text")
     tracker.close()
     assert capsys.readouterr().err.count("going on without it") == 1
     assert [line["step"] for line in lines(tmp_path)] == [0, 1, 2]

@@ -49,7 +49,7 @@ def test_state_by_name_goes_on_exactly_in_a_fresh_engine(stage: int, precision: 
     zero.write_moments(fresh, fresh_optimizer, moments, 3)
     assert steps(fresh, fresh_optimizer, 3, 6) == expected
     if stage == 3:
-        plain = zero.plain_module(fresh, Regression)
+        plain = zero.plain_module(fresh, Regression, "fp32")
         assert {name: tuple(p.shape) for name, p in plain.named_parameters()} == {
             name: tuple(p.shape) for name, p in initial.items()
         }

@@ -1,7 +1,15 @@
 """A small task with every kind of parameter, in the form that the loop expects, and its batches."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from fiber.config.base import TrackingConfig, TrainConfig
+from fiber.config.stage1 import Stage1Config
+from fiber.dashboards.board import About
+from fiber.training.tracking import Tracker
 
 
 class Regression(nn.Module):
@@ -32,3 +40,14 @@ def batch_of(step: int, rows: int = 4, part: int = 0) -> dict:
     draw = torch.Generator().manual_seed(1000 * step + part)
     keys = [f"s{step}p{part}r{row}" for row in range(rows)]
     return {"x": torch.randn(rows, 7, generator=draw), "y": torch.randn(rows, 5, generator=draw), "keys": keys}
+
+
+def tracker_of(folder: Path, about: About | None = None, *, start: int = 0, **tracking: Any) -> Tracker:
+    """A tracker as a run of four samples per update has it; no dashboard unless `tracking` asks for one."""
+    config = Stage1Config(
+        output=str(folder),
+        tokenizer="none",
+        train=TrainConfig(global_batch=4, micro_batch=4),
+        tracking=TrackingConfig(project="p", **tracking),
+    )
+    return Tracker(folder, config, about or About(), start=start)

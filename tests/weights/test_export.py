@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from fiber.errors import WeightsError
-from fiber.weights.export import Card, coarse_config, export_folder, read_export, write_export
+from fiber.weights.card import Card
+from fiber.weights.export import read_export, write_export
+from fiber.weights.export_config import coarse_config
+from fiber.weights.hub import export_folder
 
 
 def test_an_export_reads_back_equal(tmp_path, model, config, tokenizer):

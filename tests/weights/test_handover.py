@@ -20,7 +20,8 @@ from fiber.data.text import load_tokenizer
 from fiber.errors import WeightsError
 from fiber.tasks import regions
 from fiber.tasks.table import task_of
-from fiber.weights.export import Card, Export, inherited_sizes, read_export
+from fiber.weights.card import Card
+from fiber.weights.export import Export, inherited_sizes, read_export
 from fiber.weights.load import CAPTION_MAPS
 from fiber.weights.official_file import convert, derive, read_official
 from fiber.weights.pretrained import load_pretrained_towers

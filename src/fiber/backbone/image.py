@@ -233,7 +233,8 @@ class WindowAttention(nn.Module):
         length = x.shape[1]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         index = relative_index(window, self.window, x.device)
-        bias = self.relative_position_bias[index].unflatten(0, (length, length)).permute(2, 0, 1)[None]
+        # Selected by column: the keys of a head then stand side by side, as fused kernels want them.
+        bias = self.relative_position_bias.T.index_select(1, index).unflatten(1, (length, length))[None]
         if region_mask is not None:
-            bias = (bias + region_mask[:, None].to(bias.dtype)).repeat(len(x) // len(region_mask), 1, 1, 1)
+            bias = bias + region_mask[:, None].to(bias.dtype)
         return self.proj(attention(q, k, v, bias).transpose(1, 2).flatten(2))

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from fiber.backbone.image import WindowAttention
+from fiber.backbone.image import SwinTower, WindowAttention
 
 
 def initialise(module: nn.Module, scheme: str, seed: int) -> None:
@@ -14,6 +14,10 @@ def initialise(module: nn.Module, scheme: str, seed: int) -> None:
     Embeddings are N(0, 0.02) in both (a LayerNorm follows them). Relative-position tables are 0 under "normal" and
     N(0, 0.5) under "fan_in": AdamW moves an entry by the learning rate per step at most, so heads that shall look in
     different directions within minutes must begin with some preference.
+
+    A padded image tower also draws the bias of its patch embedding, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as Swin does:
+    padding is 0, and with a bias of 0 its tokens would stay 0 through every block, where each LayerNorm multiplies
+    the gradient by 1/sqrt(eps).
     """
     if scheme not in ("normal", "fan_in"):
         raise ValueError(f"model.init must be 'normal' or 'fan_in', not {scheme!r}")
@@ -36,3 +40,9 @@ def initialise(module: nn.Module, scheme: str, seed: int) -> None:
         elif isinstance(part, WindowAttention):
             std = 0.5 if scheme == "fan_in" else 0.0
             nn.init.normal_(part.relative_position_bias, std=std, generator=generator)
+    for part in module.modules():  # last, so that the other draws are those of a square tower
+        if isinstance(part, SwinTower) and part.padded:
+            projection = part.patch_embed.proj
+            assert projection.bias is not None
+            bound = projection.weight[0].numel() ** -0.5
+            nn.init.uniform_(projection.bias, -bound, bound, generator=generator)

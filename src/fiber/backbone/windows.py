@@ -36,16 +36,13 @@ def relative_index(window: Grid, side: int, device: torch.device) -> Tensor:
     return ((d_row + side - 1) * (2 * side - 1) + d_col + side - 1).flatten().to(device)
 
 
+@lru_cache(maxsize=16)  # the stages of the current size; built again from `regions` for another
+@torch.inference_mode(False)
 def region_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor | None:
     """Additive mask (n,w²,w²) float32, 0 or `REGION_MASK`, that keeps tokens apart which only the cyclic shift has
     brought together in a map of `size` (H, W); None if unshifted."""
-    return shifted_mask(size, window, shift, device) if any(shift) else None
-
-
-@lru_cache(maxsize=8)  # the stages of the current size; built again from `regions` for another
-@torch.inference_mode(False)
-def shifted_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
-    """`region_mask` of a map that is shifted."""
+    if not any(shift):
+        return None
     region = regions(size, window, shift, device)
     return (region[:, None] != region[:, :, None]) * REGION_MASK
 
@@ -54,10 +51,10 @@ def shifted_mask(size: Grid, window: Grid, shift: Grid, device: torch.device) ->
 @torch.inference_mode(False)
 def regions(size: Grid, window: Grid, shift: Grid, device: torch.device) -> Tensor:
     """Number of the region that each token of each window comes from, (n,w²) uint8 in 0..8."""
-    region = torch.zeros(1, *size, 1)
+    region = torch.zeros(1, *size, 1, device=device)
     for axis, (w, s) in enumerate(zip(window, shift, strict=True), start=1):
-        edges = torch.zeros(size[axis - 1])
+        edges = torch.zeros(size[axis - 1], device=device)
         if s:
             edges[-w:-s], edges[-s:] = 1, 2
         region += edges.view(-1, *[1] * (3 - axis)) * 3 ** (2 - axis)
-    return partition(region, window).squeeze(-1).to(device, torch.uint8)
+    return partition(region, window).squeeze(-1).to(torch.uint8)

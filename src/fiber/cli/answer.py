@@ -1,7 +1,6 @@
 """`fiber answer`: answers to a question about images."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fiber.cli import on_images
@@ -21,10 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    return on_images.over_images(arguments, results)
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
-    found = predictor.answer(path, arguments.text, arguments.top)[0]
-    return {"question": arguments.text, "answers": on_images.plain(found)}
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
+    answers = predictor.answer(images, arguments.text, arguments.top)
+    return [{"question": arguments.text, "answers": on_images.plain(found)} for found in answers]

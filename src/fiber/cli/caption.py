@@ -1,7 +1,6 @@
 """`fiber caption`: captions of images."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fiber.cli import on_images
@@ -16,7 +15,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     on_images.common(parser)
     parser.add_argument("--method", choices=("beam", "greedy", "nucleus"), default="beam")
-    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--beams", type=on_images.count, default=5)
+    parser.add_argument("--top", type=int, default=5, help="how many of the beams (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=0.9, help="of nucleus sampling")
     parser.add_argument("--temperature", type=float, default=1.0, help="of nucleus sampling")
     parser.add_argument("--seed", type=int, default=0, help="of nucleus sampling")
@@ -24,11 +24,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    return on_images.over_images(arguments, results)
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
     options = {"method": arguments.method, "beams": arguments.beams, "top_p": arguments.top_p}
     options |= {"temperature": arguments.temperature, "seed": arguments.seed}
-    return {"captions": on_images.plain(predictor.caption(path, **options)[0])}
+    return [{"captions": on_images.plain(found)[: arguments.top]} for found in predictor.caption(images, **options)]

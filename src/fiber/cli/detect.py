@@ -1,7 +1,6 @@
 """`fiber detect`: objects of the named classes."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fiber.cli import on_images
@@ -9,24 +8,30 @@ from fiber.cli import on_images
 DESCRIPTION = """Objects of the named classes:
 
     fiber detect --model runs/demo/stage2 --image photo.jpg --text "red circle, blue square"
+    fiber detect --model runs/own --image photos/ --out found.coco.json
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     on_images.common(parser)
-    parser.add_argument("--text", help="class names, separated by commas (default: those the model was trained on)")
-    parser.add_argument("--threshold", type=on_images.share, default=0.3, help="least score, 0..1")
+    on_images.detection(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    return on_images.over_images(arguments, results, classes=lambda model: model.class_order(names(arguments)))
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
+def names(arguments: argparse.Namespace) -> list[str] | None:
+    """The classes of --text."""
     from fiber.predict.phrases import class_names
 
-    names = class_names(arguments.text or "")
-    return {"regions": on_images.plain(predictor.detect(path, names or None, arguments.threshold)[0])}
+    return class_names(arguments.text or "") or None
+
+
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
+    options = {"threshold": arguments.threshold, "all_labels": arguments.all_labels}
+    found = predictor.detect(images, names(arguments), **options)
+    return [{"regions": on_images.plain(regions)} for regions in found]

@@ -1,7 +1,7 @@
 """`fiber ground`: a region for each phrase of a sentence."""
 
 import argparse
-from pathlib import Path
+import sys
 from typing import Any
 
 from fiber.cli import on_images
@@ -24,13 +24,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    from fiber.predict.phrases import find_phrases, found_phrases
+
+    find_phrases(arguments.text, None)  # before the model is loaded: there may be none
+    if "[" not in arguments.text:
+        spans, by = found_phrases(arguments.text)
+        how = "spaCy's parser" if by == "spacy" else "a rule (spaCy is not installed)"
+        listed = " ".join(f"[{arguments.text[start:end]}]" for start, end in spans)
+        print(f"phrases by {how}: {listed}", file=sys.stderr)
+    return on_images.over_images(arguments, results)
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
     from fiber.predict.phrases import find_phrases
 
-    sentence, _ = find_phrases(arguments.text, None)
-    found = predictor.ground(path, arguments.text, top=arguments.top, threshold=arguments.threshold)[0]
-    return {"sentence": sentence, "regions": on_images.plain(found)}
+    sentence, spans = find_phrases(arguments.text, None)
+    phrases = [sentence[start:end] for start, end in spans]
+    found = predictor.ground(images, sentence, phrases, arguments.top, arguments.threshold)
+    return [{"sentence": sentence, "regions": on_images.plain(regions)} for regions in found]

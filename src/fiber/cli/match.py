@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 from fiber.cli import on_images
@@ -21,9 +20,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    return on_images.over_images(arguments, results)
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
-    return {"text": arguments.text} | dataclasses.asdict(predictor.match(path, arguments.text)[0])
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
+    return [{"text": arguments.text} | dataclasses.asdict(found) for found in predictor.match(images, arguments.text)]

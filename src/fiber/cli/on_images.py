@@ -1,8 +1,10 @@
-"""What the verbs on one's own images share: options, the loop over images, JSON and drawings.
+"""What the verbs on one's own images share: options, the way over many images, JSON and drawings.
 
---model is an export folder, a run directory or a hub id. --image takes files, folders and globs. Results go to stdout
-as JSON, one object per image; --out FILE.json writes them there, --out FILE.png draws them (with several images
-FILE-NUMBER-NAME.png each), and may be given twice.
+--model is an export folder, a run directory or a hub id. --image takes files, folders, globs and tars. Results go to
+stdout as JSON lines, one object per image; --out writes them to FILE.json (a list), FILE.jsonl, FILE.parquet, or
+FILE.coco.json (COCO's format; of regions and captions), or draws them, FILE.png (with several images
+FILE-NUMBER-NAME.png each). It may be given several times. A run that was killed goes on when it is started again:
+what it has done lies in FILE.journal until FILE is whole.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,18 +22,39 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from fiber.predict.base import Predictor
+    from fiber.predict.journal import Entry, Journal
+    from fiber.predict.listing import ImageList
+    from fiber.predict.sources import ImageFile, Prepared
 
 Result = dict[str, Any]  # of one image: "image" and what the verb found
-OneImage = Callable[[Any, Path, argparse.Namespace], Result]
+Compute = Callable[[Any, "list[Prepared]", argparse.Namespace], list[Result]]
+NAMED = 10  # unreadable images that are named; of more only the number is told
 
 
-def common(parser: argparse.ArgumentParser) -> None:
-    """The options that every verb on one's own images has."""
+def common(parser: argparse.ArgumentParser, image: bool = True) -> None:
+    """The options that every verb on one's own images has. `image`: whether --image must be given."""
     parser.add_argument("--model", required=True, help="export folder, run directory or hub id")
-    parser.add_argument("--image", required=True, nargs="+", help="files, folders or globs")
-    parser.add_argument("--out", type=Path, action="append", default=[], help="FILE.json or FILE.png")
+    parser.add_argument("--image", required=image, nargs="+", default=[], help="files, folders, globs or tars")
+    parser.add_argument(
+        "--out", type=Path, action="append", default=[], help="FILE.json, .jsonl, .parquet, .coco.json or .png"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument(
+        "--batch", type=count, help="images at a time (default: 64 on a card, halved where it is full)"
+    )
+    parser.add_argument("--workers", type=count, help="threads that decode (default: one per core)")
+
+
+def detection(parser: argparse.ArgumentParser) -> None:
+    """The options of detection."""
+    parser.add_argument("--text", help="class names, separated by commas (default: those the model was trained on)")
+    parser.add_argument(
+        "--threshold", type=share, help="least score, 0..1 (default: the one calibrated in training, else 0.3)"
+    )
+    parser.add_argument(
+        "--all-labels", action="store_true", help="every label of a place, not only the one with the best score"
+    )
 
 
 def share(text: str) -> float:
@@ -41,81 +65,159 @@ def share(text: str) -> float:
     return number
 
 
-def predictor(arguments: argparse.Namespace) -> Predictor:
-    """The model of --model, which must offer the verb; --out is checked first.
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def predictor(arguments: argparse.Namespace, verb: str | None = None) -> Predictor:
+    """The model of --model, which must offer the verb (default: the one that was called).
 
     Raises WeightsError, TaskError, ValueError.
     """
     import fiber
 
-    for out in arguments.out:
-        if out.suffix not in (".json", ".png"):
-            raise ValueError(f"--out {out}: give a name ending in .json or .png")
     found = fiber.load(arguments.model, arguments.device, arguments.dtype)
-    found.require(arguments.verb)
+    found.require(verb or arguments.verb)
+    found.batch, found.workers = arguments.batch or found.batch, arguments.workers
     return found
 
 
-def over_images(arguments: argparse.Namespace, one_image: OneImage) -> int:
-    """One result per image, written; images of folders and globs that cannot be read are skipped and named."""
-    from fiber.predict.sources import ImageError, expand
+def check_outs(arguments: argparse.Namespace) -> list[Path]:
+    """The tables among --out, every name checked before any work. Raises ValueError."""
+    from fiber.predict.results import COCO, COCO_VERBS, PARQUET, kind_of_file, parquet
 
-    model = predictor(arguments)
-    results, faults = [], []
-    paths = expand(arguments.image)
-    for path in paths:
+    tables = []
+    for out in arguments.out:
+        kind = kind_of_file(out)
+        if kind is None and out.suffix != ".png":
+            raise ValueError(f"--out {out}: give a name ending in .json or .png (or .jsonl, .parquet, .coco.json)")
+        if kind == COCO and arguments.verb not in COCO_VERBS:
+            raise ValueError(f"--out {out}: COCO's format has no place for what `{arguments.verb}` finds")
+        if kind == PARQUET:
+            parquet()
+        if kind is not None:
+            tables.append(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+    return tables
+
+
+def over_images(
+    arguments: argparse.Namespace,
+    compute: Compute,
+    *,
+    classes: Callable[[Any], Sequence[str]] | None = None,
+    verb: str | None = None,
+) -> int:
+    """One result per image, in batches, to stdout, tables and drawings; images that cannot be read are skipped and
+    named. `compute` gives what is found in each image of a batch; `classes`: of a COCO file, given the model; `verb`:
+    what the model must offer."""
+    from fiber.predict.journal import Journal
+    from fiber.predict.listing import ImageList
+    from fiber.predict.results import COCO, kind_of_file, write_table
+    from fiber.predict.sources import ImageError
+
+    tables = check_outs(arguments)
+    model, files = predictor(arguments, verb), ImageList(arguments.image)
+    total = len(files)
+    if not tables:
+        faults = [entry.fault for entry in _entries(model, files, compute, arguments, None) if entry.fault]
+    else:
+        journal = Journal(tables[0], _asked(arguments, model))
         try:
-            results.append({"image": str(path)} | one_image(model, path, arguments))
-        except ImageError as error:
-            if len(paths) == 1:
-                raise
-            faults.append(str(error))
-    if not results:
-        raise ImageError(f"none of {len(paths)} images could be read: {faults[0]}")
-    finish(results, faults, arguments)
+            for _ in _entries(model, files, compute, arguments, journal):
+                pass
+            faults = [entry.fault for entry in journal if entry.fault]
+            for out in tables if len(faults) < total else ():
+                coco = kind_of_file(out) == COCO
+                write_table(out, partial(_rows, journal, coco), classes(model) if coco and classes else ())
+            journal.remove()
+        finally:
+            journal.close()
+    if len(faults) == total:
+        raise ImageError(faults[0] if total == 1 else f"none of {total} images could be read: {faults[0]}")
+    name_faults(faults)
     return 0
 
 
-def finish(results: list[Result], faults: Sequence[str], arguments: argparse.Namespace) -> None:
-    """Write the results and name the images that were left out."""
-    write(results, arguments)
-    for fault in faults:
+def _entries(
+    model: Predictor, files: ImageList, compute: Compute, arguments: argparse.Namespace, journal: Journal | None
+) -> Iterator[Entry]:
+    """The entries of the images that the journal lacks, drawn where drawings are wanted and added to the journal,
+    or printed where there is none."""
+    from fiber.predict.journal import each_batch, entry_of
+    from fiber.predict.results import rounded
+    from fiber.predict.sources import Prepared
+    from fiber.predict.stream import Countdown
+
+    total, number = len(files), 0 if journal is None else sum(1 for _ in journal)
+    shown = Countdown(arguments.verb, total, show=total > model.batch)
+    for group in each_batch(model, files, set() if journal is None else journal.done, shown):
+        images = [image for _, image in group if isinstance(image, Prepared)]
+        found, entries = iter(compute(model, images, arguments) if images else ()), []
+        for file, image in group:
+            row = None
+            if isinstance(image, Prepared):
+                about = {"image": file.name, "width": image.width, "height": image.height}
+                row = rounded(about | next(found))
+                _draw(row, file, number, total, arguments.out)
+                if journal is None:
+                    print(json.dumps(row, ensure_ascii=False))
+            entries.append(entry_of(file, image, row))
+            number += 1
+        if journal is not None:
+            journal.append(entries)
+        yield from entries
+    shown.close()
+
+
+def _rows(journal: Journal, relative: bool) -> Iterator[Result]:
+    """The results of a journal; `relative`: with the names that images have below their folder."""
+    for entry in journal:
+        if entry.fault is None:
+            yield entry.row | {"image": entry.name} if relative else entry.row
+
+
+def name_faults(faults: Sequence[str]) -> None:
+    """Name the images that were left out, the first ones if there are many."""
+    for fault in faults[:NAMED]:
         print(f"skipped {fault}", file=sys.stderr)
+    if len(faults) > NAMED:
+        print(f"skipped {len(faults) - NAMED} more, {len(faults)} in all", file=sys.stderr)
 
 
-def plain(found: Sequence[Any]) -> list[dict[str, Any]]:
+def _asked(arguments: argparse.Namespace, model: Predictor) -> dict[str, Any]:
+    """What the results depend on, for the journal."""
+    apart = ("out", "device", "workers", "model")
+    asked = {key: value for key, value in vars(arguments).items() if key not in apart}
+    return {"model": model.fingerprint()} | asked | {"batch": model.batch}
+
+
+def plain(found: Iterable[Any]) -> list[dict[str, Any]]:
     """Dataclasses as dicts without empty fields."""
     return [{k: v for k, v in dataclasses.asdict(item).items() if v is not None} for item in found]
 
 
-# ---------------------------------------------------------------------------------------------- output
+# ---------------------------------------------------------------------------------------------- drawings
 
 
-def write(results: list[Result], arguments: argparse.Namespace) -> None:
-    """JSON to stdout or a file, drawings to files."""
-    text = "\n".join(json.dumps(result, ensure_ascii=False) for result in results)
-    if not any(out.suffix == ".json" for out in arguments.out):
-        print(text)
-    for out in arguments.out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        if out.suffix == ".json":
-            out.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n")
-        else:
-            for number, result in enumerate(results):
-                name = f"{out.stem}-{number:03d}-{Path(result.get('image', '')).stem}.png".replace("-.", ".")
-                drawing(result).save(out if len(results) == 1 else out.with_name(name))
+def _draw(result: Result, file: ImageFile, number: int, total: int, outs: Sequence[Path]) -> None:
+    """The image of a result to every --out that is a drawing."""
+    for out in outs:
+        if out.suffix == ".png":
+            name = f"{out.stem}-{number:03d}-{Path(file.name).stem}.png"
+            drawing(result, file).save(out if total == 1 else out.with_name(name))
 
 
-def drawing(result: Result) -> Image.Image:
+def drawing(result: Result, file: ImageFile) -> Image.Image:
     """The image of one result with what was found in it."""
-    from fiber.images.draw import contact_sheet, draw_boxes, draw_text
+    from fiber.images.draw import draw_boxes, draw_text
     from fiber.predict.sources import open_image
 
-    if "images" in result:
-        found = result["images"]
-        labels = [f"{entry['score']:.2f} {Path(entry['image']).name}" for entry in found]
-        return draw_text(contact_sheet([open_image(entry["image"]).image for entry in found], labels), result["text"])
-    image = open_image(result["image"])
+    image = open_image(file)
     if "regions" not in result:
         return draw_text(image.image, sentence_of(result))
     regions, size = result["regions"], (image.width, image.height)
@@ -135,6 +237,8 @@ def sentence_of(result: Result) -> str:
         return result["captions"][0]["text"]
     if "answers" in result:
         return f"{result['question']} {result['answers'][0]['text']}"
+    if "classes" in result:
+        return f"{result['classes'][0]['text']} {result['classes'][0]['score']:.2f}"
     if "texts" in result:
         return "; ".join(f"{entry['text']} {entry['score']:.2f}" for entry in result["texts"])
     return f"{result['text']}: {result['probability']:.2f}"

@@ -1,7 +1,6 @@
 """`fiber refer`: the one region that an expression means."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from fiber.cli import on_images
@@ -21,10 +20,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, one_image)
+    return on_images.over_images(arguments, results)
 
 
-def one_image(predictor: Any, path: Path, arguments: argparse.Namespace) -> on_images.Result:
-    """What is found in one image, as plain data."""
-    found = predictor.refer(path, arguments.text, arguments.top)[0]
-    return {"expression": arguments.text, "regions": on_images.plain(found)}
+def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
+    """What is found in each image of a batch, as plain data."""
+    found = predictor.refer(images, arguments.text, arguments.top)
+    return [{"expression": arguments.text, "regions": on_images.plain(regions)} for regions in found]

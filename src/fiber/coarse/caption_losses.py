@@ -43,11 +43,13 @@ def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tens
     )
 
 
-def mle_loss(logits: Tensor, labels: Tensor, loss_normalisers: float | None = None, smoothing: float = 0.0) -> Tensor:
+def mle_loss(
+    logits: Tensor, labels: Tensor, loss_normalisers: float | Tensor | None = None, smoothing: float = 0.0
+) -> Tensor:
     """Mean cross-entropy () over all real labels of the batch, from logits (B,L,V) and labels (B,L) int64, -100 where
     not real. `loss_normalisers`: what to divide the sum by instead, the mean of that number over the micro-batches
     and ranks of a step (see `mlm_loss`). `smoothing`: see `token_losses`."""
-    count = loss_normalisers or (labels != IGNORED).sum().clamp(min=1)
+    count = (labels != IGNORED).sum().clamp(min=1) if loss_normalisers is None else loss_normalisers
     return token_losses(logits, labels, smoothing).sum() / count
 
 

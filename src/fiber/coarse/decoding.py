@@ -7,7 +7,6 @@ score is its mean log-probability per generated token, the end token included (l
 Shape letters: B images, K beams, R rows (B, or B*K), N image tokens, C image width, V vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -49,7 +48,7 @@ class Caption:
 def greedy(model: CoarseModel, image: Tensor, special_tokens: SpecialTokens, max_length: int) -> list[Caption]:
     """The likeliest token at every step. image (B,N,C) from `backbone.image_tail`; `max_length` tokens at most, both
     special tokens included -> one caption per image."""
-    return _one_by_one(model, image, special_tokens, max_length, lambda log_probability: log_probability.argmax(-1))
+    return [beams[0] for beams in beam_search(model, image, special_tokens, max_length, beams=1)]
 
 
 @torch.no_grad()
@@ -70,14 +69,28 @@ def nucleus(
     if not 0 < top_p <= 1 or temperature <= 0:
         raise ValueError(f"top_p {top_p} must lie in (0, 1] and temperature {temperature} above 0")
 
-    def draw(log_probability: Tensor) -> Tensor:
-        probability = (log_probability / temperature).softmax(-1)
-        ordered, tokens = probability.sort(dim=-1, descending=True)
+    cache = model.backbone.start_decoding(image)
+    newest = torch.full((len(image),), special_tokens.start, device=image.device)
+    live = torch.ones_like(newest, dtype=torch.bool)
+    chosen, gained, alive = [], [], []
+    for step in range(1, max_length):
+        log_probability = _next(model, newest, cache, special_tokens)
+        ordered, tokens = (log_probability / temperature).softmax(-1).sort(dim=-1, descending=True)
         # A token stays if those before it do not yet hold top_p: the likeliest always does.
         ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-        return tokens.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
-
-    return _one_by_one(model, image, special_tokens, max_length, draw)
+        newest = tokens.gather(1, torch.multinomial(ordered, 1, generator=generator))[:, 0]
+        chosen.append(newest)
+        gained.append(log_probability.gather(1, newest[:, None])[:, 0])
+        alive.append(live)
+        live = live & (newest != special_tokens.end)
+        if _look(step, image.device) and not live.any():
+            break
+    lengths = torch.stack(alive, 1).sum(1)
+    scores = (torch.stack(gained, 1) * torch.stack(alive, 1)).sum(1) / lengths
+    rows = (x.tolist() for x in (torch.stack(chosen, 1), lengths, scores, live))
+    return [
+        Caption(x[: n if unended else n - 1], score, not unended) for x, n, score, unended in zip(*rows, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -91,13 +104,13 @@ def beam_search(
     finished, the first K that go on live. The search of an image is over when K have finished or the length is
     reached, where live beams count as captions without end.
     """
-    size, device = len(image), image.device
+    size, device, last = len(image), image.device, max_length - 1
     cache = model.backbone.start_decoding(image).select(torch.arange(size, device=device).repeat_interleave(beams))
     # Only the first of an image's equal beams lives at the start.
     total = torch.full((size, beams), -torch.inf, device=device)
     total[:, 0] = 0.0
     ids = torch.full((size * beams, 1), special_tokens.start, device=device)
-    finished: list[list[Caption]] = [[] for _ in range(size)]
+    finished = _Finished(size, beams, last, device)
     for step in range(1, max_length):
         log_probability = _next(model, ids[:, -1], cache, special_tokens)
         vocabulary = log_probability.shape[1]
@@ -106,17 +119,18 @@ def beam_search(
         beam, token = index // vocabulary, index % vocabulary
         ends = token == special_tokens.end
         rows = beam + torch.arange(size, device=device)[:, None] * beams
-        _collect(finished, ids, score, rows, ends, beams, step)
-        if all(len(captions) >= beams for captions in finished):
+        finished.add(ids, score, rows, ends)
+        if _look(step, device) and bool((finished.count >= beams).all()):
             break
         # The first K continuations that go on, in order; each beam ends in one way, so 2K hold at least K of them.
         going = ends.to(torch.int64).argsort(dim=-1, stable=True)[:, :beams]
         total = score.masked_fill(ends, -torch.inf).gather(1, going)
         rows = rows.gather(1, going).flatten()
         ids = torch.cat([ids[rows], token.gather(1, going).view(-1, 1)], dim=1)
-        _keep_rows(cache, rows)
-    _collect_unended(finished, ids, total, beams)
-    return [sorted(captions, key=lambda caption: -caption.score)[:beams] for captions in finished]
+        # Keys and values of the image stay: a beam never leaves its image.
+        cache.text = [pair and (pair[0][rows], pair[1][rows]) for pair in cache.text]
+    captions = finished.read(ids.view(size, beams, -1)[..., 1:], total)
+    return [sorted(of_image, key=lambda caption: -caption.score)[:beams] for of_image in captions]
 
 
 @torch.no_grad()
@@ -132,14 +146,16 @@ def sample(
     """
     ids = [torch.full((len(draws),), special_tokens.start, device=draws.device)]
     live = torch.ones_like(ids[0], dtype=torch.bool)
-    for uniform in draws.T:
+    alive = []  # whether any row of any rank went on after a step
+    for step, uniform in enumerate(draws.T, 1):
         probability = _next(model, ids[-1], cache, special_tokens).exp()
         token = sample_columns(probability, uniform)[0]  # inversion of the cumulative weights, whatever they weigh
         ids.append(token.where(live, pad_id))
         live = live & (token != special_tokens.end)
-        if not distributed.all_reduce_max(live.any().float()[None]).item():
+        alive.append(distributed.all_reduce_max(live.any().float()[None]))
+        if _look(step, draws.device) and not alive[-1].item():
             break
-    return torch.stack(ids, 1)
+    return torch.stack(ids, 1)[:, : 2 + int(torch.cat(alive).sum())]  # what follows the last end is only padding
 
 
 def next_logits(model: CoarseModel, newest: Tensor, cache: DecoderCache) -> Tensor:
@@ -150,64 +166,45 @@ def next_logits(model: CoarseModel, newest: Tensor, cache: DecoderCache) -> Tens
 def _next(model: CoarseModel, newest: Tensor, cache: DecoderCache, special_tokens: SpecialTokens) -> Tensor:
     """Log-probabilities (R,V) of the allowed tokens; -inf at the forbidden ones."""
     logits = next_logits(model, newest, cache)
-    logits[:, list(special_tokens.forbidden)] = -torch.inf
+    for token in special_tokens.forbidden:  # one by one: a list of them would be sent to the card at every step
+        logits[:, token] = -torch.inf
     return logits.log_softmax(-1)
 
 
-def _one_by_one(
-    model: CoarseModel,
-    image: Tensor,
-    special_tokens: SpecialTokens,
-    max_length: int,
-    choose: Callable[[Tensor], Tensor],
-) -> list[Caption]:
-    """One caption per image, `choose` picking tokens (B,) from log-probabilities (B,V)."""
-    cache = model.backbone.start_decoding(image)
-    newest = torch.full((len(image),), special_tokens.start, device=image.device)
-    live = torch.ones_like(newest, dtype=torch.bool)
-    chosen, gained, alive = [], [], []
-    for _ in range(max_length - 1):
-        log_probability = _next(model, newest, cache, special_tokens)
-        newest = choose(log_probability)
-        chosen.append(newest)
-        gained.append(log_probability.gather(1, newest[:, None])[:, 0])
-        alive.append(live)
-        live = live & (newest != special_tokens.end)
-        if not live.any():
-            break
-    tokens, gains, counted = (torch.stack(x, 1) for x in (chosen, gained, alive))
-    lengths = counted.sum(1)
-    scores = (gains * counted).sum(1) / lengths
-    captions = []
-    for row, length, score, unended in zip(
-        tokens.tolist(), lengths.tolist(), scores.tolist(), live.tolist(), strict=True
-    ):
-        captions.append(Caption(row[: length if unended else length - 1], score, not unended))
-    return captions
+class _Finished:
+    """The captions of a beam search that have ended, on the device: of B images the first K, in the order in which
+    they ended and, of one step, of their score. `count` (B,); entry K of every table is of no use."""
+
+    def __init__(self, images: int, beams: int, last: int, device: torch.device) -> None:
+        self.count, self.beams = torch.zeros(images, dtype=torch.int64, device=device), beams
+        self.ids = torch.zeros(images, beams + 1, last, dtype=torch.int64, device=device)
+        self.lengths = torch.zeros(images, beams + 1, dtype=torch.int64, device=device)
+        self.scores = torch.zeros(images, beams + 1, device=device)
+
+    def add(self, ids: Tensor, score: Tensor, rows: Tensor, ends: Tensor) -> None:
+        """The continuations among the first K of each image that end now: score, rows, ends (B,2K), rows in
+        ids (R,1+n)."""
+        ending = (ends & score.isfinite())[:, : self.beams]
+        place = (self.count[:, None] + ending.cumsum(1) - 1).masked_fill(~ending, self.beams).clamp(max=self.beams)
+        said = ids[rows[:, : self.beams], 1:]
+        self.ids[..., : said.shape[-1]].scatter_(1, place[..., None].expand_as(said), said)
+        self.lengths.scatter_(1, place, ids.shape[1])
+        self.scores.scatter_(1, place, score[:, : self.beams])
+        self.count = (self.count + ending.sum(1)).clamp(max=self.beams)
+
+    def read(self, ids: Tensor, total: Tensor) -> list[list[Caption]]:
+        """All of them, and of images that have fewer than K the live beams: ids (B,K,n), total (B,K)."""
+        captions: list[list[Caption]] = []
+        ended = zip(self.ids.tolist(), self.lengths.tolist(), self.scores.tolist(), self.count.tolist(), strict=True)
+        for (said, lengths, scores, count), live, totals in zip(ended, ids.tolist(), total.tolist(), strict=True):
+            parts = zip(said[:count], lengths, scores, strict=False)
+            captions.append([Caption(x[: n - 1], score / n, True) for x, n, score in parts])
+            if count < self.beams and ids.shape[-1]:
+                unended = [(x, score) for x, score in zip(live, totals, strict=True) if score > -torch.inf]
+                captions[-1] += [Caption(x, score / len(x), False) for x, score in unended]
+        return captions
 
 
-def _collect(
-    finished: list[list[Caption]], ids: Tensor, score: Tensor, rows: Tensor, ends: Tensor, beams: int, step: int
-) -> None:
-    """Add the continuations among the first K of each image that end now: score, rows, ends (B,2K); every caption
-    has `step` tokens with its end token."""
-    for image, rank in (ends & score.isfinite())[:, :beams].nonzero().tolist():
-        if len(finished[image]) < beams:
-            caption = ids[rows[image, rank], 1:].tolist()
-            finished[image].append(Caption(caption, float(score[image, rank]) / step, True))
-
-
-def _collect_unended(finished: list[list[Caption]], ids: Tensor, total: Tensor, beams: int) -> None:
-    """Add the live beams of images whose search met the length limit: ids (B*K,1+n), total (B,K)."""
-    length = ids.shape[1] - 1
-    for image, captions in enumerate(finished):
-        if len(captions) >= beams or not length:
-            continue
-        for beam, score in enumerate(total[image].tolist()):
-            if score > -torch.inf:
-                captions.append(Caption(ids[image * beams + beam, 1:].tolist(), score / length, False))
-
-
-def _keep_rows(cache: DecoderCache, rows: Tensor) -> None:
-    """Text keys and values of the surviving rows (R,). Those of the image stay: a beam never leaves its image."""
-    cache.text = [pair and (pair[0][rows], pair[1][rows]) for pair in cache.text]
+def _look(step: int, device: torch.device) -> bool:
+    """Whether to ask if all captions have ended: on a card every eighth token, because asking waits for it."""
+    return device.type == "cpu" or step % 8 == 0

@@ -15,7 +15,8 @@ S = TypeVar("S", bound=State)
 def exchange(state: S, index: Tensor) -> S:
     """Rows `index` (K,) of the global batch of states; only the drawn rows travel, gradients return to their
     owners."""
-    return state.map(lambda x: distributed.exchange_rows(x, index))
+    plan = distributed.Exchange(index, len(state))
+    return state.map(lambda x: distributed.exchange_rows(x, plan))
 
 
 def itm_loss(logits: Tensor, valid_text: Tensor, valid_image: Tensor) -> Tensor:

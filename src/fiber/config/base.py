@@ -167,6 +167,7 @@ class EvalConfig:
     """What is evaluated, and when."""
 
     every: CountOrNone = 0  # steps; 0 evaluates only at the end
+    at_start: bool = False  # evaluate before the first step, too: `start.json` of the run
     data: tuple[EvalSourceConfig, ...] = ()
     batch: Annotated[Whole, Field(ge=1, le=65_536)] = 64
 
@@ -177,6 +178,7 @@ class TrackingConfig:
 
     wandb: Literal["online", "offline", "off"] = "off"
     project: Text = "fiber"
+    tensorboard: bool = False  # event files in RUN/tensorboard; needs the tensorboard package
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -184,7 +186,7 @@ class RunConfig:
     """What the configurations of both stages have. Saved, resolved, as `config.yaml` of the run directory."""
 
     output: Text  # the run directory
-    tokenizer: Text  # a folder or hub name
+    tokenizer: Text | None = None  # a folder, a run directory or a hub name; null: that of `init_from`
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] = 0
     tuning: TuningConfig = TuningConfig()
     optim: OptimConfig = OptimConfig()

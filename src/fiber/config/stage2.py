@@ -71,18 +71,14 @@ class RegionOptimConfig(OptimConfig):
 class RegionEvalConfig(EvalConfig):
     """As `EvalConfig`."""
 
-    multi_scale: bool = (
-        False  # ask at 12 sizes, mirrored too, and vote; the release's multi-scale test, 24 x the cost
-    )
+    multi_scale: bool = False  # ask at 12 sizes, mirrored too, and vote, as the release's test does: 24 x the cost
 
 
 @dataclass(frozen=True, config=STRICT)
 class Stage2Config(RunConfig):
     """Everything at region level."""
 
-    max_text: Annotated[Whole, Field(ge=1, le=512)] = (
-        256  # tokens of a caption or prompt, the special ones among them
-    )
+    max_text: Annotated[Whole, Field(ge=1, le=512)] = 256  # tokens of a caption or prompt, with the special ones
     model: TowersConfig = TowersConfig()
     detector: DetectorConfig = DetectorConfig()
     regions: RegionConfig = RegionConfig()

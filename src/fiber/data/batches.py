@@ -23,7 +23,7 @@ class StreamBatch(TypedDict, total=False):
     faults: list[Any]  # data.loader.Fault of samples and boxes that could not be used (data/loader.py)
     data_seconds: float  # what the training process waited for it (data/loader.py)
     step: int  # the update it belongs to (training/loop.py)
-    loss_normalisers: dict[str, float]  # what each averaged loss is divided by (training/loop.py), where asked for
+    loss_normalisers: dict[str, Tensor]  # () each: what an averaged loss is divided by (training/loop.py)
 
 
 class TextBatch(StreamBatch, total=False):
@@ -50,9 +50,9 @@ class PretrainBatch(TextBatch, total=False):
 class CaptionBatch(TextBatch, total=False):
     """Images and captions; the last three only where the objective asks for them."""
 
-    references: list[list[str]]  # B lists of all captions of the image (data/samples/captions.py)
-    draws: Tensor  # (B,K,T) float64 in [0,1), one for each token that may be drawn (data/samples/captions.py)
-    domain: list[str]  # B domains of NoCaps, or "", in evaluation (data/samples/captions.py)
+    references: list[list[str]]  # B lists of all captions of the image (evaluation/caption_samples.py)
+    draws: Tensor  # (B,K,T) float64 in [0,1), one for each token that may be drawn (evaluation/caption_samples.py)
+    domain: list[str]  # B domains of NoCaps, or "", in evaluation (evaluation/caption_samples.py)
 
 
 class RegionBatch(StreamBatch, total=False):

@@ -212,8 +212,8 @@ class MixedStream:
         self.epoch_length = sum(walk.length for walk in self.walks)
         self.steps_per_epoch = self.epoch_length // global_batch
         if self.steps_per_epoch == 0 and not self.weighted:
-            few = f"the training data has {self.epoch_length} samples"
-            raise ShardError(f"{few}, less than one batch of {global_batch}")
+            few = f"the training data has {self.epoch_length} samples, less than one batch of {global_batch}"
+            raise ShardError(f"{few}: lower train.global_batch (and train.micro_batch)")
         self._quotas = _quotas([source.weight or 0.0 for source in sources]) if self.weighted else np.zeros(0, int)
         self._blocks: dict = {}
 

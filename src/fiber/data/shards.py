@@ -33,6 +33,7 @@ from fiber.errors import SampleFault, ShardError
 
 log = logging.getLogger(__name__)
 
+RECORDS = "records.jsonl"  # beside tars of others that are used as they lie: the records, where shards say "records"
 OPEN_FILES = 64  # shards of a set that a process keeps open, and that stay in the cache of a remote set
 
 
@@ -240,7 +241,7 @@ class ShardSet:
         if size == 0:
             raise SampleFault("missing_json", "the sample has no JSON member")
         try:
-            record = json.loads(self._pread(i, offset, size))
+            record = json.loads(self._pread(i, offset, size, "records" in self.index.shards[self.shard_of(i)]))
         except (ValueError, RecursionError) as error:
             raise SampleFault("bad_json", f"its JSON does not parse: {error}") from None
         missing = [key for key in REQUIRED if not isinstance(record, dict) or key not in record]
@@ -271,9 +272,9 @@ class ShardSet:
         images = [(EXTENSIONS[min(k, 2)], self._pread(i, *extent)) for k, extent in zip(kinds, extents, strict=True)]
         return Sample(self.index.key(i), images, record, self.facts)
 
-    def _pread(self, i: int, offset: int, size: int) -> bytes:
+    def _pread(self, i: int, offset: int, size: int, beside: bool = False) -> bytes:
         try:
-            file = self._descriptor(self.shard_of(i))
+            file = self._descriptor(-1 if beside else self.shard_of(i))
             length = os.fstat(file).st_size  # before memory is asked for: an index may say anything
             data = os.pread(file, size, offset) if offset >= 0 and 0 <= size <= length - offset else b""
         except OSError as error:
@@ -286,7 +287,7 @@ class ShardSet:
         if shard not in self._files:
             if len(self._files) >= OPEN_FILES:
                 os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = self._open(self.index.shards[shard]["name"])
+            self._files[shard] = self._open(self.index.shards[shard]["name"] if shard >= 0 else RECORDS)
         return self._files[shard]
 
     def _open(self, name: str) -> int:

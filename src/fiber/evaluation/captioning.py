@@ -17,10 +17,10 @@ from fiber import distributed
 from fiber.coarse.decoding import Caption, SpecialTokens, beam_search
 from fiber.coarse.model import CoarseModel
 from fiber.config.stage1 import CaptionConfig
-from fiber.data.samples.captions import CaptionEvalSample, all_texts
 from fiber.data.samples.text import ImageTransform
 from fiber.data.shards import ShardSet
 from fiber.errors import ConfigError
+from fiber.evaluation.caption_samples import CaptionEvalSample, all_texts
 from fiber.evaluation.context import EXAMPLES, EvalContext, Example
 from fiber.evaluation.loader import EvalLoader
 from fiber.evaluation.metrics import caption_scores as metrics

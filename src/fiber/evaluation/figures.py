@@ -12,6 +12,7 @@ from torchvision.ops import box_iou, nms
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
+from fiber.evaluation.example_regions import example_samples
 from fiber.evaluation.region_images import EvalImage
 from fiber.evaluation.regions import Classes, Phrases, predict, questions
 from fiber.fine.model import FiberDetector
@@ -71,10 +72,8 @@ def draw_predictions(
     detection of every place that has one with a score of at least `threshold`, MOST at most.
     """
     asked, training, drawn = questions(shards, field, builder, chunk_classes), model.training, []
-    usable = np.flatnonzero(shards.counts(field))
-    chosen = usable[np.linspace(0, len(usable) - 1, min(count, len(usable))).round().astype(int)] if count else []
     model.eval()
-    for index in map(int, chosen):
+    for index in example_samples(shards, field, count):
         stored = shards.read(index)
         sample = image(stored, field, 0, np.random.default_rng(0))
         ((_, found),) = predict(model, [sample], asked, pairs=8, multi_scale=image.multi_scale)

@@ -113,8 +113,10 @@ def match_logits(
     """Matching logits (K,2) fp32 of the pairs (image_row[k], text_row[k]), on every rank; class 1 = match.
     `texts`: prefixes that `text_row` counts in."""
 
+    text_row = text_row.cpu()
+
     def score(image: ImageState, pairs: Tensor) -> Tensor:
-        return model.match_logits(image, _take(texts, text_row[pairs], model))
+        return model.match_logits(image, take(texts, text_row[pairs], model))
 
     return score_pairs(model, images, image_row, score, width=2, batch=batch, progress=progress, what=what)
 
@@ -134,16 +136,17 @@ def score_pairs(
     """Scores (K,width) fp32 of pairs of which pair k has the image `image_row[k]`, on every rank.
 
     The pairs are the same on all ranks; the owner of an image scores its pairs, `batch` at a time, image by image:
-    `score` takes the prefixes of a batch and its pair numbers (b,) and gives (b,width).
+    `score` takes the prefixes of a batch and its pair numbers (b,), on the CPU, and gives (b,width).
     """
-    mine = torch.nonzero(images.place[image_row] >= 0).squeeze(1)
-    mine = mine[torch.sort(image_row[mine], stable=True).indices]
-    scores = torch.empty(len(mine), width, device=mine.device)
+    device = device_of(model)
+    place = images.place.cpu()[image_row.cpu()]  # numbers of rows stay with the host, which would wait for them
+    mine = torch.nonzero(place >= 0).squeeze(1)
+    mine = mine[torch.sort(place[mine], stable=True).indices]
+    scores = torch.empty(len(mine), width, device=device)
     for start in progress(range(0, len(mine), batch), what):
         pairs = mine[start : start + batch]
-        image = _take(images.prefixes, images.place[image_row[pairs]], model)
-        scores[start : start + batch] = score(image, pairs)
-    return gather(mine, scores)[1][0]
+        scores[start : start + batch] = score(take(images.prefixes, place[pairs], model), pairs)
+    return gather(mine.to(device), scores)[1][0]
 
 
 def gather(position: Tensor, *columns: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -178,8 +181,9 @@ def image_rows(image_id: Tensor, wanted: Tensor) -> Tensor:
     return order[place]
 
 
-def _take(state: S, rows: Tensor, model: CoarseModel) -> S:
-    """Rows of a cached state on the model's device and in its dtype; a row asked for often travels once."""
+def take(state: S, rows: Tensor, model: CoarseModel) -> S:
+    """Rows (on the CPU) of a cached state on the model's device and in its dtype; a row asked for often travels
+    once."""
     weight = model.heads.itm.weight
     unique, inverse = rows.unique(return_inverse=True)
     kept = state[unique.to(state.tokens.device)].to(weight.device, weight.dtype)

@@ -15,7 +15,7 @@ from torch import Tensor
 from fiber.backbone.states import TextState
 from fiber.data.prompts import Prompt
 from fiber.data.samples.images import fitted, resize
-from fiber.fine.boxes import pairwise_iou, pixel_area
+from fiber.fine.boxes import pixel_area, pixel_iou
 from fiber.fine.inference import Query, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import BoxSelection, Detections, suppress
@@ -122,7 +122,7 @@ def vote_boxes(found: Detections, overlap: float) -> Detections:
         own = found.labels == label
         left = Detections(found.boxes[own], found.scores[own], found.labels[own]).best(int(own.sum()))
         while len(left.scores):
-            taken = pairwise_iou(left.boxes[:1].double(), left.boxes.double())[0] >= overlap
+            taken = pixel_iou(left.boxes[:1].double(), left.boxes.double()) >= overlap
             taken[0] = True  # whatever the overlap asked for, so that this ends
             weights = left.scores[taken, None].double()
             boxes.append((left.boxes[taken].double() * weights).sum(0) / weights.sum())

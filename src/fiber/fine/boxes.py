@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of dx, dy, dw, dh
+SHIFT_WEIGHT, SIDE_WEIGHT = 10.0, 5.0  # of the deltas dx and dy, of dw and dh
 MAX_LOG_RATIO = math.log(1000 / 16)  # of a decoded side to its anchor's side
 EPS = 1e-7
 
@@ -48,30 +48,27 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Deltas (N,4) that `decode` turns back into boxes (N,4) from anchors (N,4). Sides have +1, centres not."""
     anchor_side, side = (b[..., 2:] - b[..., :2] + 1 for b in (anchors, boxes))
     shift = (centres(boxes) - centres(anchors)) / anchor_side
-    deltas = torch.cat([shift, torch.log(side / anchor_side)], -1)
-    return deltas * deltas.new_tensor(DELTA_WEIGHTS)
+    return torch.cat([shift * SHIFT_WEIGHT, torch.log(side / anchor_side) * SIDE_WEIGHT], -1)
 
 
 def decode(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Boxes (...,4) float32 from deltas and anchors (...,4); log side ratios are capped at log(1000/16)."""
-    anchors = anchors.float()
-    deltas = deltas.float() / anchors.new_tensor(DELTA_WEIGHTS)
+    anchors, deltas = anchors.float(), deltas.float()
     anchor_side = anchors[..., 2:] - anchors[..., :2] + 1
-    centre = deltas[..., :2] * anchor_side + centres(anchors)
-    half = (deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp() * anchor_side - 1) / 2
+    centre = deltas[..., :2] / SHIFT_WEIGHT * anchor_side + centres(anchors)
+    half = ((deltas[..., 2:] / SIDE_WEIGHT).clamp(max=MAX_LOG_RATIO).exp() * anchor_side - 1) / 2
     return torch.cat([centre - half, centre + half], -1)
 
 
-def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU (N,M) of all pairs, inclusive pixels (+1)."""
-    low = torch.maximum(boxes[:, None, :2], others[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
+def pixel_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """IoU (...) of boxes and others (...,4) that broadcast, inclusive pixels (+1)."""
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
     overlap = (high - low + 1).clamp(min=0).prod(-1)
-    return overlap / (pixel_area(boxes)[:, None] + pixel_area(others)[None] - overlap)
+    return overlap / (pixel_area(boxes) + pixel_area(others) - overlap)
 
 
 def pixel_area(boxes: Tensor) -> Tensor:
-    """(N,4) -> (N,) areas in inclusive pixels (+1)."""
+    """(...,4) -> (...) areas in inclusive pixels (+1)."""
     return (boxes[..., 2:] - boxes[..., :2] + 1).prod(-1)
 
 
@@ -86,8 +83,8 @@ def giou(boxes: Tensor, others: Tensor) -> Tensor:
     return overlap / union - (enclosing - union) / enclosing
 
 
-def clip(boxes: Tensor, size: Tensor | Sequence[int]) -> Tensor:
-    """Boxes (...,4) clipped to x in [0, w-1], y in [0, h-1] of an image of `size` (h, w)."""
-    height, width = size
-    x, y = boxes[..., 0::2].clamp(0, width - 1), boxes[..., 1::2].clamp(0, height - 1)
+def clip(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (...,4) clipped to x in [0, w-1], y in [0, h-1] of their images of `sizes` (...,2), (h, w)."""
+    height, width = (side[..., None] for side in sizes.unbind(-1))
+    x, y = boxes[..., 0::2].clamp(min=0).clamp(max=width - 1), boxes[..., 1::2].clamp(min=0).clamp(max=height - 1)
     return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], -1)

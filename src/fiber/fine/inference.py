@@ -5,7 +5,7 @@ norms and averages of the model see the padding. So what is detected in an image
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -73,5 +73,4 @@ def _padded(query: Query) -> tuple[int, int]:
 def _in_wanted_pixels(detections: Detections, query: Query) -> Detections:
     height, width = query.image.shape[1:]
     scale = torch.tensor([query.size[0] / width, query.size[1] / height] * 2)
-    boxes, scores = detections.boxes.float().cpu() * scale, detections.scores.float().cpu()
-    return Detections(boxes, scores, detections.labels.cpu())
+    return replace(detections, boxes=detections.boxes * scale)

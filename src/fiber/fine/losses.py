@@ -55,15 +55,9 @@ class Assignment:
 
 def assign_batch(targets: Targets, anchors: Sequence[Tensor], images: int) -> Assignment:
     """ATSS for each of `images` images; anchors: per level (A_l,4), shared by the images."""
-    rows, columns, matched = [], [], []
-    for row in range(images):
-        of_image = (targets.image == row).nonzero().squeeze(1)
-        index = assign(targets.boxes[of_image], anchors)
-        positive = (index >= 0).nonzero().squeeze(1)
-        rows.append(torch.full_like(positive, row))
-        columns.append(positive)
-        matched.append(of_image[index[positive]] if len(of_image) else positive)
-    return Assignment(torch.cat(rows), torch.cat(columns), torch.cat(matched))
+    index = assign(targets.boxes, targets.image, anchors, images)
+    image, anchor = (index >= 0).nonzero(as_tuple=True)
+    return Assignment(image, anchor, index[image, anchor])
 
 
 def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:
@@ -96,7 +90,7 @@ def totals(assignment: Assignment, targets: Targets, anchors: Sequence[Tensor]) 
     """(2,) float32: the number of positives, and the sum of their centerness targets. Losses are divided by the mean
     of these over the micro-batches and ranks of a step."""
     central = centerness(targets.boxes[assignment.target].float(), torch.cat(list(anchors))[assignment.anchor])
-    return torch.stack([central.new_tensor(float(len(central))), central.sum()])
+    return torch.stack([central.new_full((), len(central)), central.sum()])
 
 
 def detection_losses(

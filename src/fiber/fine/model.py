@@ -18,7 +18,7 @@ from fiber.data.prompts import Prompt
 from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
 from fiber.fine.fpn import FeaturePyramid
-from fiber.fine.postprocess import DETECTION, BoxSelection, Detections, detections
+from fiber.fine.postprocess import DETECTION, BoxSelection, Detections, candidates, choose, class_weights
 
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
 
@@ -141,7 +141,7 @@ class FiberDetector(nn.Module):
         text: TextState | None = None,
     ) -> list[Detections]:
         """Detections of each image (B,3,H,W), of un-padded `sizes` (B,2), for its own list of prompts (the chunks of
-        a class list, or one sentence), best first, boxes in pixels of `images`.
+        a class list, or one sentence), best first, on the CPU, boxes in pixels of `images`.
 
         Labels are `Prompt.classes`. Each image and each distinct prompt is prefixed once; `pairs` (image, prompt)
         pairs go through fusion and head at a time. Every prompt yields up to `selection.keep` detections; `keep` cuts
@@ -152,19 +152,18 @@ class FiberDetector(nn.Module):
         unique = list(dict.fromkeys(p for of_image in prompts for p in of_image))
         row_of = {p: row for row, p in enumerate(unique)}
         text = self.encode_prompts(unique) if text is None else text
-        length = text.mask.shape[1]
+        weights = class_weights([p.token_map[:, : text.mask.shape[1]] for p in unique]).to(images.device)
         jobs = [(image, p) for image, of_image in enumerate(prompts) for p in of_image]
-        parts: list[list[Detections]] = [[] for _ in prompts]
-        for start in range(0, len(jobs), pairs):
-            batch = jobs[start : start + pairs]
-            rows = [image for image, _ in batch]
-            output, anchors = self.predict(self.fuse(image_state[rows], text[[row_of[p] for _, p in batch]]))
-            tokens = [p.token_map[:, :length].to(images.device) for _, p in batch]
-            for (image, p), d in zip(batch, detections(output, anchors, tokens, sizes[rows], selection), strict=True):
-                classes = torch.tensor(p.classes, device=d.labels.device)
-                parts[image].append(replace(d, labels=classes[d.labels]))
-        merged = [Detections.cat(part) for part in parts]
-        return [d.best(len(d.scores) if keep is None else keep) for d in merged]
+        rows = torch.tensor([(image, row_of[p]) for image, p in jobs]).to(images.device, non_blocking=True)
+        parts = []
+        for image, prompt in (chunk.T for chunk in rows.split(pairs)):
+            output, anchors = self.predict(self.fuse(image_state[image], text[prompt]))
+            parts.append(candidates(output, anchors, weights[prompt], selection))
+        found = choose(Detections.cat(parts), sizes[rows[:, 0]], weights.shape[1], selection)
+        merged: list[list[Detections]] = [[] for _ in prompts]
+        for (number, p), d in zip(jobs, found, strict=True):
+            merged[number].append(replace(d, labels=torch.tensor(p.classes)[d.labels]))
+        return [d.best(len(d.scores) if keep is None else keep) for d in map(Detections.cat, merged)]
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[Prompt]) -> TextState:

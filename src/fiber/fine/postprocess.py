@@ -1,6 +1,7 @@
 """Head outputs -> detections: token scores to class scores, per-level selection, decoding, class-aware NMS.
 
-Shape letters: B images, A anchors of a level, L text length, K classes of the prompt.
+Shape letters: B images, P pairs of image and prompt, A anchors of a level, L text length, K classes of a prompt, T
+candidates of all levels.
 """
 
 from collections.abc import Sequence
@@ -8,10 +9,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
 from fiber.fine.boxes import clip, decode
 from fiber.fine.dyhead import HeadOutput
+
+AT_ONCE = 32768  # boxes that a card suppresses in one call; its memory grows with the square
 
 
 @dataclass(frozen=True)
@@ -44,61 +48,72 @@ class Detections:
         return Detections(self.boxes[order], self.scores[order], self.labels[order])
 
     @classmethod
-    def cat(cls, parts: Sequence["Detections"]) -> "Detections":
-        """All detections of several prompts on one image, in order; labels must already be global."""
-        return cls(*(torch.cat([getattr(p, f) for p in parts]) for f in ("boxes", "scores", "labels")))
+    def cat(cls, parts: Sequence["Detections"], dim: int = 0) -> "Detections":
+        """All detections of several parts, in order; labels must already be global."""
+        return cls(*(torch.cat([getattr(p, f) for p in parts], dim) for f in ("boxes", "scores", "labels")))
 
 
-def class_scores(token_logits: Tensor, class_tokens: Tensor) -> Tensor:
-    """Scores (...,K) float32 in 0..1 from token logits (...,L) and the tokens that each class owns, (K,L) bool: the
-    mean sigmoid over the tokens of a class (GLIP, Li et al., CVPR 2022). Raises ValueError where a class owns no
+def class_weights(class_tokens: Sequence[Tensor]) -> Tensor:
+    """(P,K,L) float32 from the tokens that each class of P prompts owns, (K_p,L) bool each: of every class, the equal
+    shares of its tokens; 0 on the classes that a prompt has less than K. Raises ValueError where a class owns no
     token: its score would silently be 0 everywhere.
     """
-    owned = class_tokens.sum(1)
-    if (owned == 0).any():
-        empty = (owned == 0).nonzero().flatten().tolist()
-        raise ValueError(f"classes {empty} of the prompt own no token; build the prompt in chunks that fit the text")
-    return token_logits.float().sigmoid() @ (class_tokens.float() / owned[:, None]).T
+    weights = []
+    for tokens in class_tokens:
+        owned = tokens.sum(1, keepdim=True)
+        if empty := (owned == 0).nonzero()[:, 0].tolist():
+            raise ValueError(f"classes {empty} of the prompt own no token; ask in chunks that fit the text")
+        weights.append(tokens.float() / owned)
+    return pad_sequence(weights, batch_first=True)
 
 
-def detections(
-    output: HeadOutput,
-    anchors: Sequence[Tensor],
-    class_tokens: Sequence[Tensor],
-    sizes: Tensor,
-    selection: BoxSelection,
-) -> list[Detections]:
-    """Detections of every image of a batch, best first. Raises ValueError where a class owns no token.
+def class_scores(token_logits: Tensor, weights: Tensor) -> Tensor:
+    """Scores (...,A,K) float32 in 0..1 from token logits (...,A,L) and `class_weights` (...,K,L): the mean sigmoid
+    over the tokens of a class (GLIP, Li et al., CVPR 2022)."""
+    return token_logits.float().sigmoid() @ weights.mT
 
-    anchors: per level (A,4); class_tokens: per image (K,L) bool; sizes (B,2) int64 (h, w) of each image before
-    padding, to which boxes are clipped.
+
+def candidates(output: HeadOutput, anchors: Sequence[Tensor], weights: Tensor, selection: BoxSelection) -> Detections:
+    """The best (anchor, class) pairs of every level: Detections of (B,T) entries. Their score is class score *
+    centerness (not yet rooted), or -1 of what is none. `weights`: of `class_weights`. No wait: the size is fixed."""
+    parts = []
+    for deltas, centerness, tokens, level in zip(*output, anchors, strict=True):
+        scores = class_scores(tokens, weights)
+        central = scores * centerness.float().sigmoid()[..., None]
+        ranked = central.where(scores > selection.threshold, -1.0).flatten(1)
+        best, index = ranked.topk(min(selection.top, ranked.shape[1]))
+        anchor, label = index // scores.shape[2], index % scores.shape[2]
+        chosen = deltas.gather(1, anchor[..., None].expand(-1, -1, 4))
+        parts.append(Detections(decode(chosen, level[anchor]), best, label))
+    return Detections.cat(parts, dim=1)
+
+
+def choose(found: Detections, sizes: Tensor, classes: int, selection: BoxSelection) -> list[Detections]:
+    """`candidates` of P pairs of image and prompt, (P,T), to the detections of each, best first, on the CPU.
+
+    sizes (P,2): to which boxes are clipped. classes: more than any label. On a card the pairs are suppressed in one
+    call, and the host waits three times, whatever their number: for how many candidates there are, for
+    suppression, and for the result. On the CPU, where suppression costs the square, pair by pair.
     """
-    batch = []
-    for image, (tokens, size) in enumerate(zip(class_tokens, sizes.tolist(), strict=True)):
-        levels = zip(output.deltas, output.centerness, output.tokens, anchors, strict=True)
-        parts = [
-            _select_level(d[image], c[image], class_scores(t[image], tokens), a, selection) for d, c, t, a in levels
-        ]
-        every = Detections.cat(parts)
-        every = Detections(clip(every.boxes, size), every.scores.sqrt(), every.labels)
-        batch.append(suppress(every, selection.nms, selection.keep))
-    return batch
+    pair, slot = (found.scores >= 0).nonzero(as_tuple=True)
+    boxes, scores = clip(found.boxes[pair, slot], sizes[pair]), found.scores[pair, slot].sqrt()
+    every = Detections(boxes, scores, found.labels[pair, slot] + classes * pair)
+    counts = [len(pair)]
+    if not pair.is_cuda or len(pair) > AT_ONCE:
+        counts = torch.bincount(pair, minlength=len(sizes)).tolist()
+    columns = (column.split(counts) for column in (every.boxes, every.scores, every.labels))
+    kept = Detections.cat([suppress(Detections(*part), selection.nms) for part in zip(*columns, strict=True)])
+    table = torch.cat([kept.boxes.double(), kept.scores.double()[:, None], kept.labels.double()[:, None]], 1).cpu()
+    of, label = table[:, 5].long() // classes, table[:, 5].long() % classes
+    result = []
+    for number in range(len(sizes)):
+        rows = (of == number).nonzero().flatten()[: selection.keep]
+        result.append(Detections(table[rows, :4].to(boxes.dtype), table[rows, 4].to(scores.dtype), label[rows]))
+    return result
 
 
-def _select_level(
-    deltas: Tensor, centerness: Tensor, scores: Tensor, anchors: Tensor, selection: BoxSelection
-) -> Detections:
-    """Best (anchor, class) pairs of one level of one image, score = class score * centerness (not yet rooted)."""
-    kept = scores > selection.threshold
-    ranked = torch.where(kept, scores * centerness.float().sigmoid()[:, None], -1.0).flatten()
-    best, index = ranked.topk(min(selection.top, ranked.numel()))
-    best, index = best[best >= 0], index[best >= 0]
-    anchor, label = index // scores.shape[1], index % scores.shape[1]
-    return Detections(decode(deltas[anchor], anchors[anchor]), best, label)
-
-
-def suppress(every: Detections, overlap: float, keep: int | None = None) -> Detections:
-    """Non-maximum suppression within each class, of IoU above `overlap`, then the best `keep`, best first.
+def suppress(every: Detections, overlap: float) -> Detections:
+    """Non-maximum suppression within each class, of IoU above `overlap`, best first.
 
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
     to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
@@ -107,6 +122,6 @@ def suppress(every: Detections, overlap: float, keep: int | None = None) -> Dete
         return every
     boxes = every.boxes.double()
     apart = (boxes.max() + 2) * every.labels[:, None]
-    moved = boxes + boxes.new_tensor([0.0, 0.0, 1.0, 1.0]) + apart
-    keep = nms(moved, every.scores.double(), overlap)[:keep]
+    moved = torch.cat([boxes[:, :2], boxes[:, 2:] + 1], 1) + apart
+    keep = nms(moved, every.scores.double(), overlap)
     return Detections(every.boxes[keep], every.scores[keep], every.labels[keep])

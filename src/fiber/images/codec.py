@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -193,14 +194,34 @@ def decode_reduced(data: bytes, side: int) -> Image.Image:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Pillow's own limit on pixels lifted (ours is `MAX_PIXELS`), and its notes on odd but readable files
-    silenced."""
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        with warnings.catch_warnings():
+    silenced. Both are states of the whole process: of threads that decode side by side, the first that comes changes
+    them and the last that goes restores them."""
+    with _QUIET.lock:
+        _QUIET.inside += 1
+        if _QUIET.inside == 1:
+            _QUIET.limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            _QUIET.notes = warnings.catch_warnings()
+            _QUIET.notes.__enter__()
             warnings.simplefilter("ignore")
-            yield
+    try:
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        with _QUIET.lock:
+            _QUIET.inside -= 1
+            if _QUIET.inside == 0:
+                _QUIET.notes.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = _QUIET.limit
+
+
+class _Quiet:
+    """How many threads are inside of `quiet`, and what was before the first."""
+
+    lock, inside = threading.Lock(), 0
+    limit: int | None = None
+    notes: warnings.catch_warnings = warnings.catch_warnings()
+
+
+_QUIET = _Quiet()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -22,6 +22,7 @@ def load(
     """
     import torch  # only here: `import fiber` takes no time
 
+    from fiber import distributed
     from fiber.coarse.model import CoarseModel
     from fiber.errors import KnownError, WeightsError
     from fiber.weights.export import read_export
@@ -44,6 +45,8 @@ def load(
         raise WeightsError(f"{path_or_hub_id}: the tokenizer has {words}; copy or export it again")
     if odd := [name for name, tensor in export.tensors.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{path_or_hub_id}: {len(odd)} weights are not finite, such as {odd[0]}")
+    if device.type == "cuda":
+        distributed.choose_kernels()
     model = model.to(device, dtypes[dtype]).eval().requires_grad_(False)
     if isinstance(model, CoarseModel):
         from fiber.predict.image import CoarsePredictor

@@ -1,21 +1,24 @@
 """What predictors at both levels share."""
 
-from collections.abc import Sequence
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from fiber.errors import KnownError
-from fiber.predict.sources import ImageSource
+from fiber.predict.sources import ImageError, ImageFile, ImageSource, Prepared, open_image
+from fiber.predict.stream import in_groups, load_ahead
 from fiber.tasks.table import TABLE
 from fiber.weights.export import Export
 
-VERBS = ("match", "retrieve", "caption", "answer", "ground", "refer", "detect")
+VERBS = ("match", "retrieve", "caption", "answer", "embed", "classify", "ground", "refer", "detect")
 """The methods of predictors, in the order in which they are told."""
 
 
@@ -24,7 +27,8 @@ class TaskError(KnownError, AttributeError):
 
 
 def verbs_of(export: Export, model: nn.Module) -> tuple[str, ...]:
-    """What a model can do, as the tasks' rows have it: a verb is offered where the file has all its parts."""
+    """What a model can do, as the tasks' rows have it: a verb is offered where the file has all its parts and, as far
+    as that is recorded, they were trained for it."""
     names = model.state_dict()
 
     def has(pattern: str) -> bool:
@@ -33,23 +37,33 @@ def verbs_of(export: Export, model: nn.Module) -> tuple[str, ...]:
         missing_by_design = pattern.startswith("backbone.") and not matching(names, pattern)
         return bool(matching(export.tensors, pattern)) or missing_by_design
 
+    known = export.config.trained
     offered = {
         verb
         for row in TABLE
-        if row.stage == export.config.stage
+        if row.stage == export.config.stage and (not known or row.name in known)
         for verb, patterns in row.verbs.items()
         if all(map(has, patterns))
     }
     return tuple(verb for verb in VERBS if verb in offered)
 
 
-class Predictor:
-    """What both levels share: the model, its tokenizer, the tasks it can do."""
+Found = TypeVar("Found")
+
+
+class Predictor(ABC):
+    """What both levels share: the model, its tokenizer, the tasks it can do, and how images come to it.
+
+    batch: images computed at a time; halved by itself where a card has too little memory. workers: threads that
+    decode (default: one per core, 16 at most).
+    """
 
     def __init__(self, model: nn.Module, export: Export, device: torch.device) -> None:
         self.model, self.device, self.config = model, device, export.config
         self.tokenizer, self.answers, self.categories = export.tokenizer, export.answers, export.categories
         self.tasks = verbs_of(export, model)
+        self.batch = 64 if device.type == "cuda" else 16
+        self.workers: int | None = None
 
     def __getattr__(self, name: str) -> Any:
         if name in VERBS:
@@ -62,7 +76,58 @@ class Predictor:
             level = "image" if self.config.stage == "coarse" else "region"
             raise TaskError(f"this model (at {level} level) cannot {task}; it can: {', '.join(self.tasks)}")
 
+    def prepare(self, source: ImageSource) -> Prepared:
+        """An image read, decoded and resized for this model. Every method takes such an image, too. Raises
+        ImageError."""
+        if isinstance(source, Prepared):
+            return source
+        image = open_image(source)
+        return Prepared(self._pixels(image.image), image.width, image.height, image.name)
 
-def many(images: ImageSource | Sequence[ImageSource]) -> Sequence[ImageSource]:
+    @abstractmethod
+    def _pixels(self, image: Image.Image) -> Tensor:
+        """Upright RGB -> uint8 (3,h,w) in the size that the model reads."""
+
+    def stream(self, files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, Prepared | ImageError]]:
+        """Every file prepared, or why it cannot be read, in order; the next two batches are decoded meanwhile."""
+        return load_ahead(files, self.prepare, 2 * self.batch, self.workers)
+
+    def fingerprint(self, *patterns: str) -> str:
+        """A name for the weights that fit `patterns` (default: all) and the size of images: what results depend
+        on."""
+        digest = hashlib.sha256(str((self.config.image_size, self.config.max_image_size)).encode())
+        for name, tensor in self.model.state_dict().items():
+            if not patterns or any(matching([name], pattern) for pattern in patterns):
+                digest.update(name.encode() + tensor.double().sum().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _each(
+        self, images: ImageSource | Iterable[ImageSource], compute: Callable[[list[Prepared]], Sequence[Found]]
+    ) -> list[Found]:
+        """What `compute` finds in each image, `batch` images at a time. Raises ImageError."""
+        found: list[Found] = []
+        for group in in_groups(load_ahead(many(images), self.prepare, 2 * self.batch, self.workers), self.batch):
+            if faults := [image for _, image in group if isinstance(image, ImageError)]:
+                raise faults[0]
+            found += self.fitting([image for _, image in group if isinstance(image, Prepared)], compute)
+        return found
+
+    def fitting(
+        self, images: list[Prepared], compute: Callable[[list[Prepared]], Sequence[Found]]
+    ) -> Sequence[Found]:
+        """`compute` of the images together or, where the card's memory does not hold them, of fewer at a time."""
+        try:
+            return compute(images)
+        except torch.cuda.OutOfMemoryError:
+            if len(images) == 1:
+                raise
+        torch.cuda.empty_cache()
+        self.batch = len(images) // 2
+        halves = images[: self.batch], images[self.batch :]
+        return [found for half in halves for found in self.fitting(half, compute)]
+
+
+def many(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
     """One image or several as several."""
-    return [images] if isinstance(images, str | Path | Image.Image | np.ndarray) else images
+    one = isinstance(images, str | Path | ImageFile | Image.Image | np.ndarray | Prepared)
+    return [images] if one else images  # type: ignore[list-item, return-value]

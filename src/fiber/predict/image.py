@@ -1,17 +1,18 @@
 """A trained model on one's own images: `fiber.load(folder)` gives a predictor with one method per task.
 
-A model at image level matches, retrieves, captions and answers, as far as its heads go; a model at region level
-grounds, refers and detects. Every method takes one image or several (paths, PIL images, arrays) and returns a list
-with one entry per image. Boxes are [x0, y0, x1, y1] in pixels of the upright original.
+A model at image level matches, retrieves, embeds, classifies, captions and answers, as far as its heads go; one at
+region level grounds, refers and detects. Every method takes one image or any iterable of them (paths, PIL images,
+arrays) and returns a list with one entry per image. Boxes are [x0, y0, x1, y1] in pixels of the upright original.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from fiber.backbone.states import ImageState, TextState
@@ -19,9 +20,11 @@ from fiber.coarse.decoding import Caption, SpecialTokens, beam_search, greedy, n
 from fiber.coarse.model import CoarseModel
 from fiber.data.text import encode
 from fiber.images.resize import resize_pil
-from fiber.predict.base import Predictor, TaskError, many
-from fiber.predict.image_index import INDEX_FILE, ImageIndex, build_index, fingerprint
-from fiber.predict.sources import ImageSource, open_image
+from fiber.predict.base import Predictor, TaskError
+from fiber.predict.image_index import ImageIndex, build_index, cache_file, index_model, read_index
+from fiber.predict.listing import ImageList
+from fiber.predict.sources import ImageSource, Prepared
+from fiber.tasks.classification import HEAD, prompt_classifier
 
 # ---------------------------------------------------------------------------------------------- image level
 
@@ -37,8 +40,8 @@ class Match:
 
 @dataclass(frozen=True)
 class Scored:
-    """A text (caption, answer) or path with its score: mean log-probability of a caption's tokens, probability of an
-    answer, similarity or matching probability of a retrieved image."""
+    """A text (caption, answer, class) or path with its score: mean log-probability of a caption's tokens, probability
+    of an answer or a class, similarity or matching probability of a retrieved image."""
 
     text: str
     score: float
@@ -49,89 +52,125 @@ class CoarsePredictor(Predictor):
 
     model: CoarseModel
 
-    def match(self, images: ImageSource | Sequence[ImageSource], text: str, batch: int = 8) -> list[Match]:
+    @property
+    def width(self) -> int:
+        """H of the contrastive features."""
+        return int(self.model.heads.contrastive.image_pooler.out_features)
+
+    def match(self, images: ImageSource | Iterable[ImageSource], text: str) -> list[Match]:
         """Whether `text` describes each image."""
         self.require("match")
         words = self._text([text])
         text_feature = self.model.text_embedding(words)[0] if "retrieve" in self.tasks else None
-        results = []
-        for image in self._prefixes(many(images), batch):
-            logits = self._match_logits(image, words)
+
+        def compute(images: list[Prepared]) -> list[Match]:
+            image = self._prefix(images)
+            logits = self.model.match_logits(image, words[[0] * len(image)])
             similarity: list[float | None] = [None] * len(image)
             if text_feature is not None:
                 similarity = (self.model.image_embedding(image) @ text_feature).tolist()
-            results += [Match(p, s) for p, s in zip(logits.softmax(-1)[:, 1].tolist(), similarity, strict=True)]
-        return results
+            return [Match(p, s) for p, s in zip(logits.softmax(-1)[:, 1].tolist(), similarity, strict=True)]
+
+        return self._each(images, compute)
 
     def caption(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         *,
         method: Literal["beam", "greedy", "nucleus"] = "beam",
         beams: int = 5,
         top_p: float = 0.9,
         temperature: float = 1.0,
         seed: int = 0,
-        batch: int = 8,
     ) -> list[list[Scored]]:
         """Captions of each image, best first: `beams` of them by beam search, one by the other methods."""
         self.require("caption")
+        if method not in ("beam", "greedy", "nucleus"):
+            raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
         special_tokens, length = SpecialTokens.of(self.tokenizer), self.config.max_text
+        draw = {"top_p": top_p, "temperature": temperature}
         generator = torch.Generator(self.device).manual_seed(seed)
-        results = []
-        for state in self._prefixes(many(images), batch):
-            image = self.model.backbone.image_tail(state)
+
+        def compute(images: list[Prepared]) -> list[list[Scored]]:
+            image = self.model.backbone.image_tail(self._prefix(images))
             if method == "beam":
                 found = beam_search(self.model, image, special_tokens, length, beams)
             elif method == "greedy":
                 found = [[caption] for caption in greedy(self.model, image, special_tokens, length)]
-            elif method == "nucleus":
-                drawn = nucleus(
-                    self.model,
-                    image,
-                    special_tokens,
-                    length,
-                    top_p=top_p,
-                    temperature=temperature,
-                    generator=generator,
-                )
-                found = [[caption] for caption in drawn]
             else:
-                raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
-            results += [[self._spell(caption) for caption in own] for own in found]
-        return results
+                drawn = nucleus(self.model, image, special_tokens, length, generator=generator, **draw)
+                found = [[caption] for caption in drawn]
+            return [[self._spell(caption) for caption in captions] for captions in found]
 
-    def answer(
-        self, images: ImageSource | Sequence[ImageSource], question: str, top: int = 5, batch: int = 8
-    ) -> list[list[Scored]]:
+        return self._each(images, compute)
+
+    def answer(self, images: ImageSource | Iterable[ImageSource], question: str, top: int = 5) -> list[list[Scored]]:
         """The `top` likeliest answers to a question about each image."""
         self.require("answer")
-        if not self.answers:
-            raise TaskError(
-                "this model has a question head but no answer vocabulary (answers.json): convert its weights again "
-                "with --answers FILE"
-            )
-        words, results = self._text([question]), []
-        for image in self._prefixes(many(images), batch):
+        self._require_answers("question")
+        words = self._text([question])
+
+        def compute(images: list[Prepared]) -> list[list[Scored]]:
+            image = self._prefix(images)
             cls = self.model.fuse(image, words[[0] * len(image)]).cls
-            probability = self.model.heads.classifiers["vqa"](cls).float().sigmoid()
-            best = probability.topk(min(top, len(self.answers)), dim=-1)
-            for scores, places in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                results.append([Scored(self.answers[i], s) for i, s in zip(places, scores, strict=True)])
-        return results
+            return _best(self.model.heads.classifiers["vqa"](cls).float().sigmoid(), self.answers, top)
 
-    def index(self, folder: str | Path, file: str | Path | None = None) -> ImageIndex:
-        """The contrastive features of a folder's images, kept in `file` (default: `.fiber-index.npz` in the folder)
-        and reused: only new and changed images are encoded."""
-        self.require("retrieve")
-        folder = Path(folder)
-        model = fingerprint(self.model, self.config.image_size)
-        return build_index(folder, Path(file or folder / INDEX_FILE), model, lambda path: self.embed_images(path)[0])
+        return self._each(images, compute)
 
-    def index_of(self, paths: Sequence[Path], batch: int = 8) -> ImageIndex:
+    def classify(
+        self, images: ImageSource | Iterable[ImageSource], classes: Sequence[str] | None = None, top: int = 5
+    ) -> list[list[Scored]]:
+        """The `top` likeliest classes of each image, their probabilities adding up to 1 over all classes.
+
+        classes: any names, compared by the contrastive features of prompts ("a photo of a NAME.", ...) without any
+        training; default: those that the model's classification head was trained on, by that head.
+        """
+        self.require("classify")
+        trained = HEAD in self.model.heads.classifiers
+        if classes is None:
+            if not trained:
+                raise TaskError("this model has no classification head: say which classes to choose from")
+            self._require_answers("classification")
+            names = self.answers
+        else:
+            self.require("retrieve")
+            names = list(dict.fromkeys(classes))
+            if any(not name.strip() for name in names) or not names:
+                raise ValueError("a class name is empty")
+            vectors = prompt_classifier(self.model, names, self.tokenizer, self.config.max_text)
+
+        def compute(images: list[Prepared]) -> list[list[Scored]]:
+            image = self._prefix(images)
+            if classes is None:
+                pooled = self.model.heads.contrastive.image(self.model.backbone.finish_image(image))[1]
+                logits = self.model.heads.classifiers[HEAD](pooled).float()
+            else:
+                logits = self.model.image_embedding(image) @ vectors.T / self.model.heads.temperature()
+            return _best(logits.softmax(-1), names, top)
+
+        return self._each(images, compute)
+
+    def index(
+        self, images: str | Path | Iterable[str | Path], file: str | Path | None = None, *, progress: bool = False
+    ) -> ImageIndex:
+        """The contrastive features of the images of folders, tars and files, kept in `file` (default: in the user's
+        cache, by place and model) and used again: only new and changed images are encoded. A run that was killed goes
+        on where it was.
+
+        Images that cannot be read are left out and named in `unreadable`. Raises ImageError where none can be read,
+        ValueError where `file` is something else.
+        """
+        self.require("embed")
+        files = ImageList([images] if isinstance(images, str | Path) else images)
+        out = Path(file) if file else cache_file(files.place, index_model(self))
+        report = build_index(self, files, out, progress=progress)
+        return read_index(out, files, report)
+
+    def index_of(self, paths: Iterable[str | Path]) -> ImageIndex:
         """Features of the given images, not kept. Raises ImageError for one that cannot be read."""
-        features = self.embed_images(paths, batch)
-        return ImageIndex(Path(), [str(path) for path in paths], features, len(paths), [])
+        files = ImageList(paths)
+        features = self.embed_images(files)
+        return ImageIndex(files, [file.relative for file in files], features, len(features), [])
 
     def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
         """The `top` images of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
@@ -139,23 +178,29 @@ class CoarsePredictor(Predictor):
         self.require("retrieve")
         similarity = index.features @ self.embed_texts([text])[0]
         order = similarity.argsort(descending=True, stable=True)[: max(top, rerank)].tolist()
-        found = [Scored(str(index.folder / index.paths[i]), float(similarity[i])) for i in order]
+        files = [index.files.file(index.paths[i]) for i in order]
+        found = [Scored(file.name, float(similarity[i])) for file, i in zip(files, order, strict=True)]
         if rerank:
             self.require("match")
-            matched = self.match([scored.text for scored in found[:rerank]], text)
+            matched = self.match(files[:rerank], text)
             again = [Scored(f.text, m.probability or 0.0) for f, m in zip(found[:rerank], matched, strict=True)]
             found = sorted(again, key=lambda scored: -scored.score)
         return found[:top]
 
-    def embed_images(self, images: ImageSource | Sequence[ImageSource], batch: int = 8) -> Tensor:
-        """Contrastive features (B,H) fp32 of unit length, on the CPU."""
-        self.require("retrieve")
-        return torch.cat([self.model.image_embedding(image).cpu() for image in self._prefixes(many(images), batch)])
+    def embed_images(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
+        """Contrastive features (B,H) fp32 of unit length, on the CPU, of any number of images. Raises ImageError."""
+        self.require("embed")
+        return torch.stack(self._each(images, self.features))
+
+    def features(self, images: list[Prepared]) -> Sequence[Tensor]:
+        """Contrastive features (H,) fp32 of unit length, on the CPU, of one batch of prepared images."""
+        return self.model.image_embedding(self._prefix(images)).cpu().unbind()
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Contrastive features (B,H) fp32 of unit length, on the CPU."""
-        self.require("retrieve")
-        return self.model.text_embedding(self._text(texts)).cpu()
+        """Contrastive features (B,H) fp32 of unit length, on the CPU. Raises ValueError for an empty text."""
+        self.require("embed")
+        groups = [texts[i : i + 256] for i in range(0, len(texts), 256)]
+        return torch.cat([self.model.text_embedding(self._text(group)).cpu() for group in groups])
 
     def _text(self, texts: Sequence[str]) -> TextState:
         if any(not text.strip() for text in texts):
@@ -165,17 +210,25 @@ class CoarsePredictor(Predictor):
         length = int(mask.sum(1).max())  # padding beyond the longest text changes nothing
         return self.model.text_prefix(ids[:, :length], mask[:, :length])
 
-    def _prefixes(self, images: Sequence[ImageSource], batch: int) -> Iterator[ImageState]:
-        """Image states of the images, `batch` at a time."""
-        for start in range(0, len(images), batch):
-            squares = [
-                resize_pil(open_image(source).image, self.config.image_size)
-                for source in images[start : start + batch]
-            ]
-            yield self.model.image_prefix(torch.stack(squares).to(self.device))
+    def _pixels(self, image: Image.Image) -> Tensor:
+        return resize_pil(image, self.config.image_size)
 
-    def _match_logits(self, image: ImageState, text: TextState) -> Tensor:
-        return self.model.match_logits(image, text[[0] * len(image)])
+    def _prefix(self, images: list[Prepared]) -> ImageState:
+        return self.model.image_prefix(torch.stack([image.pixels for image in images]).to(self.device))
+
+    def _require_answers(self, what: str) -> None:
+        if not self.answers:
+            raise TaskError(
+                f"this model has a {what} head but no answer vocabulary (answers.json): convert its weights again "
+                "with --answers FILE"
+            )
 
     def _spell(self, caption: Caption) -> Scored:
         return Scored(str(self.tokenizer.decode(caption.ids, skip_special_tokens=True)).strip(), caption.score)
+
+
+def _best(scores: Tensor, names: Sequence[str], top: int) -> list[list[Scored]]:
+    """The `top` names of each row of scores (B,K), best first."""
+    best = scores.topk(min(top, len(names)), dim=-1)
+    rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return [[Scored(names[i], score) for score, i in zip(*row, strict=True)] for row in rows]

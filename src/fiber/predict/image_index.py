@@ -1,108 +1,189 @@
-"""Contrastive features of a folder's images, kept beside them and reused."""
+"""Contrastive features of many images in one file, made in batches, used again, and safe from kills."""
 
 import hashlib
 import json
 import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fiber.predict.sources import ImageError, expand
+from fiber.predict.feature_file import KnownFeatures, read_features, read_known, write_features, write_parquet
+from fiber.predict.journal import Journal, each_batch, entry_of, key_of, stamp_of
+from fiber.predict.listing import ImageList
+from fiber.predict.sources import ImageError, ImageFile, Prepared
+from fiber.predict.stream import Countdown
 
-INDEX_FILE = ".fiber-index.npz"
+CHUNK = 4096  # rows copied at a time
+
+
+class Embedder(Protocol):
+    """What `build_index` needs of a predictor (`CoarsePredictor`)."""
+
+    batch: int
+
+    @property
+    def width(self) -> int:
+        """H."""
+
+    def fingerprint(self, *patterns: str) -> str:
+        """A name for the weights."""
+
+    def stream(self, files: Iterable[ImageFile]) -> Iterator[tuple[ImageFile, Prepared | ImageError]]:
+        """Images, prepared."""
+
+    def features(self, images: list[Prepared]) -> Sequence[Tensor]:
+        """(H,) of each image."""
+
+    def fitting(
+        self, images: list[Prepared], compute: Callable[[list[Prepared]], Sequence[Tensor]]
+    ) -> Sequence[Tensor]:
+        """`compute` of as many images at a time as memory allows."""
 
 
 @dataclass(frozen=True)
 class ImageIndex:
-    """Features (N,H) fp32 of the images `paths` (relative) under `folder`; how many of them were `encoded` now
-    rather than read from the file; what could not be read, with the reason."""
+    """Features (N,H) fp32 of the images with the relative names `paths` of `files`; how many of them were `encoded`
+    now rather than read from a file; what could not be read, with the reason."""
 
-    folder: Path
+    files: ImageList
     paths: list[str]
     features: Tensor
     encoded: int
     unreadable: list[str]
 
 
-def build_index(folder: Path, file: Path, model: str, encode: Callable[[Path], Tensor]) -> ImageIndex:
-    """Index of `folder`, read from `file` where that holds unchanged images (same size and time of change) of the
-    same model, and written back. `model` is a `fingerprint`, `encode` gives an image's feature (H,).
+@dataclass
+class IndexReport:
+    """What `build_index` did: images in the file, how many of them it encoded, what could not be read."""
 
-    An index cut short (older versions wrote it in place) is built again. Raises ImageError where the folder has no
-    readable image, and where `file` is something else than an index or cannot be written.
+    images: int = 0
+    encoded: int = 0
+    unreadable: list[str] = field(default_factory=list)
+
+
+def cache_folder() -> Path:
+    """$FIBER_CACHE, else fiber/ in $XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("FIBER_CACHE") or Path(home) / "fiber")
+
+
+def cache_file(place: str, model: str) -> Path:
+    """Where the index of the images at `place` (`ImageList.place`) for a model (`Predictor.fingerprint`) is kept."""
+    name = hashlib.sha256(json.dumps([place, model]).encode()).hexdigest()[:32]
+    return cache_folder() / "index" / f"{name}.npz"
+
+
+def index_model(predictor: Embedder) -> str:
+    """The fingerprint of what features of images depend on."""
+    return predictor.fingerprint("heads.contrastive.image*", "backbone.image*")
+
+
+def build_index(predictor: Embedder, files: ImageList, out: Path, *, progress: bool = False) -> IndexReport:
+    """Write the index `out` (.npz, or .parquet: columns image and features) of `files`. Images that an .npz of the
+    same model has already, unchanged (same size and time of change), are taken from there, and a journal beside `out`
+    lets a killed run go on. An .npz that is damaged is made again.
+
+    Raises ImageError where no image can be read, ValueError where `out` is something else than an index, cannot be
+    written, or is being written by another process.
     """
-    known = _read(file, model)
-    stamps, features, unreadable, encoded = {}, {}, [], 0
-    for path in expand([folder]):
-        name, stat = path.relative_to(folder).as_posix(), path.stat()
-        stamp = f"{stat.st_size}:{stat.st_mtime_ns}"
-        if name in known and known[name][0] == stamp:
-            features[name] = known[name][1]
-        else:
+    parquet, model = out.suffix == ".parquet", index_model(predictor)
+    known = KnownFeatures() if parquet else read_known(out, model)
+    rows_file = out.with_name(out.name + ".rows")
+    row_bytes = 4 * predictor.width
+    try:
+        journal = Journal(out, {"model": model}, rows_file.stat().st_size // row_bytes if rows_file.exists() else 0)
+        with closing(journal), open(rows_file, "r+b" if rows_file.exists() else "w+b") as rows:
+            rows.truncate(journal.rows * row_bytes)
+            rows.seek(0, os.SEEK_END)
+            report = IndexReport()
+            shown = Countdown("embed", len(files), progress)
+            for found in each_batch(predictor, files, known.rows.keys() | journal.done, shown):
+                images = [image for _, image in found if isinstance(image, Prepared)]
+                features = predictor.fitting(images, predictor.features) if images else []
+                rows.write(b"".join(feature.numpy().tobytes() for feature in features))
+                rows.flush()
+                journal.append([entry_of(file, image) for file, image in found])
+                report.encoded += len(images)
+            shown.close()
             try:
-                features[name] = encode(path).numpy()
-            except ImageError as error:
-                unreadable.append(str(error))
-                continue
-            encoded += 1
-        stamps[name] = stamp
-    if not features:
-        raise ImageError(f"no readable image in {folder}: {unreadable[0]}")
-    stacked = np.stack(list(features.values()))
-    if encoded or len(known) != len(features):
-        _write(file, stacked, {"model": model, "stamps": stamps})
-    return ImageIndex(folder, list(features), torch.from_numpy(stacked), encoded, unreadable)
-
-
-def fingerprint(model: nn.Module, image_size: int) -> str:
-    """A name for the weights and the size that contrastive image features depend on."""
-    digest = hashlib.sha256(str(image_size).encode())
-    for name, tensor in model.state_dict().items():
-        if name.startswith(("heads.contrastive.image", "backbone.image")):
-            digest.update(tensor.double().sum().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _read(file: Path, model: str) -> dict[str, tuple[str, np.ndarray]]:
-    """Stamp and feature of each image in an index file; nothing if it is of another model."""
-    if not file.exists():
-        return {}
-    if not _may_be_index(file):
-        raise ImageError(f"{file}: no index of images; name another file with --index, or delete this one")
-    try:
-        with np.load(file, allow_pickle=False) as saved:
-            facts = json.loads(str(saved["facts"]))
-            if facts["model"] != model:
-                return {}
-            rows = zip(facts["stamps"].values(), saved["features"], strict=True)
-            return dict(zip(facts["stamps"], rows, strict=True))
-    except Exception as error:  # a damaged zip raises a dozen kinds
-        print(f"{file}: a damaged index ({error}); it is built again", file=sys.stderr)
-        return {}
-
-
-def _may_be_index(file: Path) -> bool:
-    """Whether `file` is ours to replace: a .npz of an index, whole or cut short, and not, say, a photograph."""
-    if not file.is_file():
-        return False
-    with file.open("rb") as start:
-        head = start.read(42)  # signature, 26 bytes that vary, the name of the first array
-    return b"PK\3\4".startswith(head[:4]) and b"features.npy".startswith(head[30:])
-
-
-def _write(file: Path, features: np.ndarray, facts: dict[str, Any]) -> None:
-    """Aside and renamed: a kill leaves the old index or the new one."""
-    aside = file.with_name(f"{file.name}.{os.getpid()}.partial")
-    try:
-        with aside.open("wb") as out:  # np.savez would add its suffix to a name without one
-            np.savez(out, features=features, facts=json.dumps(facts))
-        os.replace(aside, file)
+                _assemble(out, files, journal, known, rows, model, report)
+            except ImageError:  # there is nothing to go on with
+                rows_file.unlink()
+                journal.remove()
+                raise
+        rows_file.unlink()
+        journal.remove()
     except OSError as error:
+        raise ValueError(f"{error.filename or out}: {error.strerror}; name another file") from None
+    return report
+
+
+def _assemble(
+    out: Path,
+    files: ImageList,
+    journal: Journal,
+    known: KnownFeatures,
+    rows: IO[bytes],
+    model: str,
+    report: IndexReport,
+) -> None:
+    """Write `out` in the order of the images, from what was known and what the journal has."""
+    new: dict[int, int] = {}
+    faults: dict[int, str] = {}
+    for entry in journal:
+        if entry.fault is None:
+            new[entry.key] = len(new)
+        else:
+            faults[entry.key] = entry.fault
+    names, stamps, places = [], [], []
+    for file in files:
+        stamp = stamp_of(file)
+        key = key_of(file.relative, stamp)
+        if key in faults:
+            report.unreadable.append(faults[key])
+        elif key in new or key in known.rows:
+            names.append(file.relative)
+            stamps.append(stamp)
+            places.append(~new[key] if key in new else known.rows[key])
+    if not names:
+        raise ImageError(f"none of {len(files)} images could be read: {report.unreadable[0]}")
+    report.images = len(names)
+    fresh = np.memmap(rows, np.float32, "r").reshape(len(new), -1) if new else known.features
+    order = np.array(places)
+
+    def chunks() -> Iterator[np.ndarray]:
+        for start in range(0, len(order), CHUNK):
+            part = order[start : start + CHUNK]
+            block = np.empty((len(part), fresh.shape[1]), np.float32)
+            block[part < 0] = fresh[~part[part < 0]]
+            if len(known.rows):
+                block[part >= 0] = known.features[part[part >= 0]]
+            yield block
+
+    if len(known.rows) == len(names) and not new:
+        return  # as it was
+    aside = out.with_name(f"{out.name}.{os.getpid()}.partial")
+    try:
+        if out.suffix == ".parquet":
+            write_parquet(aside, names, chunks())
+        else:
+            facts = {"format": "fiber features", "model": model}
+            write_features(aside, chunks(), (len(names), fresh.shape[1]), names, stamps, facts)
+        os.replace(aside, out)
+    except OSError as error:
+        error.filename = str(out)
+        raise
+    finally:
         aside.unlink(missing_ok=True)
-        raise ImageError(f"{file}: {error.strerror}; name another file with --index") from None
+
+
+def read_index(file: Path, files: ImageList, report: IndexReport) -> ImageIndex:
+    """The index that `build_index` has written."""
+    features, names, _, _ = read_features(file)
+    return ImageIndex(files, names.tolist(), torch.from_numpy(features), report.encoded, report.unreadable)

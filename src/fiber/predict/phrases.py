@@ -1,13 +1,22 @@
-"""Phrases of a sentence: the pieces that grounding looks for."""
+"""Phrases of a sentence: the pieces that grounding looks for.
 
+spaCy's parser finds them where it is installed (pip install fiber-vl[refer], python -m spacy download
+en_core_web_sm); else a rule stands in for it.
+"""
+
+import importlib.util
 import re
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 from fiber.data.convert.root_phrase import BREAKS as END_OF_PHRASE
+from fiber.data.convert.root_phrase import MODELS
 
 Span = tuple[int, int]  # [start, end) characters
 
 ARTICLES = {"a", "an", "the", "some"}
+DETERMINERS = ARTICLES | {"his", "her", "its", "their", "my", "your", "our", "this", "these", "those", "another"}
 # Words that end a noun phrase: a plain list does for short captions; [brackets] or explicit phrases overrule it. Here
 # a place ends one too: a caption that says "left" names what is there before or after it.
 BREAKS = frozenset({*END_OF_PHRASE, "left", "right", "front"})
@@ -28,7 +37,7 @@ def find_phrases(sentence: str, phrases: Sequence[str] | None) -> tuple[str, lis
             plain += part
         sentence = plain
     else:
-        spans = noun_phrases(sentence)
+        spans = found_phrases(sentence)[0]
     if not spans:
         raise ValueError(f"no phrases found in {sentence!r}: mark them with [brackets]")
     return sentence, spans
@@ -57,17 +66,39 @@ def locate(sentence: str, phrases: Sequence[str]) -> list[Span]:
     return [spans[number] for number in range(len(phrases))]
 
 
+def found_phrases(sentence: str) -> tuple[list[Span], str]:
+    """The noun phrases of a sentence without leading articles, and what found them ("spacy" or "rule")."""
+    parser = _parser()
+    if parser is None:
+        return noun_phrases(sentence), "rule"
+    # The parser takes places for a part of the noun ("a blue square right of ..."), which the rule leaves out.
+    chunks = [(chunk.start_char, chunk.end_char) for chunk in parser(sentence).noun_chunks]
+    inner = [(start, noun_phrases(sentence[start:end])) for start, end in chunks]
+    return [(start + spans[0][0], start + spans[-1][1]) for start, spans in inner if spans], "spacy"
+
+
+@lru_cache(maxsize=1)
+def _parser() -> Any:
+    """spaCy's English parser, None where it is not installed."""
+    model = next((name for name in MODELS if importlib.util.find_spec(name)), None)
+    if model is None or importlib.util.find_spec("spacy") is None:
+        return None
+    return importlib.import_module("spacy").load(model, exclude=["ner", "lemmatizer"])
+
+
 def noun_phrases(sentence: str) -> list[Span]:
-    """Runs of words between prepositions, conjunctions, common verbs and punctuation, without leading articles:
-    "a red circle left of two dogs" -> the spans of "red circle" and "two dogs"."""
+    """The rule: runs of words between prepositions, conjunctions, common verbs, determiners and punctuation: "a red
+    circle left of two dogs" -> the spans of "red circle" and "two dogs". Of several words the one right before a
+    determiner is taken for a verb: "hat" of "hat throws the frisbee"."""
     spans: list[Span] = []
     run: list[Span] = []
     for token in [*re.finditer(r"[\w'-]+|[^\w\s]", sentence), None]:
         word = token.group().lower() if token else ""
-        if token and word not in BREAKS and re.match(r"\w", word):
-            if run or word not in ARTICLES:
-                run.append(token.span())
+        if token and word not in BREAKS | DETERMINERS and re.match(r"\w", word):
+            run.append(token.span())
         elif run:
+            if word in DETERMINERS and len(run) > 1:
+                run.pop()
             spans.append((run[0][0], run[-1][1]))
             run = []
     return spans

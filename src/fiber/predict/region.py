@@ -1,22 +1,26 @@
 """A model at region level on one's own images: grounding, referring expressions, detection."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
+from torchvision.ops import nms
 
 from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, REFERRING, BoxSelection, Detections
-from fiber.predict.base import Predictor, many
+from fiber.predict.base import Predictor
 from fiber.predict.phrases import Span, find_phrases
-from fiber.predict.sources import ImageSource, open_image
+from fiber.predict.sources import ImageSource, Prepared
 from fiber.weights.export import Export
 
 PAIRS = 8  # (image, prompt) pairs computed at a time
+OVERLAP = 0.6  # IoU above which two boxes stand on one place
+THRESHOLD = 0.3  # of detection, where the export has none that was calibrated
 
 
 @dataclass(frozen=True)
@@ -38,10 +42,11 @@ class FinePredictor(Predictor):
     def __init__(self, model: FiberDetector, export: Export, device: torch.device) -> None:
         super().__init__(model, export, device)
         self.prompts = PromptBuilder(self.tokenizer, self.config.max_text)
+        self.batch = 2 * PAIRS  # images of one size are computed together: some more than fit one pass
 
     def ground(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         sentence: str,
         phrases: Sequence[str] | None = None,
         top: int = 1,
@@ -62,7 +67,7 @@ class FinePredictor(Predictor):
             results.append([region for region in own if region.score >= threshold])
         return results
 
-    def refer(self, images: ImageSource | Sequence[ImageSource], expression: str, top: int = 1) -> list[list[Region]]:
+    def refer(self, images: ImageSource | Iterable[ImageSource], expression: str, top: int = 1) -> list[list[Region]]:
         """The `top` regions for an expression that refers to one object."""
         self.require("refer")
         prompt = self.prompts.sentence(expression, [[(0, len(expression))]])
@@ -72,51 +77,65 @@ class FinePredictor(Predictor):
 
     def detect(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         classes: Sequence[str] | None = None,
-        threshold: float = 0.3,
+        threshold: float | None = None,
         keep: int = 100,
         chunk_classes: int | None = None,
+        all_labels: bool = False,
     ) -> list[list[Region]]:
         """Objects of `classes` (any names; default: those the model was trained on) with a score of at least
-        `threshold`, best first. Lists too long for one prompt, or longer than `chunk_classes`, are asked in several.
+        `threshold` (default: the one calibrated at the end of training, else 0.3), best first. Lists too long for one
+        prompt, or longer than `chunk_classes`, are asked in several.
 
-        Words of a prompt see each other, so classes are always asked in one order, however they are given: those the
-        model was trained on in theirs, then the others by name.
+        A place has one label, its best: of boxes with an IoU above 0.6 only the first is kept, unless `all_labels`.
         """
         self.require("detect")
+        names = self.class_order(classes)
+        least = self.threshold if threshold is None else threshold
+        results = []
+        for found in self._detect(images, self.prompts.chunks(names, chunk_classes), DETECTION, keep * all_labels):
+            if not all_labels:
+                best = nms(found.boxes, found.scores, OVERLAP)[:keep]
+                found = Detections(found.boxes[best], found.scores[best], found.labels[best])
+            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+            results.append([Region(box, score, names[label]) for box, score, label in rows if score >= least])
+        return results
+
+    @property
+    def threshold(self) -> float:
+        """The least score of a detection: calibrated where the export says so."""
+        return float(getattr(self.config, "thresholds", {}).get("detect", THRESHOLD))
+
+    def class_order(self, classes: Sequence[str] | None) -> list[str]:
+        """The classes in the order in which they are asked for, each once. Words of a prompt see each other, so it is
+        always the same, however the classes are given: those the model was trained on in theirs, then the others by
+        name. Raises ValueError where there are none."""
         place = {name: number for number, name in enumerate(self.categories)}
         names = sorted(set(classes or self.categories), key=lambda name: (place.get(name, len(place)), name))
         if not names:
             raise ValueError("this export lists no categories: say which classes to look for")
-        results = []
-        for found in self._detect(images, self.prompts.chunks(names, chunk_classes), DETECTION, keep):
-            rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-            results.append([Region(box, score, names[label]) for box, score, label in rows if score >= threshold])
-        return results
+        return names
 
     def _detect(
         self,
-        images: ImageSource | Sequence[ImageSource],
+        images: ImageSource | Iterable[ImageSource],
         prompts: list[Prompt],
         selection: BoxSelection,
-        keep: int | None = None,
+        keep: int = 0,
     ) -> list[Detections]:
-        """Detections in pixels of the originals, best first; as many images as pairs are computed at a time."""
-        results, sources, text = [], many(images), self.model.encode_prompts(prompts)
+        """Detections in pixels of the originals, best first, `keep` at most (0: all)."""
+        text = self.model.encode_prompts(prompts)
+
+        def compute(images: list[Prepared]) -> list[Detections]:
+            queries = [Query(image.pixels, (image.width, image.height), prompts) for image in images]
+            return run_queries(self.model, queries, selection, keep=keep or None, pairs=PAIRS, text=text)
+
+        return self._each(images, compute)
+
+    def _pixels(self, image: Image.Image) -> Tensor:
         longest = self.config.max_image_size or 2 * self.config.image_size
-        for start in range(0, len(sources), PAIRS):
-            opened = [open_image(source) for source in sources[start : start + PAIRS]]
-            searches = [
-                Query(
-                    fit(np.asarray(image.image), self.config.image_size, longest),
-                    (image.width, image.height),
-                    prompts,
-                )
-                for image in opened
-            ]
-            results += run_queries(self.model, searches, selection, keep=keep, pairs=PAIRS, text=text)
-        return results
+        return fit(np.asarray(image), self.config.image_size, longest)
 
     def _regions(
         self, found: Detections, label: str, span: Span | None = None, rows: Tensor | slice = slice(None)

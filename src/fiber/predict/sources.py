@@ -1,39 +1,53 @@
-"""A user's own images: files, folders and globs to paths, and any image file to upright RGB."""
+"""One image of a user's own, from a file, a tar or memory, to upright RGB and to what a model takes."""
 
-import glob
 import io
-from collections.abc import Iterable
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from fiber.errors import SampleFault
-from fiber.images.codec import MAX_PIXELS, check_decodes, decode_pil, decode_reduced, described, kind_of, upright_size
+from fiber.images.codec import MAX_PIXELS, decode, decode_pil, decode_reduced, described, kind_of, upright_size
 
-EXTENSIONS = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".jfif",
-    ".avif",
-    ".heic",
-    ".heif",
-}
 REDUCED_SIDE = 2048  # a JPEG beyond MAX_PIXELS is decoded at a fraction of its size, its sides no smaller than this
-
-ImageSource = str | Path | Image.Image | np.ndarray
 
 
 class ImageError(ValueError):
     """An image that cannot be read, or a source without images; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFile:
+    """An image that lies in a file: `name` is its path, or TAR/MEMBER; `relative` its name below the folder or in
+    the tar that was given alone, else `name`. `size` bytes of `path` from `offset` on are the image (None: the whole
+    file)."""
+
+    name: str
+    relative: str
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def stamp(self) -> tuple[int, int, int]:
+        """Offset, bytes and time of change (ns): an image with the same name and stamp is the same. Raises
+        ImageError."""
+        try:
+            facts = os.stat(self.path)
+        except OSError as error:
+            raise ImageError(f"{self.name}: {error.strerror}") from None
+        return self.offset, facts.st_size if self.size is None else self.size, facts.st_mtime_ns
+
+    def read(self) -> bytes:
+        """The encoded image. Raises ImageError."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                return file.read() if self.size is None else file.read(self.size)
+        except OSError as error:
+            raise ImageError(f"{self.name}: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -47,13 +61,29 @@ class InputImage:
     name: str
 
 
-def open_image(source: ImageSource) -> InputImage:
-    """A path, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> InputImage.
+@dataclass(frozen=True)
+class Prepared:
+    """An image as one model takes it (`Predictor.prepare`): pixels uint8 RGB (3,h,w) in the size of its input; the
+    rest as in `InputImage`."""
+
+    pixels: Tensor
+    width: int
+    height: int
+    name: str
+
+
+ImageSource = str | Path | ImageFile | Image.Image | np.ndarray | Prepared
+
+
+def open_image(source: str | Path | ImageFile | Image.Image | np.ndarray) -> InputImage:
+    """A file, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> InputImage.
 
     EXIF orientation is applied, transparency laid over white. Raises ImageError.
     """
     if isinstance(source, str | Path):
-        return _open_file(Path(source))
+        source = ImageFile(str(source), str(source), str(source))
+    if isinstance(source, ImageFile):
+        return _decode(source.read(), source.name)
     image = source if isinstance(source, Image.Image) else Image.fromarray(np.asarray(source))
     buffer = io.BytesIO()
     # One path for all modes: as a lossless file. PNG knows neither CMYK and kin nor floats.
@@ -63,40 +93,14 @@ def open_image(source: ImageSource) -> InputImage:
     return _decode(buffer.getvalue(), "")
 
 
-def expand(sources: Iterable[str | Path]) -> list[Path]:
-    """Files, folders (their images, recursively, sorted) and globs -> paths in order, each once. Raises
-    ImageError for a source that yields nothing."""
-    paths: dict[Path, None] = {}
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
-        elif path.is_file():
-            found = [path]
-        else:
-            found = sorted(Path(match) for match in glob.glob(str(source), recursive=True) if Path(match).is_file())
-        if not found:
-            kind = "no images in the folder" if path.is_dir() else "no such file, folder or match:"
-            raise ImageError(f"{kind} {source}")
-        paths |= dict.fromkeys(found)
-    return list(paths)
-
-
-def _open_file(path: Path) -> InputImage:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}") from None
-    return _decode(data, str(path))
-
-
 def _decode(data: bytes, name: str) -> InputImage:
     try:
         width, height = upright_size(data)
         huge_jpeg = kind_of(data) == "jpg" and width * height > MAX_PIXELS
-        if kind_of(data) == "jpg" and not huge_jpeg:
-            data = check_decodes(data)
-        image = decode_reduced(data, REDUCED_SIDE) if huge_jpeg else decode_pil(data)
+        if huge_jpeg:
+            image = decode_reduced(data, REDUCED_SIDE)
+        else:
+            image = Image.fromarray(decode(data)) if kind_of(data) == "jpg" else decode_pil(data)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
         known = isinstance(error, SampleFault) and kind_of(data) is not None
         why = error if known else f"not a readable image ({described(data)})"

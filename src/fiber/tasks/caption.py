@@ -7,7 +7,7 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -30,11 +30,12 @@ from fiber.coarse.decoding import Caption, SpecialTokens, sample
 from fiber.coarse.model import CoarseModel
 from fiber.config.stage1 import CaptionConfig, Stage1Config
 from fiber.data.batches import CaptionBatch
+from fiber.data.collate import collate
 from fiber.data.loader import MakeSample
 from fiber.data.order import Per
-from fiber.data.samples.captions import RewardSample
 from fiber.data.samples.text import ImageTransform, TextSample
 from fiber.data.shards import ShardSet
+from fiber.evaluation.caption_samples import RewardSample
 from fiber.evaluation.captioning import caption_reward, evaluate_captions
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.tasks.classifier import freeze
@@ -67,6 +68,13 @@ def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Ma
         drawn = config.caption.samples, config.caption.max_new_tokens
         return RewardSample(tokenizer, transform, config.max_text, *drawn)
     return TextSample(tokenizer, transform, config.max_text)
+
+
+def collate_captions(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """As `collate`, ids and mask cut to the longest caption: columns of padding alone change nothing."""
+    batch = collate(samples)
+    longest = int(batch["mask"].sum(1).max())
+    return batch | {name: batch[name][:, :longest].contiguous() for name in ("ids", "mask")}
 
 
 def per(config: Stage1Config) -> Per:
@@ -113,26 +121,25 @@ class CaptionTask(CoarseTask):
             self.frozen.eval()
         return self
 
-    def loss_normalisers(self, batch: CaptionBatch) -> dict[str, int]:
+    def loss_normalisers(self, batch: CaptionBatch) -> dict[str, Tensor]:
         """How many tokens the averaged loss of this micro-batch has (see `mle_loss`)."""
-        return {"caption": int((caption_labels(batch["ids"], self.pad_id) != IGNORED).sum())}
+        return {"caption": (caption_labels(batch["ids"], self.pad_id) != IGNORED).sum()}
 
     def forward(self, batch: CaptionBatch) -> Losses:
         """images (B,3,S,S) uint8, ids and mask (B,L) -> weighted losses and report; "cider" also takes draws
         (B,K,T) uniform in [0,1) and references, B lists of texts."""
-        longest = int(batch["mask"].sum(1).max())  # columns of padding alone change nothing
-        ids, mask = batch["ids"][:, :longest], batch["mask"][:, :longest]
+        ids, mask = batch["ids"], batch["mask"]
         images = start_captions(self.model, batch["images"])
         logits, labels = caption_logits(self.model, images, ids, mask), caption_labels(ids, self.pad_id)
         real = labels != IGNORED
         mle = mle_loss(logits, labels, batch.get("loss_normalisers", {}).get("caption"), self.label_smoothing)
-        report = {"loss/mle": mle, "accuracy/caption": (logits.argmax(-1) == labels)[real].float().mean()}
+        report = {"loss/mle": mle, "accuracy/caption": (logits.argmax(-1) == labels).sum() / real.sum()}
         if self.recipe.objective == "mle":
             losses = {"mle": mle}
         elif self.recipe.objective == "gold":
             weights = self._gold_weights(batch, ids, mask, labels)
             losses = {"gold": gold_loss(logits, labels, weights, self.label_smoothing)}
-            report |= {"loss/gold": losses["gold"], "gold/weight": weights[real].mean()}
+            report |= {"loss/gold": losses["gold"], "gold/weight": (weights * real).sum() / real.sum()}
         else:
             reinforce, drawn = self._reinforce(batch, images)
             share = self.recipe.mle_weight
@@ -153,12 +160,12 @@ class CaptionTask(CoarseTask):
         assert self.reward is not None  # `prepare` was called
         draws = batch["draws"]
         size, samples = draws.shape[:2]
-        image = torch.arange(size, device=draws.device).repeat_interleave(samples)
+        image = torch.arange(size * samples, device=draws.device) // samples
         self.model.eval()  # no dropout while the captions are drawn
         ids = sample(self.model, images.select(image), self.special_tokens, draws.flatten(0, 1), self.pad_id)
         self.model.train(self.training)
         captions = [to_caption(row, self.special_tokens) for row in ids.tolist()]
-        references = [batch["references"][b] for b in image.tolist()]
+        references = [texts for texts in batch["references"] for _ in range(samples)]
         rewards = torch.from_numpy(self.reward(captions, references)).to(draws.device, torch.float32)
 
         logits = caption_logits(self.model, images.select(image), ids, (ids != self.pad_id).long())
@@ -166,11 +173,10 @@ class CaptionTask(CoarseTask):
         log_probability = mean_log_probability(logits, caption_labels(ids, self.pad_id))
         shape = size, samples
         loss = reinforce_loss(log_probability.view(shape), rewards.view(shape), self.recipe.baseline)
-        lengths = torch.tensor([float(len(caption.ids)) for caption in captions])
-        ended = torch.tensor([float(caption.ended) for caption in captions])
-        report = {"reward/cider": rewards, "reward/log_probability": log_probability}
-        report |= {"sampled/tokens": lengths, "sampled/ended": ended}
-        return loss, {name: value.mean() for name, value in report.items()}
+        words = (ids != self.pad_id).sum() - len(ids)  # less the start tokens, and below the end tokens
+        ended = (ids == self.special_tokens.end).sum()
+        report = {"reward/cider": rewards.mean(), "reward/log_probability": log_probability.mean()}
+        return loss, report | {"sampled/tokens": (words - ended) / len(ids), "sampled/ended": ended / len(ids)}
 
 
 def to_caption(ids: Sequence[int], special_tokens: SpecialTokens) -> Caption:
@@ -224,6 +230,7 @@ TASK = coarse_task(
     name="caption",
     fields=("captions",),
     build_sample=build_sample,
+    collate=collate_captions,
     build_module=build_module,
     evaluate=partial(evaluate_sets, evaluate),
     flops=flops,
@@ -231,4 +238,5 @@ TASK = coarse_task(
     verbs={"caption": ("heads.cross_modal.*", "heads.mlm.*", "backbone.fusion.caption_maps.*")},
     prepare=prepare,
     per=per,
+    headline=("cider", "bleu_4", "meteor", "rouge_l"),
 )

@@ -203,10 +203,12 @@ def evaluate(task: ClassificationTask, context: EvalContext) -> Figures:
 
 TASK = coarse_task(
     name="classification",
+    verbs={"classify": ("heads.classifiers.classification.*", "heads.contrastive.image_*")},
     fields=("captions",),
     build_sample=build_sample,
     build_module=build_module,
     evaluate=partial(evaluate_sets, evaluate),
     flops=flops,
     sections=("finetune",),
+    headline=("top1", "top5"),
 )

@@ -3,6 +3,7 @@ export holds, and what a sample costs."""
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,13 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import TuningConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.data.collate import collate
+from fiber.errors import WeightsError
 from fiber.tasks.flops import PairCost, pair_cost
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
-from fiber.weights.export import Export, coarse_config, read_export
+from fiber.weights.export import Export, read_export
+from fiber.weights.export_config import coarse_config, read_config
+from fiber.weights.hub import export_folder
 from fiber.weights.load import CAPTION_MAPS, NEW_IN_COARSE, LoadReport, load_weights
 
 
@@ -83,8 +87,22 @@ def export(
     tensors = merge_lora(tensors, config.tuning.lora_alpha, config.tuning.lora_rank)
     stale = [p for p in task.unused_parameters if re.fullmatch(r"heads\.\w+\.\*", p)]  # heads as a whole
     tensors = {n: x for n, x in tensors.items() if not any(fnmatchcase(n, pattern) for pattern in stale)}
-    about = coarse_config(config, tokenizer, task.model.heads.classes)
+    about = replace(coarse_config(config, tokenizer, task.model.heads.classes), trained=trained_for(config))
     return Export(about, tensors, tokenizer, list(task.answers), [], {})
+
+
+def trained_for(config: Stage1Config) -> list[str]:
+    """The tasks that the weights of a run have been trained for, those before `init_from` first; [] where that is not
+    known."""
+    if config.init_from is None:
+        return [config.task]
+    try:
+        before = read_config(export_folder(config.init_from))
+    except WeightsError:  # it has gone meanwhile
+        return []
+    if before.stage == "fine":  # of which all heads stay new
+        return [config.task]
+    return list(dict.fromkeys([*before.trained, config.task])) if before.trained else []
 
 
 def image_text_flops(

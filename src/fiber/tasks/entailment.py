@@ -71,4 +71,5 @@ TASK = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=match_flops,
     sections=("finetune",),
+    headline=("accuracy",),
 )

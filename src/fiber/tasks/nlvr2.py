@@ -80,4 +80,5 @@ TASK = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=flops,
     sections=("finetune",),
+    headline=("accuracy",),
 )

@@ -24,7 +24,7 @@ from fiber.data.text import encode, mask_tokens
 from fiber.evaluation.context import evaluate_sets
 from fiber.images.resize import load_image
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops
-from fiber.tasks.retrieval import evaluate
+from fiber.tasks.retrieval import CONTRASTIVE, MATCHING, evaluate
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Losses
 
@@ -83,7 +83,7 @@ class PretrainTask(CoarseTask):
         self.model, self.recipe = model, recipe
         self.queue = FeatureQueue(recipe.queue_size, model.heads.itm.in_features // 2)
 
-    def loss_normalisers(self, batch: PretrainBatch) -> dict[str, int]:
+    def loss_normalisers(self, batch: PretrainBatch) -> dict[str, Tensor]:
         """How many items each averaged loss of this micro-batch has (see `mlm_loss`)."""
         return {"mlm": masked_tokens(batch["mlm_labels"])}
 
@@ -139,9 +139,8 @@ class PretrainTask(CoarseTask):
         texts = TextState.cat([text, exchange(text, neg_text), text])
         logits = self.model.match_logits(images, texts)
         batch_size = len(image)
-        correct = (
-            logits.argmax(-1).view(3, batch_size) == torch.tensor([[1], [0], [0]], device=logits.device)
-        ).float()
+        matched = logits.argmax(-1).view(3, batch_size)
+        correct = torch.cat([matched[:1], 1 - matched[1:]]).float()
         # Logit advantage over a random column: how hard the drawn negatives are.
         hardness = (contrast.image_to_text.gather(1, neg_text[:, None]) - contrast.image_to_text).mean()
         return itm_loss(logits, valid_text, valid_image), {
@@ -166,10 +165,12 @@ def flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:
 
 TASK = coarse_task(
     name="pretrain",
+    verbs=CONTRASTIVE | MATCHING,
     fields=("captions",),
     build_sample=build_sample,
     build_module=build_module,
     evaluate=partial(evaluate_sets, evaluate),
     flops=flops,
     sections=("pretrain",),
+    headline=("reranked_r_mean", "r_mean", "t2i_r1", "i2t_r1"),
 )

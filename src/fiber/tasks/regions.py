@@ -26,6 +26,7 @@ from fiber.data.records import SetFacts
 from fiber.data.shards import ShardSet, dataset_info
 from fiber.errors import WeightsError
 from fiber.evaluation.context import EvalContext, evaluate_sets
+from fiber.evaluation.example_regions import write_example_regions
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.region_images import EvalImage
 from fiber.evaluation.regions import evaluate_regions
@@ -43,7 +44,8 @@ from fiber.tasks.flops import image_cost
 from fiber.tasks.region_samples import REGION_FIELDS, RegionSample, check_set, collate_regions
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses, Task, TaskModule
-from fiber.weights.export import Export, ExportConfig, categories_of_export, read_export
+from fiber.weights.export import Export, categories_of_export, read_export
+from fiber.weights.export_config import ExportConfig
 from fiber.weights.load import NEW_IN_FINE, UNREAD_IN_FINE, LoadReport, load_weights
 
 # ---------------------------------------------------------------------------------------------- what it reads
@@ -92,11 +94,11 @@ class GroundingTask(TaskModule):
         super().__init__()
         self.model, self.weights = model, weights
 
-    def loss_normalisers(self, batch: RegionBatch) -> dict[str, float]:
+    def loss_normalisers(self, batch: RegionBatch) -> dict[str, Tensor]:
         """What the losses of this micro-batch are divided by, to be averaged over the micro-batches and ranks of a
         step (`batch["loss_normalisers"]`). Depends on boxes and image size alone."""
         anchors = self.model.anchors(batch["images"])
-        positives, centerness = totals(self._assignment(batch, anchors), self._targets(batch), anchors).tolist()
+        positives, centerness = totals(self._assignment(batch, anchors), self._targets(batch), anchors)
         return {"positives": positives, "centerness": centerness}
 
     def forward(self, batch: RegionBatch) -> Losses:
@@ -108,16 +110,19 @@ class GroundingTask(TaskModule):
         assignment = self._assignment(batch, anchors)
         mean_totals = totals(assignment, targets, anchors)
         if means := batch.get("loss_normalisers"):
-            mean_totals = mean_totals.new_tensor([means["positives"], means["centerness"]])
+            mean_totals = torch.stack([means["positives"], means["centerness"]])
         elif self.training:
             mean_totals = distributed.all_reduce_mean(mean_totals)
         losses = detection_losses(
             output, anchors, batch["mask"], targets, assignment, mean_totals, self.model.text_limit
         )
         report = {f"loss/{name}": value.detach() for name, value in losses.items()}
-        boxes, learned = len(targets.boxes), len(assignment.target.unique())
-        report["assignment/positives_per_image"] = mean_totals.new_tensor(len(assignment.anchor) / len(batch["ids"]))
-        report["assignment/boxes_without_anchor"] = mean_totals.new_tensor((boxes - learned) / max(boxes, 1))
+        boxes = len(targets.boxes)
+        missed = mean_totals.new_ones(boxes).index_fill(0, assignment.target, 0.0).sum()
+        report["assignment/positives_per_image"] = mean_totals.new_full(
+            (), len(assignment.anchor) / len(batch["ids"])
+        )
+        report["assignment/boxes_without_anchor"] = missed / max(boxes, 1)
         report |= self.model.backbone.gates()
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
 
@@ -186,8 +191,11 @@ def evaluate(task: GroundingTask, context: EvalContext) -> Figures:
     if distributed.is_main() and context.figures is not None:
         context.figures.parent.mkdir(parents=True, exist_ok=True)
         drawn = draw_predictions(task.model, *asked, count=regions.figures, chunk_classes=regions.chunk_classes)
+        prefix = context.figures.with_name(f"{context.figures.name}_{field}")
         for number, image in enumerate(drawn):
-            image.save(context.figures.with_name(f"{context.figures.name}_{field}_{number:02d}.png"))
+            image.save(prefix.with_name(f"{prefix.name}_{number:02d}.png"))
+        merged = context.folder / f"{shards.name}_{field}.jsonl"
+        write_example_regions(shards, field, merged, prefix, count=regions.figures)
     return figures
 
 
@@ -251,4 +259,5 @@ TASK = Task(
     flops=flops,
     verbs={"ground": ("head.*",), "refer": ("head.*",), "detect": ("head.*",)},
     prepare=check_sets,
+    headline=("grounding_r1", "referring_p1", "ap", "ap50", "fixed_ap"),
 )

@@ -240,6 +240,12 @@ def itc_flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None
     )
 
 
+Verbs = dict[str, tuple[str, ...]]
+CONTRASTIVE: Verbs = dict.fromkeys(("retrieve", "embed", "classify"), ("heads.contrastive.*",))
+"""What contrastive training gives: the verbs and the parameters that they need."""
+MATCHING: Verbs = {"match": ("heads.cross_modal.*", "heads.itm.*")}
+"""What training of the matching head gives."""
+
 ITC = coarse_task(
     name="retrieval_itc",
     fields=("captions",),
@@ -248,7 +254,8 @@ ITC = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=itc_flops,
     sections=("pretrain", "finetune"),
-    verbs={"retrieve": ("heads.contrastive.*",)},
+    verbs=CONTRASTIVE,
+    headline=("r_mean", "t2i_r1", "i2t_r1"),
 )
 ITM = coarse_task(
     name="retrieval_itm",
@@ -258,5 +265,6 @@ ITM = coarse_task(
     evaluate=partial(evaluate_sets, evaluate),
     flops=match_flops,
     sections=("pretrain", "finetune"),
-    verbs={"match": ("heads.cross_modal.*", "heads.itm.*")},
+    verbs=CONTRASTIVE | MATCHING,
+    headline=("reranked_r_mean", "reranked_t2i_r1", "reranked_i2t_r1", "r_mean"),
 )

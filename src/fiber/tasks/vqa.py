@@ -167,4 +167,5 @@ TASK = coarse_task(
     flops=match_flops,
     sections=("finetune",),
     verbs={"answer": ("heads.classifiers.vqa.*",)},
+    headline=("accuracy",),
 )

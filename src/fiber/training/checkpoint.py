@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fiber import distributed
@@ -33,6 +33,7 @@ from fiber.training.ema import Ema
 from fiber.training.folder import sync, write_whole
 from fiber.training.optim import AdamW
 from fiber.training.random_state import rng_state, set_rng_state
+from fiber.weights.tensors import write_tensors
 
 
 class Checkpoints:
@@ -263,7 +264,7 @@ def _save_tensors(path: Path, *sources: Iterable[tuple[str, Tensor]]) -> None:
     tensors = collect(*sources)
     if distributed.is_main():
         try:
-            save_file(tensors, path)
+            write_tensors(path, tensors)
         except SafetensorError as error:  # the disk is full, say
             raise SaveError(f"{path} cannot be written: {error}; the checkpoints before it are whole") from None
 

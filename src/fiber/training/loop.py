@@ -137,11 +137,11 @@ def fetch(run: Run, source: Iterator[Batch], step: int) -> list[Batch]:
     count = getattr(run.engine.module, "loss_normalisers", None)
     if count is not None:
         items = [count(batch) for batch in micro_batches]
-        names = sorted(items[0])
-        totals = torch.tensor([[float(i[name]) for name in names] for i in items], device=device).mean(0)
-        means = dict(zip(names, distributed.all_reduce_mean(totals).tolist(), strict=True))
+        totals = torch.stack([torch.stack([number.float() for number in of.values()]) for of in items]).mean(0)
+        means = distributed.all_reduce_mean(totals)
+        means = means.where(means > 0, 1.0)  # of nothing: the sums are 0
         for batch in micro_batches:
-            batch["loss_normalisers"] = means
+            batch["loss_normalisers"] = dict(zip(items[0], means, strict=True))
     return micro_batches
 
 
@@ -162,35 +162,35 @@ class Outcome:
 
 
 def update(run: Run, micro_batches: list[Batch], step: int) -> Outcome:
-    """Forward and backward of every micro-batch, one optimizer step. All ranks agree before each backward whether
-    the losses are finite and whether a signal came."""
-    run.optimizer.skip, stop, norm = False, False, 0.0
-    bad_keys: list[str] = []
-    sums: Tensor | None = None
+    """Forward and backward of every micro-batch, one optimizer step. All ranks agree before the step whether the
+    losses were finite and whether a signal came; before that, nothing waits for the device."""
+    rows, finite = [], []
     for batch in micro_batches:
         losses, report = run.engine(batch)
         total = torch.stack([loss.float() for loss in losses.values()]).sum()
         entries = {"loss/total": total} | {f"weighted/{name}": loss for name, loss in losses.items()} | report
-        values = torch.stack([value.detach().float() for value in entries.values()])
-        sums = values if sums is None else sums + values
-
-        finite = bool(torch.isfinite(total))
-        flags = torch.tensor([float(not finite), float(run.stop)], device=total.device)
-        any_bad, any_stop = (flag > 0 for flag in distributed.all_reduce_max(flags).tolist())
-        stop |= any_stop
-        if any_bad:
-            bad_keys += batch.get("keys", []) if not finite else []
-            run.optimizer.skip = True
-            if run.counters["skipped/nonfinite"] >= run.train.max_nonfinite:
-                _raise_nonfinite("loss", step, bad_keys)
+        rows.append(torch.stack([value.detach().float() for value in entries.values()]))
+        finite.append(torch.isfinite(total))
         run.engine.backward(total)
-        if batch is micro_batches[-1]:
-            norm = zero.optimizer_step(run.engine)
-        else:
+        if batch is not micro_batches[-1]:
             run.engine.step()
+    bad_keys, stop = _agree(run, torch.stack(finite), micro_batches, step)
+    norm = zero.optimizer_step(run.engine)
     _account(run, step, norm, bad_keys, micro_batches)
-    assert sums is not None  # there is at least one micro-batch
-    return Outcome(list(entries), sums, len(micro_batches), norm, stop)
+    return Outcome(list(entries), sum(rows[1:], rows[0]), len(micro_batches), norm, stop)
+
+
+def _agree(run: Run, finite: Tensor, micro_batches: list[Batch], step: int) -> tuple[list[str], bool]:
+    """From `finite` (one per micro-batch) on all ranks: whether the optimizer skips the step; -> the keys of this
+    rank's samples whose loss was not finite, and whether any rank was asked to stop."""
+    bad = (~finite).float()
+    flags = torch.stack([bad.amax(), bad.new_full((), run.stop)])
+    any_bad, stop, *here = torch.cat([distributed.all_reduce_max(flags), bad]).tolist()
+    run.optimizer.skip = any_bad > 0
+    keys = [key for batch, own in zip(micro_batches, here, strict=True) if own for key in batch.get("keys", [])]
+    if any_bad and run.counters["skipped/nonfinite"] >= run.train.max_nonfinite:
+        _raise_nonfinite("loss", step, keys)
+    return keys, stop > 0
 
 
 def _account(run: Run, step: int, norm: float, bad_keys: list[str], micro_batches: list[Batch]) -> None:

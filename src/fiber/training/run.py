@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
-from fiber.config.loading import to_dict, to_yaml
+from fiber.config.loading import to_yaml
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
@@ -28,9 +28,11 @@ from fiber.training.ema import Ema
 from fiber.training.folder import RunLock, begin_folder, write_whole
 from fiber.training.random_state import seed_all
 from fiber.training.task import Figures, Task, TaskModule
-from fiber.training.tracking import Tracker, keep_before
+from fiber.training.tracking import Tracker, about, keep_before
 from fiber.training.watchdog import Watchdog
-from fiber.weights.export import export_folder, read_config, write_run_export
+from fiber.weights.export import write_run_export
+from fiber.weights.export_config import read_config
+from fiber.weights.hub import export_folder
 from fiber.weights.pretrained import load_pretrained_towers
 
 
@@ -42,9 +44,11 @@ def open_shards(path: str) -> ShardSet:
 
 
 def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
-    """The run's tokenizer. Raises ConfigError where there is none."""
+    """The run's tokenizer; without one, that of the model it starts from. Raises ConfigError where there is none."""
+    if (given := config.tokenizer or config.init_from) is None:
+        raise ConfigError("tokenizer: give a folder or a hub name, or a model to start from (init_from=)")
     try:
-        return load_tokenizer(config.tokenizer)
+        return load_tokenizer(export_folder(given) if Path(given).is_dir() else given)
     except ValueError as error:
         raise ConfigError(f"tokenizer: {error}") from None
 
@@ -60,7 +64,7 @@ def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
     if trained != len(tokenizer):
         raise ConfigError(
             f"tokenizer: {config.tokenizer} has {len(tokenizer)} ids, the model of init_from {trained}; "
-            f"use tokenizer={config.init_from}"
+            "leave tokenizer out: the model has its own"
         )
 
 
@@ -82,7 +86,8 @@ class Job:
         """Checks what the configuration alone cannot know: that the task reads what is `given` (sections of the file
         or the command line) and the data, and the tokenizer. Raises ConfigError."""
         for section in OPTIONAL_SECTIONS:
-            if section in given and section not in task.sections:
+            plain = getattr(config, section, None) == getattr(type(config), section, None)  # as written into a run
+            if section in given and section not in task.sections and not plain:
                 raise ConfigError(f"{section}: task {task.name} does not read this section; leave it out")
         for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
             for i, source in enumerate(sources):
@@ -154,13 +159,21 @@ class Job:
         return self.task.evaluate(self.config, self.tokenizer, module, sets, step, beat)
 
     def rehearse(self, module: TaskModule) -> None:
-        """Try the evaluation, and whether it has the figure that `train.best` chooses by. Raises ConfigError."""
-        figures, best = self.evaluate(module, None), self.config.train.best
+        """Try the evaluation, and whether it has the figure that `train.best` chooses by; with `eval.at_start` a new
+        run makes it whole and keeps its figures. Raises ConfigError."""
+        folder, best = Path(self.config.output), self.config.train.best
+        whole = self.config.eval.at_start and not (folder / "checkpoints" / "latest").exists()
+        figures = self.evaluate(module, 0 if whole else None)
+        if whole and distributed.is_main():
+            write_whole(folder / "start.json", json.dumps(figures, indent=2))
         # A figure of one kind of answers, say, need not be among those of a single batch: its family is enough.
         if best is not None and best not in figures and best.rpartition("_")[0] not in figures:
             raise ConfigError(
                 f"train.best: the evaluation has no figure {best!r}; it has {', '.join(figures) or 'none'}"
             )
+
+    def _plain(self, engine: zero.Engine) -> TaskModule:
+        return zero.plain_module(engine, self.build, self.config.train.precision)
 
     def restore(self, module: TaskModule) -> int:
         """The weights to evaluate -> their step: the run's own, or, before it has any, those of `init_from` (0)."""
@@ -173,14 +186,14 @@ class Job:
         """`--mode eval`: print the figures of the run's weights as one line of JSON."""
         module = self.build()
         step = self.restore(module)
-        figures = self.evaluate(module.to(distributed.device()), step)
+        figures = self.evaluate(zero.as_in_training(module, self.config.train.precision), step)
         if distributed.is_main():
             print(json.dumps({"step": step} | figures))
 
     def export(self, module: TaskModule, weights: Mapping[str, Tensor], figures: Figures) -> None:
         """Write RUN/export. weights: of the module, by name. Rank 0 only."""
         export = self.task.export(self.config, self.tokenizer, module, weights)
-        write_run_export(self.config, export, figures)
+        write_run_export(self.config, export, figures, self.task.headline)
 
     def train(self, module: TaskModule, stream: MixedStream) -> None:
         """Train to the end of `config.train`, going on from the newest checkpoint of `config.output`; then export
@@ -190,7 +203,7 @@ class Job:
         lock = RunLock(folder) if distributed.is_main() else None
         seed_all(config.seed)
         self.watchdog.beat(0, "preparation")
-        flops = self.task.flops(config, module)
+        flops, told = self.task.flops(config, module), about(config, self.task, module, stream)
         engine, optimizer = zero.build_engine(module, config.train, config.optim)
         ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
         checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
@@ -206,7 +219,6 @@ class Job:
             if start < config.train.steps:  # a finished run that is to be longer is not finished
                 (folder / "summary.json").unlink(missing_ok=True)
             begin_folder(config, folder, latest)
-        tracking = {"wandb": config.tracking.wandb, "project": config.tracking.project}
         run = loop.Run(
             engine=engine,
             optimizer=optimizer,
@@ -214,20 +226,21 @@ class Job:
             optim=config.optim,
             folder=folder,
             checkpoints=checkpoints,
-            tracker=Tracker(folder, to_dict(config), **tracking, start=start, evaluated=evaluated),
+            tracker=Tracker(folder, config, told, start=start, evaluated=evaluated),
             watchdog=self.watchdog,
             stream_state=stream.state,
             ema=ema,
-            evaluate=lambda engine, step: self.evaluate(zero.plain_module(engine, self.build), step),
+            evaluate=lambda engine, step: self.evaluate(self._plain(engine), step),
             evaluate_every=config.eval.every,
-            rehearse=lambda engine: self.rehearse(zero.plain_module(engine, self.build)),
+            rehearse=lambda engine: self.rehearse(self._plain(engine)),
             lost=None if lock is None else lock.lost,
             flops_per_sample=flops,
         )
         _resume_counts(run, state)
-        loop.train(run, self.batches(stream, start), start)
-        if not run.stopped:
-            _finish(run, partial(self.export, module))
+        with run.tracker.told():
+            loop.train(run, self.batches(stream, start), start)
+            if not run.stopped:
+                _finish(run, partial(self.export, module))
         run.tracker.close()
         if run.stopped:
             _interrupted(run)

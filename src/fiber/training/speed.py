@@ -16,9 +16,10 @@ FlopsPerSample = Callable[[Mapping[str, Any]], float]
 """Useful forward FLOP of one sample of a batch."""
 
 PEAK_TFLOPS = {
-    "B200": 2250.0, "H200": 989.0, "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0,
-    "A100": 312.0, "A30": 165.0, "A10G": 70.0, "A10": 125.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0,
-    "RTX 6000 Ada": 364.0, "RTX 4090": 165.0, "RTX 3090": 71.0, "V100": 125.0, "T4": 65.0,
+    "GB200": 2500.0, "B300": 2250.0, "B200": 2250.0, "GH200": 989.0, "H200": 989.0, "H800": 989.0, "H20": 148.0,
+    "H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "A100": 312.0, "A800": 312.0, "A40": 150.0, "A30": 165.0,
+    "A10G": 70.0, "A10": 125.0, "L40S": 362.0, "L40": 181.0, "L4": 121.0, "RTX 6000 Ada": 364.0, "RTX A6000": 155.0,
+    "RTX 5090": 209.0, "RTX 4090": 165.0, "RTX 3090": 71.0, "V100": 125.0, "T4": 65.0,
 }  # fmt: skip
 """Dense half-precision peak (TFLOP/s, fp32 accumulation) of a card by words of its name, from the vendor's data
 sheets."""

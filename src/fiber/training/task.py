@@ -64,7 +64,8 @@ class Task:
     export(config, tokenizer, module, weights of the module by name): what an export folder holds. flops(config,
     module): useful FLOP of a training sample. sections: sections of the configuration that only some tasks read.
     verbs: what the `fiber` command can do with a model of the task, each with patterns of the parameters that it
-    needs. per(config): what an epoch walks.
+    needs. headline: the figures of `evaluate` that a model is judged by, best first, higher is better. per(config):
+    what an epoch walks.
     """
 
     name: str
@@ -79,5 +80,6 @@ class Task:
     flops: Callable[[Any, Any], FlopsPerSample | None]
     sections: tuple[str, ...] = ()
     verbs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    headline: tuple[str, ...] = ()
     prepare: Callable[[Any, Any, PreTrainedTokenizerFast, Sequence[ShardSet]], None] | None = None
     per: Callable[[Any], Per] = always_per_annotation

@@ -1,28 +1,31 @@
-"""What a run reports: `metrics.jsonl` always, Weights & Biases where asked for and reachable. Rank 0 only."""
+"""What a run reports: `metrics.jsonl` always, dashboards (W&B, TensorBoard) where asked for. Rank 0 only."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import secrets
-import ssl
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-from urllib.error import HTTPError
-from urllib.request import urlopen
+from typing import Any
+
+import torch
+from torch import nn
 
 from fiber import distributed
+from fiber.config.loading import to_dict
+from fiber.dashboards.board import About, Board, ExampleImage
+from fiber.dashboards.sections import SAMPLES, headline, headline_figures, sectioned
+from fiber.dashboards.tensorboard_board import start_tensorboard
+from fiber.dashboards.wandb_board import start_wandb
+from fiber.data.order import MixedStream
 from fiber.errors import without_secrets
 from fiber.training.folder import write_whole
+from fiber.training.task import Task
 
-if TYPE_CHECKING:
-    from wandb.sdk.wandb_run import Run as WandbRun
-
-Cell = str | float | Path  # of a table: text, a number, or an image file
+STALLED = 0.5  # share of a step that waits for data from which somebody is told
+NEAR_FAULTS = 0.5  # share of the tolerated faults from which somebody is told
 
 
 class Tracker:
@@ -30,30 +33,27 @@ class Tracker:
 
     A resumed run continues the file at `start`: lines of later steps, left by a killed run, are dropped, since those
     steps run again, and so is the evaluation of `start` unless it is `evaluated`. It continues the same W&B run,
-    whose id is kept in `RUN/wandb/id`. Variables WANDB_* come before what is set here, but `wandb` "off" stays off.
-    W&B never holds training up: without key, network or package, or when it fails later, the run goes on offline or
-    without it, and says so once.
+    whose id is kept in `RUN/wandb/id`; `tracking.wandb: off` stays off whatever WANDB_MODE says. A dashboard never
+    holds training up: where it cannot begin, or fails later, the run goes on without it, and says so once.
     """
 
-    def __init__(
-        self,
-        run: str | Path,
-        config: Mapping[str, Any],
-        *,
-        wandb: Literal["online", "offline", "off"],
-        project: str,
-        start: int = 0,
-        evaluated: bool = True,
-    ) -> None:
-        self._file, self._wandb = None, None
+    def __init__(self, run: str | Path, config: Any, about: About, *, start: int = 0, evaluated: bool = True) -> None:
+        self._file, self._boards, self._about = None, dict[str, Board](), about
+        self._global_batch, self._tolerated = config.train.global_batch, config.data.max_fault_share
+        self._skipped, settings = 0.0, config.tracking
         if not distributed.is_main():
             return
         path = Path(run) / "metrics.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
         keep_before(path, start, evaluated)
         self._file = path.open("a")
-        if wandb != "off":
-            self._wandb = _start_wandb(Path(run), json.loads(without_secrets(json.dumps(config))), wandb, project)
+        shown = json.loads(without_secrets(json.dumps(to_dict(config) | {"environment": about.environment})))
+        boards: dict[str, Board | None] = {}
+        if settings.wandb != "off":
+            boards["wandb"] = start_wandb(Path(run), shown, settings.wandb, settings.project, about)
+        if settings.tensorboard:
+            boards["tensorboard"] = start_tensorboard(Path(run), shown, about, start)
+        self._boards = {name: board for name, board in boards.items() if board is not None}
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of update `step` (0-based). A value that is not finite is written as null."""
@@ -63,46 +63,91 @@ class Tracker:
         line |= {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        self._send(lambda wandb_run: wandb_run.log(dict(metrics), step=step))
-
-    def table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """A table in W&B; images lie in the run's `figures/`."""
-
-        def send(wandb_run: WandbRun) -> None:
-            import wandb
-
-            cells = [[wandb.Image(str(cell)) if isinstance(cell, Path) else cell for cell in row] for row in rows]
-            wandb_run.log({name: wandb.Table(columns=list(columns), data=cells)}, step=step)
-
-        self._send(send)
+        samples = (step + 1) * self._global_batch
+        named = sectioned(metrics)
+        figures = [name.removeprefix("eval/") for name in named if name.startswith("eval/")]
+        chosen = headline_figures(figures, self._about.figures)
+        top = headline(metrics, samples) | {f"headline/{name}": named[f"eval/{name}"] for name in chosen}
+        best = [f"{section}/{name}" for section in ("headline", "eval") for name in chosen]
+        self._send(lambda board: board.log(step, {SAMPLES: samples} | top | named, best))
+        self._watch(step, metrics, top)
 
     def images(self, step: int, paths: Sequence[Path]) -> None:
-        """The table "eval/images" of image files, each with the texts of the JSON file of its name, if there is
-        one: `{column: text}` (question, answers, prediction, say)."""
-        files = [path.with_suffix(".json") for path in paths]
-        texts = [json.loads(file.read_text()) if file.exists() else {} for file in files]
-        columns = list(dict.fromkeys(chain.from_iterable(texts)))
-        rows = [
-            [path, path.stem, *(text.get(column, "") for column in columns)]
-            for path, text in zip(paths, texts, strict=True)
-        ]
-        if rows:
-            self.table(step, "eval/images", ["image", "name", *columns], rows)
+        """Evaluated images, see `ExampleImage.read`."""
+        images = [ExampleImage.read(path) for path in paths] if self._boards else []
+        if images:
+            self._send(lambda board: board.images(step, images))
 
-    def close(self) -> None:
-        """Close the file, and wait FINISH_S at most for what W&B has still to upload."""
+    @contextmanager
+    def told(self) -> Iterator[None]:
+        """What ends the run inside is told, and the dashboards know the run as failed."""
+        try:
+            yield
+        except Exception as error:
+            self._alert("the run failed", f"{type(error).__name__}: {error}"[:500])
+            self.close(failed=True)
+            raise
+
+    def close(self, failed: bool = False) -> None:
+        """Close the file, and wait a minute at most for what dashboards have still to upload."""
         if self._file is not None:
             self._file.close()
-        self._send(lambda wandb_run: wandb_run.finish())
+        self._send(lambda board: board.close(failed))
 
-    def _send(self, call: Callable[[WandbRun], None]) -> None:
-        if self._wandb is None:
-            return
-        try:
-            call(self._wandb)
-        except Exception as error:  # whatever it is, it must not stop a training run
-            print(f"tracking.wandb: {error!r:.200}; going on without it (`wandb sync` later)", file=sys.stderr)
-            self._wandb = None
+    def _watch(self, step: int, metrics: Mapping[str, float], top: Mapping[str, float]) -> None:
+        """Tell somebody of what goes wrong slowly."""
+        if (skipped := metrics.get("skipped/nonfinite", 0.0)) > self._skipped:
+            self._alert("loss not finite", f"step {step}: {skipped:g} updates have been skipped so far")
+            self._skipped = skipped
+        if (share := top.get("headline/fault_share", 0.0)) > NEAR_FAULTS * self._tolerated:
+            self._alert("unusable samples", f"step {step}: {share:.2%}, the run ends at {self._tolerated:.2%}")
+        if (share := top.get("headline/data_wait", 0.0)) > STALLED:
+            self._alert(
+                "waiting for data", f"step {step}: {share:.0%} of the time; more data.workers, or nearer data"
+            )
+
+    def _alert(self, title: str, text: str) -> None:
+        self._send(lambda board: board.alert(title, text))
+
+    def _send(self, call: Callable[[Board], None]) -> None:
+        for name, board in list(self._boards.items()):
+            try:
+                call(board)
+            except Exception as error:  # whatever it is, it must not stop a training run
+                later = " (`wandb sync` later)" if name == "wandb" else ""
+                print(f"tracking.{name}: {error!r:.200}; going on without it{later}", file=sys.stderr)
+                del self._boards[name]
+
+
+def about(config: Any, task: Task, module: nn.Module, stream: MixedStream) -> About:
+    """What dashboards are told of a run at its start. `module`: whole, not yet shared out."""
+    device, sets = distributed.device(), [source.shards for source in stream.sources]
+    start = None if config.init_from is None else Path(without_secrets(config.init_from))
+    parent = None if start is None else start.parent if start.name == "export" else start
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    environment = {
+        "world": distributed.world_size(),
+        "card": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "torch": torch.__version__,
+        "parameters": sum(size for size, _ in sizes),
+        "trained_parameters": sum(size for size, trained in sizes if trained),
+        "samples_per_epoch": stream.epoch_length,
+        "data": [
+            {"name": shards.name, "samples": len(shards), "fingerprint": shards.fingerprint}
+            | {key: shards.info[key] for key in ("split", "licence") if key in shards.info}
+            for shards in sets
+        ],
+        "parent": None if parent is None else {"name": parent.name, "wandb_id": _wandb_id(parent)},
+    }
+    tags = [task.stage, task.name, config.train.precision, config.tuning.mode, *(shards.name for shards in sets)]
+    figures = [config.train.best, *task.headline] if config.train.best else task.headline
+    name = Path(config.output).name if parent is None else parent.name
+    return About(name, task.name, tags, list(figures), environment)
+
+
+def _wandb_id(run: Path) -> str | None:
+    file = run / "wandb" / "id"
+    return file.read_text().strip() if file.is_file() else None
 
 
 def keep_before(path: Path, start: int, evaluated: bool = True) -> None:
@@ -120,60 +165,3 @@ def keep_before(path: Path, start: int, evaluated: bool = True) -> None:
         except (ValueError, TypeError, LookupError):
             continue
     write_whole(path, "".join(kept))
-
-
-INIT_S, FINISH_S = 15.0, 60.0  # how long W&B may take to begin, and at the end to upload
-
-
-def _start_wandb(
-    folder: Path, config: Mapping[str, Any], mode: Literal["online", "offline"], project: str
-) -> WandbRun | None:
-    """A W&B run in `folder`, or None where there is no package or WANDB_MODE=disabled. Without a network it takes
-    seconds, with a server that does not answer INIT_S."""
-    try:
-        import wandb
-    except ImportError:
-        print("tracking.wandb: the wandb package is not installed; metrics.jsonl only", file=sys.stderr)
-        return None
-    wanted = os.environ.get("WANDB_MODE", mode)
-    if wanted == "disabled":
-        return None
-    file = folder / "wandb" / "id"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not file.exists():
-        file.write_text(secrets.token_hex(4))
-    ours = {  # variable -> setting of that meaning, ours where the variable is not set
-        "WANDB_PROJECT": ("project", project),
-        "WANDB_NAME": ("run_name", folder.name),
-        "WANDB_DIR": ("root_dir", str(folder)),
-        "WANDB_RUN_ID": ("run_id", file.read_text().strip()),
-        "WANDB_SILENT": ("silent", True),
-        "WANDB_INIT_TIMEOUT": ("init_timeout", INIT_S),
-        "WANDB_FINISH_TIMEOUT": ("finish_timeout", FINISH_S),
-        "WANDB_FINISH_TIMEOUT_RAISES": ("finish_timeout_raises", True),
-    }
-    settings = wandb.Settings(**{key: value for name, (key, value) in ours.items() if name not in os.environ})
-    attempts: list[Literal["online", "offline"]] = ["offline"]
-    if wanted == "online":
-        if wandb.api.api_key and _answers(wandb.setup().settings.base_url):
-            attempts.insert(0, "online")
-        else:
-            print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)
-    for attempt in attempts:
-        settings.mode = attempt
-        if attempt == "online" and "WANDB_RESUME" not in os.environ:
-            settings.resume = "allow"
-        try:
-            return wandb.init(config=dict(config), settings=settings)
-        except Exception as error:  # whatever it is, it must not stop a training run
-            print(f"tracking.wandb: {attempt} failed ({error!r:.200})", file=sys.stderr)
-    return None
-
-
-def _answers(url: str) -> bool:
-    """Whether a server answers within three seconds, through the proxy of the environment if there is one."""
-    try:
-        urlopen(url, timeout=3.0).close()
-    except (OSError, ValueError) as error:  # HTTP's errors are answers; W&B may know the certificate
-        return isinstance(error, HTTPError) or isinstance(getattr(error, "reason", None), ssl.SSLError)
-    return True

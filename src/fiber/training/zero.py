@@ -26,6 +26,7 @@ from fiber.training.optim import AdamW, build_optimizer
 M = TypeVar("M", bound=nn.Module)
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _NO_CLIPPING = 1e30  # the gradient norm is measured only where DeepSpeed clips
 
 
@@ -47,7 +48,10 @@ class Engine(Protocol):
 
 def deepspeed_json(train: TrainConfig, clip: float) -> dict[str, Any]:
     """The DeepSpeed configuration of a run. Defaults that changed between releases are written out."""
-    zero: dict[str, Any] = {"stage": train.zero_stage, "contiguous_gradients": True}
+    # On cards gradients are reduced while the backward pass goes on, in buckets (numbers) of a quarter of a tower.
+    on_card = distributed.device().type == "cuda"
+    zero: dict[str, Any] = {"stage": train.zero_stage, "contiguous_gradients": True, "overlap_comm": on_card}
+    zero |= {"reduce_bucket_size": 50_000_000, "allgather_bucket_size": 200_000_000}
     if train.offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
     if train.offload == "all":
@@ -187,12 +191,19 @@ def updates(engine: Engine, optimizer: AdamW) -> int:
     return int(optimizer.state[masters(engine, optimizer)[0]]["step"].item())
 
 
-def plain_module(engine: Engine, build: Callable[[], M]) -> M:
+def as_in_training(module: M, precision: str) -> M:
+    """The module on this rank's device with the numbers that the engine computes with: figures outside of a run are
+    those of the run. (A CPU does not compute in fp16, and no run trains so on it: there it is fp32.)"""
+    device = distributed.device()
+    return module.to(device, DTYPES["fp32" if (precision, device.type) == ("fp16", "cpu") else precision])
+
+
+def plain_module(engine: Engine, build: Callable[[], M], precision: str) -> M:
     """The wrapped task where its parameters are whole; at stage 3 a copy that `build` makes, with the same weights
     and buffers, because there every forward is collective and evaluation batches differ by rank."""
     if engine.zero_optimization_stage() < 3:
         return cast(M, engine.module)
-    module = build().to(distributed.device()).train(engine.module.training)
+    module = as_in_training(build(), precision).train(engine.module.training)
     weights = dict(read_weights(engine)) | dict(engine.module.named_buffers())
     module.load_state_dict({name: weights[name] for name in module.state_dict()})
     return module

@@ -7,79 +7,37 @@ answers.json         answer vocabulary, order = class index (models with a quest
 categories.json      class names a detector was trained on, in order
 official_extras.safetensors   tensors of a converted official file that our model has no use for
 README.md            model card
+modeling_fiber.py    a class for transformers (detectors)
 """
 
 import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic.dataclasses import dataclass as pydantic_dataclass
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fiber.config.base import STRICT, ModelConfig
-from fiber.config.loading import load_config, to_dict
+from fiber.config.loading import to_dict
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, Stage2Config
+from fiber.data.shards import dataset_info
 from fiber.data.text import load_tokenizer
-from fiber.errors import ConfigError, WeightsError, without_secrets
-from fiber.weights.tensors import read_tensors
+from fiber.errors import ConfigError, ShardError, WeightsError, without_secrets
+from fiber.weights import transformers_class
+from fiber.weights.card import Card, TrainingSet, model_card
+from fiber.weights.export_config import CONFIG, ExportConfig, read_config
+from fiber.weights.hub import export_folder
+from fiber.weights.tensors import read_tensors, write_tensors
 
 RunConfig = Stage1Config | Stage2Config
 
-WEIGHTS, CONFIG, EXTRAS = "model.safetensors", "config.json", "official_extras.safetensors"
+WEIGHTS, EXTRAS = "model.safetensors", "official_extras.safetensors"
 ANSWERS, CATEGORIES = "answers.json", "categories.json"
-
-
-@pydantic_dataclass(frozen=True, config=STRICT)
-class ExportConfig:
-    """What `config.json` holds. `image_size` is the side of the square (coarse) or the short side of a test image
-    (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps per task to its
-    number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine)."""
-
-    stage: Literal["coarse", "fine"]
-    model: ModelConfig
-    vocab_size: int
-    pad_id: int
-    image_size: int
-    max_text: int
-    max_image_size: int | None = None
-    classifiers: dict[str, int] = field(default_factory=dict)
-    detector: dict[str, Any] = field(default_factory=dict)
-    format: Literal["fiber"] = "fiber"
-    version: Literal[1] = 1
-
-
-def coarse_config(
-    config: Stage1Config, tokenizer: PreTrainedTokenizerBase, classifiers: Mapping[str, int] | None = None
-) -> ExportConfig:
-    """What an image-level run exports: `classifiers` maps the tasks whose heads its model has to their classes."""
-    return ExportConfig(
-        stage="coarse",
-        model=config.model,
-        vocab_size=len(tokenizer),
-        pad_id=tokenizer.pad_token_id,
-        image_size=config.image_size,
-        max_text=config.max_text,
-        classifiers=dict(classifiers or {}),
-    )
-
-
-@dataclass(frozen=True)
-class Card:
-    """What the model card says: names of the training data (with their licences where known), optimizer steps,
-    metrics by name, and notes on how the weights came about."""
-
-    data: Sequence[str] = ()
-    steps: int | None = None
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    notes: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -133,10 +91,14 @@ def write_export(
         image=replace(config.model.image, pretrained=None),
         text=replace(config.model.text, pretrained=None),
     )
-    _write_json(partial / CONFIG, to_dict(replace(config, model=model)))
-    save_file(_storable(tensors), partial / WEIGHTS, metadata={"format": "pt"})
+    config = replace(config, model=model)
+    if any(name.startswith("head.") for name in tensors):  # a detector, not only the towers of one
+        config = replace(config, architectures=[transformers_class.CLASS], auto_map=transformers_class.AUTO_MAP)
+        (partial / transformers_class.FILE).write_text(transformers_class.SOURCE)
+    _write_json(partial / CONFIG, to_dict(config))
+    write_tensors(partial / WEIGHTS, _storable(tensors))
     if extras:
-        save_file(_storable(extras), partial / EXTRAS, metadata={"format": "pt"})
+        write_tensors(partial / EXTRAS, _storable(extras))
     for name, entries in ((ANSWERS, answers), (CATEGORIES, categories)):
         if entries:
             _write_json(partial / name, list(entries))
@@ -149,12 +111,32 @@ def write_export(
     return folder
 
 
-def write_run_export(config: RunConfig, export: Export, figures: Mapping[str, float]) -> Path:
-    """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`."""
+def write_run_export(
+    config: RunConfig, export: Export, figures: Mapping[str, float], headline: Sequence[str] = ()
+) -> Path:
+    """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`, of which
+    those of `headline` count. A threshold of detection that was calibrated goes into its configuration."""
     card = Card(
-        [Path(without_secrets(source.path)).name for source in config.data.train], config.train.steps, figures
+        data=[describe_set(source.path) for source in config.data.train],
+        steps=config.train.steps,
+        metrics=figures,
+        evaluated=[describe_set(source.path) for source in config.eval.data],
+        headline=headline,
     )
+    calibrated = [value for name, value in figures.items() if name.rpartition("/")[2] == "detect_threshold"]
+    if calibrated:  # by several sets: that of the first
+        export = replace(export, config=replace(export.config, thresholds={"detect": calibrated[0]}))
     return export.write(Path(config.output) / "export", card)
+
+
+def describe_set(path: str) -> TrainingSet:
+    """What a card says of a set of shards: as its dataset.json has it, else by the folder's name; never a path."""
+    try:
+        info = dataset_info(path)
+    except ShardError:
+        info = {}
+    name = info.get("name") or Path(without_secrets(path)).name
+    return TrainingSet(name, info.get("split", ""), str(info.get("licence", "")))
 
 
 def read_export(path: str | Path) -> Export:
@@ -200,14 +182,6 @@ def _list_of_export(path: str | Path, name: str) -> list[str]:
     return entries
 
 
-def read_config(folder: Path) -> ExportConfig:
-    """`config.json` of an export folder, every key checked. Raises WeightsError."""
-    try:
-        return load_config(ExportConfig, folder / CONFIG)  # JSON is YAML: the strict reader of configurations serves
-    except ConfigError as error:
-        raise WeightsError(f"{folder / CONFIG} is no configuration of an export: {error}") from None
-
-
 def inherited_sizes(path: str | Path) -> dict[str, Any]:
     """The sections `model` and, at region level, `detector` that a run has in common with the export that it starts
     from, as plain data: `inherit` of `load_config`. Raises ConfigError."""
@@ -220,55 +194,6 @@ def inherited_sizes(path: str | Path) -> dict[str, Any]:
         names = {spec.name for spec in fields(DetectorConfig)}
         sections["detector"] = {name: value for name, value in config.detector.items() if name in names}
     return sections
-
-
-def export_folder(path: str | Path) -> Path:
-    """The local folder of an export given as a folder, a run directory or a hub id."""
-    folder = Path(path)
-    if (folder / "export" / CONFIG).is_file():
-        return folder / "export"
-    if folder.is_dir():
-        return folder
-    text = str(path)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise WeightsError(f"no folder {text}, and it is not a hub id (owner/name) either")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(f"no folder {text}, and the hub has no such model: {str(error).splitlines()[0]}") from None
-
-
-def model_card(name: str, config: ExportConfig, tensors: Mapping[str, Tensor], card: Card) -> str:
-    """README.md of an export."""
-    image, text = config.model.image, config.model.text
-    numbers = sum(tensor.numel() for tensor in tensors.values())
-    kind = "image level (stage 1)" if config.stage == "coarse" else "region level (stage 2)"
-    lines = [
-        f"# {name}",
-        "",
-        f"A FIBER model (fusion in the backbone) at {kind}, {numbers / 1e6:.1f} M numbers.",
-        "",
-        f"- image tower: Swin, {image.embed_dim} channels, depths {list(image.depths)}, window {image.window}, "
-        f"image size {config.image_size}",
-        f"- text tower: RoBERTa, {text.width} wide, {text.layers} layers, vocabulary {config.vocab_size}, "
-        f"{config.max_text} tokens; the last {config.model.num_fused} layer pairs are fused",
-    ]
-    lines += [f"- {task} head: {classes} classes" for task, classes in config.classifiers.items()]
-    lines += ["", "## Training", ""]
-    lines += [f"- data: {entry}" for entry in card.data] or ["- data: not recorded"]
-    lines.append(f"- optimizer steps: {'not recorded' if card.steps is None else card.steps}")
-    lines += [f"- {note}" for note in card.notes]
-    if card.metrics:
-        lines += ["", "## Metrics", "", "| metric | value |", "|---|---|"]
-        lines += [f"| {metric} | {value:.4g} |" for metric, value in card.metrics.items()]
-    terms = "Weights carry the terms of the data and of the starting weights they were made from; the list above is "
-    terms += "what is known of them. The code that reads them is under the MIT licence."
-    lines += ["", "## Licence", "", terms, ""]
-    lines += ["## Use", "", "```python", "import fiber", f'model = fiber.load("{name}")', "```", ""]
-    return "\n".join(lines)
 
 
 def _check_consistent(

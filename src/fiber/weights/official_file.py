@@ -23,7 +23,8 @@ from torch import Tensor
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.config.stage2 import DetectorConfig
 from fiber.errors import WeightsError
-from fiber.weights.export import Export, ExportConfig
+from fiber.weights.export import Export
+from fiber.weights.export_config import ExportConfig
 from fiber.weights.official import coarse_names, is_queue, to_official, to_ours
 from fiber.weights.official_fine import fine_names, from_official_fine, to_official_fine
 

@@ -1,10 +1,12 @@
-"""Reading a file of tensors that may be damaged."""
+"""Files of tensors: reading one that may be damaged, and writing one that others can read."""
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fiber.errors import WeightsError
@@ -21,3 +23,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(f"{path}: {name} holds numbers that are not finite; these weights are broken")
     return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file of contiguous host tensors that share no memory. Like any new file it may be read by
+    whom the umask allows: safetensors would let only its owner read it. Raises SafetensorError, OSError."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(dict(tensors), path, metadata={"format": "pt"})
+    os.chmod(path, mode)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from fiber.cli.shards import names, reader
 from fiber.data.records import validate_record
 from fiber.data.shards import ShardSet
 
@@ -322,9 +323,9 @@ def test_odinw_few_shot_files(tmp_path, capsys):
 
 def test_configurations_name_splits_that_converters_make():
     """`data/shards/SET/SPLIT` of every configuration, where SET is a converter's name."""
-    named = set()
+    named, known = set(), names()
     for path in sorted((Path(__file__).resolve().parents[3] / "configs").rglob("*.yaml")):
         named |= {(path.name, *pair) for pair in re.findall(r"data/shards/(\w+)/([\w-]+)", path.read_text())}
-    named = {entry for entry in named if entry[1] in make_shards.DATASETS}
+    named = {entry for entry in named if entry[1] in known}
     assert len(named) > 20
-    assert [entry for entry in sorted(named) if entry[2] not in (*make_shards.DATASETS[entry[1]].SPLITS, "SET")] == []
+    assert [entry for entry in sorted(named) if entry[2] not in (*reader(entry[1]).SPLITS, "SET")] == []

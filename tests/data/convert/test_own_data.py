@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
+from fiber.cli.inspect import verify
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.masks import mask_box
 from fiber.data.convert.packing import turned_box
@@ -24,7 +25,6 @@ from fiber.images.codec import ORIENTATION, decode
 sys.path += [str(Path(__file__).parent), str(Path(__file__).resolve().parents[3] / "tools")]
 import raw
 
-import inspect_shards
 import make_shards
 
 BOXES = ["--annotations", "annotations.json"]
@@ -130,7 +130,7 @@ def test_made_and_counted(name, shared, tmp_path, capsys):
     shards = ShardSet(tmp_path / "out")
     ids = [shards.record(i)["image_id"] for i in range(samples)]
     assert len(set(ids)) == samples
-    assert inspect_shards.verify(shards) == {}
+    assert verify(shards) == {}
 
 
 def boxes_of(folder: Path, out: Path, capsys, *options: str) -> dict[str, list[list[float]]]:
@@ -295,7 +295,8 @@ def test_wrong_tables_say_what_is_expected(tmp_path, capsys):
     for name, content, expected in (
         ("a.csv", b"x,y\n1,2\n", "must have a column of images"),
         ("b.csv", b"", "must have a column of images"),
-        ("c.txt", b"x", "texts come from a .csv"),
+        ("c.txt", b"x", "must have a column of images"),
+        ("c.doc", b"x", "texts come from a .csv"),
         ("d.csv", "filepath,title\na.jpg,caf\xe9\n".encode("latin-1"), "not a table in UTF-8"),
         ("e.tsv", f"filepath\ttitle\na.jpg\t{'x' * (csv.field_size_limit() + 1)}\n".encode(), "not a table"),
         ("f.json", b"7", "expected a JSON object"),

@@ -215,18 +215,21 @@ def _finish(
     os.replace(aside, job.out / "drops.jsonl")
     totals = index.counts.sum(0, dtype=np.int64)
     boxes = contents.described(source.categories or []) if source.categories else {}
+    annotations = {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n}
+    if contents.counts["boxes"]:  # the index counts images that have them
+        annotations["boxes"] = contents.counts["boxes"]
     info = {
         "name": source.name,
         "split": source.split,
         "samples": len(index),
-        "annotations": {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n},
+        "annotations": annotations,
         "boxes": boxes,
         "warnings": warnings(boxes, source.categories or [], source.provenance.get("class_names") == "prompts"),
         "categories": source.categories or [],
         "answers": source.answers or [],
         "provenance": source.provenance,
         "licence": source.licence,
-        "created_by": "fiber tools/make_shards.py",
+        "created_by": "fiber shards",
         "items": items,
         "dropped": {reason: {"count": n, "examples": examples[reason]} for reason, n in reasons.most_common()},
         "noted": {reason: {"count": n, "examples": examples[reason]} for reason, n in noted.most_common()},

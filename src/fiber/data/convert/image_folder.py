@@ -7,15 +7,24 @@ a name finds the one file whose path ends as it does; what fits several files is
 
 from __future__ import annotations
 
+import hashlib
 import os
 import unicodedata
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
+
+import numpy as np
 
 from fiber.data.convert.items import RawImage
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic")
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is called like an image."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def plain(name: str) -> tuple[str, ...]:
@@ -38,7 +47,7 @@ class ImageFolder:
 
     def __init__(self, roots: Iterable[Path]) -> None:
         self.roots = list(dict.fromkeys(roots))
-        self._by_stem: dict[str, list[tuple[tuple[str, ...], str]]] | None = None
+        self._listed: _Listing | None = None
 
     def find(self, name: str, unique: bool = True) -> RawImage:
         """Where the file called ``name`` lies: as written below a root, else the one file that ends like it; if there
@@ -55,7 +64,9 @@ class ImageFolder:
         """The one listed file with the longest common end; with the same extension before any other."""
         if not parts:
             return None
-        listed = self._listing().get(stem_of(parts[-1]), [])
+        if self._listed is None:
+            self._listed = _Listing(self.roots)
+        listed = [file for file in self._listed.of(stem_of(parts[-1])) if stem_of(file[0][-1]) == stem_of(parts[-1])]
         for files in ([file for file in listed if file[0][-1] == parts[-1]], listed):
             ends = [(_common(parts, inner), path) for inner, path in files]
             longest = max((length for length, _ in ends), default=0)
@@ -64,20 +75,48 @@ class ImageFolder:
                 return best[0]
         return None
 
-    def _listing(self) -> dict[str, list[tuple[tuple[str, ...], str]]]:
-        if self._by_stem is None:
-            self._by_stem = {}
-            seen: set[str] = set()
-            for root in self.roots:
-                for folder, _, files in os.walk(root):
-                    for file in sorted(files):
-                        path = os.path.join(folder, file)
-                        if os.path.splitext(file)[1].lower() in (*EXTENSIONS, "") and path not in seen:
-                            seen.add(path)
-                            parts = plain(os.path.relpath(path, root))
-                            if parts:
-                                self._by_stem.setdefault(stem_of(parts[-1]), []).append((parts, path))
-        return self._by_stem
+
+class _Listing:
+    """The images below some roots, each once, by stem: 17 bytes per file, and its path, whatever their number."""
+
+    def __init__(self, roots: list[Path]) -> None:
+        stems, self._roots, self._ends = array("Q"), array("B"), array("q")
+        paths = bytearray()
+        self._names = [os.fspath(root) for root in roots[:256]]
+        for number, root in enumerate(self._names):
+            inside = [other for other in self._names[:number] if (root + os.sep).startswith(other + os.sep)]
+            around = [other + os.sep for other in self._names[:number]]
+            for path in () if inside else _images_below(root):
+                if any(path.startswith(other) for other in around):
+                    continue  # listed already, below a root that comes before
+                relative = os.path.relpath(path, root)
+                stems.append(_hash(stem_of(plain(relative)[-1])) if plain(relative) else 0)
+                self._roots.append(number)
+                paths += os.fsencode(relative)
+                self._ends.append(len(paths))
+        self._paths = bytes(paths)
+        hashes = np.frombuffer(stems, np.uint64) if len(stems) else np.zeros(0, np.uint64)
+        self._order = np.argsort(hashes, kind="stable").astype(np.int32)
+        self._stems = hashes[self._order]
+
+    def of(self, stem: str) -> Iterator[tuple[tuple[str, ...], str]]:
+        """(parts, path) of the files of this stem, and perhaps of another with the same hash."""
+        first, last = (int(np.searchsorted(self._stems, np.uint64(_hash(stem)), side)) for side in ("left", "right"))
+        for row in self._order[first:last]:
+            relative = os.fsdecode(self._paths[self._ends[row - 1] if row else 0 : self._ends[row]])
+            yield plain(relative), os.path.join(self._names[self._roots[row]], relative)
+
+
+def _images_below(root: str) -> Iterator[str]:
+    for folder, inner, files in os.walk(root):
+        inner.sort()
+        for file in sorted(files):
+            if is_image(file) or not os.path.splitext(file)[1]:
+                yield os.path.join(folder, file)
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
 
 
 def _common(wanted: Sequence[str], found: Sequence[str]) -> int:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.records import Record, Sample
+from fiber.errors import KnownError
 
 
-class ConversionError(Exception):
+class ConversionError(KnownError):
     """The conversion cannot go on: one message that names the file and says what to do about it."""
 
 
@@ -77,12 +78,14 @@ class RawItem:
     record: as in `fiber.data.records`, without width and height; boxes in pixels of the annotated size.
     size: (width, height) the annotations were made for, where the files say so.
     drops: annotations the converter itself left out of this record.
+    fractions: boxes are [center x, center y, width, height] as shares of the image's sides (YOLO), until it is read.
     """
 
     record: Record
     images: tuple[RawImage, ...]
     size: tuple[int, int] | None = None
     drops: tuple[Drop, ...] = ()
+    fractions: bool = False
 
     @property
     def image_id(self) -> str:
@@ -106,6 +109,7 @@ class RawDataset:
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
     placeholders: the images come from the web, where a host may answer with one and the same "not available"
     image: bytes seen three times in a shard are dropped.
+    tars: the WebDataset tars that the images lie in, in the order of the items; they can be used as they lie.
     """
 
     name: str
@@ -118,6 +122,7 @@ class RawDataset:
     answers: list[str] | None = None
     placeholders: bool = False
     notes: list[str] = field(default_factory=list)
+    tars: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.name = re.sub("[^A-Za-z0-9._+-]+", "_", self.name)
@@ -125,11 +130,11 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked of a converter: the options of tools/make_shards.py that decide what is read.
+    """What the user asked of a converter: the options of `fiber shards` that decide what is read.
 
     raw: folder with the files as downloaded. annotations, images: places that differ from the official layout.
     variant: which of the things a module can read (its VARIANTS). answers: a ready answer vocabulary (VQA).
-    The last group belongs to the generated sets.
+    format, classes: of one's own boxes; the next group belongs to one's own pairs, the last to the generated sets.
     """
 
     split: str
@@ -140,6 +145,14 @@ class Request:
     answers: Path | None = None
     config: Path | None = None
     limit: int | None = None
+    format: str | None = None
+    classes: Path | None = None
+
+    image_column: str | None = None
+    text_column: str | None = None
+    image_key: str | None = None
+    text_key: str | None = None
+    in_place: bool = False
 
     world: str = "easy"
     image_size: int | None = None

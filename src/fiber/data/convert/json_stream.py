@@ -78,6 +78,11 @@ def iter_array(path: Path, name: str | None = None) -> Iterator[Any]:
         yield value
 
 
+def iter_places(path: Path, name: str | None = None) -> Iterator[tuple[Any, int, int]]:
+    """As iter_array, and where each element lies: (element, byte offset, byte length)."""
+    yield from _Scanner(path).elements(name)
+
+
 def count_array(path: Path, name: str | None = None) -> int:
     """Number of elements of that array (one pass over the file)."""
     return sum(1 for _ in _Scanner(path).elements(name))

@@ -1,4 +1,4 @@
-"""ODinW's 35 sets, and any folder with annotations in COCO's format, your own included.
+"""ODinW's 35 sets, in COCO's format. (Your own boxes: `boxes`.)
 
 RAW is the folder of one set. Annotations are RAW/SPLIT/annotations_without_background.json (or
 _annotations.coco.json, annotations.json, ...) with the images next to them, or RAW/annotations/SPLIT.json, or what
@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 from fiber.data.convert import coco_format
+from fiber.data.convert.boxes_coco import own_classes
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, RawDataset, Request, existing
-from fiber.data.convert.json_stream import count_array, iter_array
+from fiber.data.convert.json_stream import count_array
 from fiber.data.records import clean_text
 
 FEW_SHOT = tuple(f"{part}_{shots}_{seed}" for part in ("train", "val") for shots in (1, 3, 5, 10)
@@ -35,7 +36,7 @@ FOLDERS = {"train": ("train",), "val": ("valid", "val", "minival"), "test": ("te
 def read(request: Request) -> RawDataset:
     """One record per image. Category ids stay as they are, only Roboflow's empty super-category 0 goes."""
     annotations, images, name = _places(request)
-    classes = _classes(annotations)
+    classes = own_classes(annotations)
     section = {} if request.config is None else load_config(request.config)
     prompts = request.variant == "prompts" and bool(section.get("CAPTION_PROMPT"))
     classes = named(classes, section, prompts)
@@ -130,17 +131,6 @@ def _in_context(entry: dict[str, str]) -> str:
     if not clean_text(name) or set(before + name + after) & set("[]"):
         raise ConversionError(f"CAPTION_PROMPT {entry}: needs a name, and no square brackets; use --variant names")
     return f"{before}[{name}]{after}" if before or after else name
-
-
-def _classes(path: Path) -> list[dict[str, Any]]:
-    classes = coco_format.categories(path)
-    parents = {entry.get("supercategory") for entry in iter_array(path, "categories")}
-    zero = next((entry for entry in classes if entry["id"] == 0), None)
-    if zero is not None and zero["name"] in parents:  # Roboflow writes the name of the whole project as category 0
-        used = any(entry["category_id"] == 0 for entry in iter_array(path, "annotations"))
-        if not used:
-            return [entry for entry in classes if entry["id"] != 0]
-    return classes
 
 
 def _slug(name: str) -> str:

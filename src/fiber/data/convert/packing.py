@@ -48,6 +48,8 @@ def pack(item: RawItem, key: str, packing: Packing, categories: set[int] | None)
             images.append((kind, data))
             originals.append(original)
             sizes.append(upright_size(data))
+        if item.fractions:
+            item = _in_pixels(item, originals[0], packing.stored_boxes and turns[0] >= 5)
         if turns[0] != 1:
             item = _turned(item, turns[0], originals[0], packing.stored_boxes, drops)
         record = _fit(item, originals[0], sizes[0], drops)
@@ -104,6 +106,23 @@ def _turned(item: RawItem, turn: int, upright: tuple[int, int], stored_boxes: bo
     )
 
 
+def _in_pixels(item: RawItem, upright: tuple[int, int], lying: bool) -> RawItem:
+    """The item with boxes [x0, y0, x1, y1] in pixels and their areas, of the image as displayed or (`lying`) stored.
+
+    Rounded to hundredths of a pixel, as COCO's own files are: labels of six digits say no more, and a set that was
+    written once as YOLO and once as COCO becomes one and the same record.
+    """
+    width, height = upright[::-1] if lying else upright
+    boxes = []
+    for entry in item.record["boxes"]:
+        x, y, w, h = (float(share) for share in entry["box"])
+        w, h = w * width, h * height
+        left, top = (round(start, 2) for start in (x * width - w / 2, y * height - h / 2))
+        box = [left, top, left + round(w, 2), top + round(h, 2)]
+        boxes.append({**entry, "box": box, "area": round(w * h, 2)})
+    return replace(item, record={**item.record, "boxes": boxes}, size=(width, height), fractions=False)
+
+
 def turned_box(box: list[float], turn: int, width: int, height: int) -> list[float]:
     """A box [x0, y0, x1, y1] of an image stored as width x height px, in the image as EXIF orientation `turn` (2..8)
     displays it."""
@@ -154,7 +173,7 @@ def _fit_boxes(
     sides = (scale[0], scale[1], scale[0], scale[1])
     limits = (stored[0], stored[1], stored[0], stored[1])
     for entry in boxes:
-        box = [float(x) for x in entry["box"]]
+        box = [float(x) + 0.0 for x in entry["box"]]  # -0.0 becomes 0.0
         if not all(map(math.isfinite, box)):
             drops.append(Drop("box not finite", image_id, str(entry["box"])))
             kept.append(None)

@@ -1,89 +1,144 @@
-"""Your own image-text pairs, in the forms they usually have.
+"""Your own image-text pairs, in the forms they usually have, guessed from the folder.
 
-RAW holds images, and texts come from --annotations FILE: .csv or .tsv with a header (filepath, image, ... and title,
-caption, ...), .jsonl, or .json: a list of {"image", "caption"} (ALBEF, BLIP, LAVIS), COCO's captions, or Karpathy's
-split file. Without --annotations: any WebDataset tars in RAW, or images with a .txt of the same name beside them.
-Images are looked for under --images, else RAW.
+SRC is a folder, or the file of texts in it: .csv or .tsv with a header (image, filepath, ... and caption, title,
+...), .jsonl, .parquet, or .json: a list of {"image", "caption"} (ALBEF, BLIP, LAVIS), COCO's captions, or Karpathy's
+split file. An image is a path, a URL (http), or its bytes (base64 in text files). Rows of one image become one
+record. Or SRC holds WebDataset tars of any key names, or images with a .txt of the same name beside them. Images are
+looked for under --images, else in SRC. --in-place uses tars as they lie.
 """
 
 from __future__ import annotations
 
-import csv
 import json
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import web_pairs
+from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.coco_format import identity
-from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
-from fiber.data.convert.json_stream import Grouped, has_array, iter_array, open_text
+from fiber.data.convert.json_stream import Grouped, has_array, iter_array
+from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
+from fiber.data.convert.pair_rows import NAMES, TEXTS, ByImage, Row, RowFile, json_row, table
+from fiber.data.convert.splits import files, folders_of, split_of
 
 SPLITS = ("train", "val", "test")
+OPTIONS = ("raw", "annotations", "images", "image_column", "text_column", "image_key", "text_key", "in_place")
 LICENCE = "that of your images and texts"
-NAMES = ("filepath", "file_name", "filename", "image", "image_path", "img", "path", "file")
-TEXTS = ("caption", "captions", "title", "text", "sentence", "sentences", "raw")
+_TABLES = (".csv", ".tsv", ".txt", ".token")
 
-Row = tuple[Any, Any]  # name of the image, and its text or texts
+
+def splits(request: Request) -> tuple[str, list[str]]:
+    """(one line that says what was recognised, the splits)."""
+    kind, found = _find(request)
+    said = "; ".join(f"{split}: {_described(places)}" for split, places in found.items())
+    return f"{request.raw}: {kind}; {said}", [split for split in SPLITS if split in found]
 
 
 def read(request: Request) -> RawDataset:
-    """One record per image, with all texts of it that follow each other in the file."""
-    name = request.raw.resolve().name
-    roots = [request.images] if request.images else [request.raw, request.raw / "images"]
-    provenance: dict[str, Any] = {"converter": "pairs", "folder": name}
-    if request.annotations is None:
-        if any(request.raw.glob("*.tar")):
-            items = web_pairs.tars(request.raw, name)
-        elif any(request.raw.rglob("*.txt")):
-            items = _beside(request.raw, name)
-        else:
-            raise ConversionError(
-                f"{request.raw}: no tars and no .txt beside the images; name a .csv, .tsv, .jsonl or .json file of "
-                "texts by --annotations"
-            )
-        return RawDataset(name, request.split, LICENCE, provenance, items)
-    path = existing([request.annotations, request.raw / request.annotations], "the texts")
-    provenance |= {"file": path.name, "bytes": path.stat().st_size}
-    items = _joined(_rows(path, request.split), ImageFolder(roots), name)
-    return RawDataset(name, request.split, LICENCE, provenance, items)
+    """One record per image, with all texts of it."""
+    kind, found = _find(request)
+    folder = request.raw.parent if request.raw.is_file() else request.raw
+    name = folder.resolve().name
+    # Files of one split alone are whatever split is asked for.
+    places = found.get(request.split) or (next(iter(found.values())) if len(found) == 1 else None)
+    if places is None:
+        raise ConversionError(f"{request.raw}: no split {request.split!r} here; it has {', '.join(found)}")
+    provenance: dict[str, Any] = {"converter": "pairs", "form": kind, "folder": name}
+    total = None
+    if kind == "tars":
+        items: Iterator[RawItem | Drop] = web_pairs.tars(places, name, request.image_key, request.text_key)
+    elif kind == "images with .txt beside them":
+        items = _beside(places[0], name)
+    else:
+        provenance |= {"file": _described(places), "bytes": sum(path.stat().st_size for path in places)}
+        roots = [request.images] if request.images else [folder, folder / "images"]
+        items, total = _of_files(request, places, ImageFolder(roots), name)
+    tars = places if kind == "tars" else []
+    return RawDataset(name, request.split, LICENCE, provenance, items, total, tars=tars)
+
+
+def _described(places: list[Path]) -> str:
+    return places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+
+
+def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
+    """(what the source is, split -> files or the folder)."""
+    raw = request.raw
+    if request.annotations is not None or raw.is_file():
+        places = [request.annotations, raw / request.annotations] if request.annotations else [raw]
+        path = existing(places, "the texts")
+        return "texts in a file", {split: [path] for split in _splits_in(path)}
+    if not raw.is_dir():
+        raise ConversionError(f"{raw}: no such folder or file of texts")
+    tars: dict[str, list[Path]] = {}
+    for path in (path for folder in (raw, *_inner(raw)) for path in sorted(folder.glob("*.tar"))):
+        names = (path.stem,) if path.parent == raw else (path.parent.name, path.stem)
+        tars.setdefault(split_of(*names) or "train", []).append(path)
+    if tars:
+        return "tars", tars
+    texts: dict[str, list[Path]] = {}
+    for folder in (raw, raw / "annotations", raw / "data"):
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            for split in _splits_in(path) if path.is_file() and _has_texts(path, request) else ():
+                texts.setdefault(split, []).append(path)
+    if texts:
+        return "texts in files", texts
+    for split, folders in folders_of(raw).items():
+        if _has_pair(folders[0]):
+            texts[split] = folders[:1]
+    if texts or _has_pair(raw):
+        return "images with .txt beside them", texts or {"train": [raw]}
+    raise ConversionError(
+        f"{raw}: no tars, no .txt beside the images, and no table or JSON of images ({', '.join(NAMES[:4])}, ...) "
+        f"and texts ({', '.join(TEXTS[:4])}, ...); name a .csv, .tsv, .jsonl, .json or .parquet file by "
+        "--annotations, its columns by --image-column and --text-column"
+    )
+
+
+def _splits_in(path: Path) -> list[str]:
+    """Karpathy's file has all splits, any other the one of its name."""
+    head = head_of(path) if path.suffix.lower() == ".json" else ""
+    return list(SPLITS) if '"split"' in head and '"sentences"' in head else [split_of(path.stem) or "train"]
+
+
+def _inner(raw: Path) -> list[Path]:
+    return [path for path in sorted(raw.iterdir()) if path.is_dir() and split_of(path.name)]
+
+
+def _has_texts(path: Path, request: Request) -> bool:
+    """Whether a file is one of images and texts."""
+    kind = path.suffix.lower()
+    if kind in _TABLES:
+        try:
+            table(path, request.image_column, request.text_column)
+        except ConversionError:
+            return False
+        return True
+    if kind == ".json":
+        head = head_of(path).lstrip("\xef\xbb\xbf \t\r\n")
+        if head[:1] == "{":
+            first = next(iter_array(path, "annotations"), {}) if has_array(path, "annotations") else {}
+            return "caption" in first or '"sentences"' in head
+        return head[:1] == "[" and any(f'"{key}"' in head for key in (request.text_column, *TEXTS) if key)
+    return kind in (".jsonl", ".ndjson", ".parquet")
+
+
+def _has_pair(folder: Path) -> bool:
+    return any(Path(path).with_suffix(".txt").is_file() for path in files(folder, is_image))
 
 
 def _beside(folder: Path, source: str) -> Iterator[RawItem | Drop]:
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in EXTENSIONS:
-            continue
-        name, text = path.relative_to(folder).as_posix(), path.with_suffix(".txt")
+    for path in files(folder, is_image):
+        name, text = Path(path).relative_to(folder).as_posix(), Path(path).with_suffix(".txt")
         if text.is_file():
             caption = text.read_text(encoding="utf-8", errors="replace")
-            yield _item(source, name, [caption], RawImage((str(path),)))
+            yield _item(source, name, [caption], RawImage((path,)))
         else:
             yield Drop("no caption", f"{source}_{name}", f"no {text.name} beside it")
-
-
-def _joined(rows: Iterator[Row | Drop], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
-    """Rows of one image after each other become one record; if it comes again later, it is counted."""
-    taken: set[str] = set()
-    waiting: tuple[str, list[Any]] | None = None
-    for row in rows:
-        if isinstance(row, Drop):
-            yield row
-            continue
-        name, texts = str(row[0]), row[1] if isinstance(row[1], list) else [row[1]]
-        if waiting is not None and waiting[0] == name:
-            waiting[1].extend(texts)
-            continue
-        if waiting is not None:
-            yield _item(source, waiting[0], waiting[1], folder.find(waiting[0]))
-        waiting = None
-        if name in taken:
-            yield Drop("image listed again later", f"{source}_{name}", "sort the file by image")
-            continue
-        taken.add(name)
-        waiting = (name, list(texts))
-    if waiting is not None:
-        yield _item(source, waiting[0], waiting[1], folder.find(waiting[0]))
 
 
 def _item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
@@ -91,54 +146,70 @@ def _item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
     return RawItem(record, (image,))
 
 
-def _rows(path: Path, split: str) -> Iterator[Row | Drop]:
+def _of_files(
+    request: Request, paths: list[Path], folder: ImageFolder, source: str
+) -> tuple[Iterator[RawItem | Drop], int | None]:
+    """(items of all files, one after the other, and their number where it is known)."""
+    parts: list[Any] = []
+    total: int | None = 0
+    for path in paths:
+        kind = path.suffix.lower()
+        if kind == ".parquet":
+            part, count = _parquet(path, request, folder, source)
+        elif kind == ".json" and head_of(path).lstrip("\xef\xbb\xbf \t\r\n")[:1] != "[":
+            part, count = _joined(_coco_rows(path, request.split), folder, source), None
+        else:
+            rows = ByImage(_row_file(path, request))
+            part, count = _grouped(rows, folder, source), len(rows)
+        parts.append(part)
+        total = total + count if total is not None and count is not None else None
+    return (item for part in parts for item in part), total
+
+
+def _row_file(path: Path, request: Request) -> RowFile:
     kind = path.suffix.lower()
-    if kind in (".csv", ".tsv"):
-        yield from _table(path, "\t" if kind == ".tsv" else ",")
-    elif kind == ".jsonl":
-        with open_text(path) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield _row(json.loads(line), f"{path.name}, line {number}")
-                    except (ValueError, RecursionError) as error:
-                        yield Drop("line malformed", f"{path.name}, line {number}", str(error)[:200])
-    elif kind == ".json":
-        yield from _json(path, split)
-    else:
-        raise ConversionError(f"{path}: texts come from a .csv, .tsv, .jsonl or .json file")
+    if kind in (".csv", ".tsv", ".txt", ".token"):
+        return table(path, request.image_column, request.text_column)
+    if kind in (".jsonl", ".ndjson", ".json"):
+        return RowFile(path, "list" if kind == ".json" else "lines", request.image_column, request.text_column)
+    raise ConversionError(f"{path}: texts come from a .csv, .tsv, .jsonl, .json or .parquet file")
 
 
-def _table(path: Path, separator: str) -> Iterator[Row | Drop]:
-    with open_text(path) as file:
-        try:
-            rows = csv.reader(file, delimiter=separator)
-            header = [column.strip().lower() for column in next(rows, [])]
-            name = next((header.index(column) for column in NAMES if column in header), None)
-            text = next((header.index(column) for column in TEXTS if column in header), None)
-            if name is None or text is None:
-                raise ConversionError(
-                    f"{path}: the header {header!r:.200} must have a column of images ({', '.join(NAMES)}) and one "
-                    f"of texts ({', '.join(TEXTS)})"
-                )
-            for row in rows:
-                if len(row) == len(header):
-                    yield row[name], row[text]
-                elif row:
-                    yield Drop(
-                        "row malformed", f"{path.name}, line {rows.line_num}", f"{len(row)} columns: {row!r:.100}"
-                    )
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ConversionError(f"{path}: not a table in UTF-8: {error}") from None
+def _grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+    path = rows.rows.path
+    for number, found in enumerate(rows):
+        if isinstance(found, Drop):
+            yield found
+            continue
+        name, texts, offset, length = found
+        if is_base64(name):
+            image: RawImage = RowImage((str(path),), offset, length, rows=rows.rows)
+            yield _item(source, f"{path.stem}_{number:09d}", texts, image)
+        else:
+            yield _named(source, name, texts, folder)
 
 
-def _json(path: Path, split: str) -> Iterator[Row | Drop]:
-    with open(path, "rb") as file:
-        first = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
-    if first == b"[":
-        for number, entry in enumerate(iter_array(path)):
-            yield _row(entry, f"{path.name}, entry {number}")
-        return
+def _named(source: str, name: str, texts: list[Any], folder: ImageFolder) -> RawItem:
+    if is_url(name):
+        return _item(source, url_name(name), texts, UrlImage((name,)))
+    return _item(source, name, texts, folder.find(name))
+
+
+def _joined(rows: Iterator[Row | Drop], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+    """Rows of a file that lists every image once; one that comes again is counted."""
+    taken: set[int] = set()
+    for row in rows:
+        if isinstance(row, Drop):
+            yield row
+        elif hash(row[0]) in taken:
+            yield Drop("image listed again later", f"{source}_{row[0]}", "each image once, with all its texts")
+        else:
+            taken.add(hash(row[0]))
+            yield _named(source, row[0], row[1], folder)
+
+
+def _coco_rows(path: Path, split: str) -> Iterator[Row | Drop]:
+    """COCO's captions; Karpathy's file, of one split."""
     captions = None
     if has_array(path, "annotations"):
         captions = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
@@ -146,20 +217,45 @@ def _json(path: Path, split: str) -> Iterator[Row | Drop]:
         where = f"{path.name}, image {number}"
         if isinstance(image, dict) and captions is not None:
             texts = [entry.get("caption") for entry in captions[identity(image.get("id"))]]
-            yield _row({**image, "caption": texts}, where)
+            yield json_row({**image, "caption": texts}, where)
         elif not isinstance(image, dict) or image.get("split", split) in (split, "restval"):
-            yield _row(image, where)
+            yield json_row(image, where)
 
 
-def _row(entry: Any, where: str) -> Row | Drop:
-    """(name, texts) of an entry; sentences are Karpathy's objects or plain texts."""
-    if not isinstance(entry, dict):
-        return Drop("entry malformed", where, f"{entry!r:.200}")
-    name = next((entry[key] for key in NAMES if isinstance(entry.get(key), str) and entry[key]), None)
-    texts = next((entry[key] for key in TEXTS if entry.get(key)), None)
-    if name is None or texts is None:
-        lacks = ", ".join(NAMES if name is None else TEXTS)
-        return Drop("entry malformed", where, f"has none of {lacks}: {entry!r:.200}")
-    if isinstance(texts, list):
-        texts = [text.get("raw") if isinstance(text, dict) else text for text in texts]
-    return name, texts
+def _parquet(
+    path: Path, request: Request, folder: ImageFolder, source: str
+) -> tuple[Iterator[RawItem | Drop], int | None]:
+    """Rows of a Parquet file. Images in it are read where they lie, one record per row; names and URLs are first
+    written to a temporary file of lines, because rows of one image may lie anywhere."""
+    file = parquet_file(path)
+    columns = file.schema_arrow.names
+    image = request.image_column or next((name for name in columns if name.lower() in NAMES), None)
+    text = request.text_column or next((name for name in columns if name.lower() in TEXTS), None)
+    if image not in columns or text not in columns:
+        raise ConversionError(f"{path}: its columns are {', '.join(columns)[:200]}; name those of the images and of "
+                              "the texts by --image-column and --text-column")  # fmt: skip
+    kind = str(file.schema_arrow.field(image).type)
+    if kind.startswith("struct") or "binary" in kind:
+        return _parquet_images(path, image, text, source), file.metadata.num_rows
+    lines = tempfile.NamedTemporaryFile("w", suffix=".jsonl", encoding="utf-8")  # noqa: SIM115 (lives with the items)
+    for batch in file.iter_batches(columns=[image, text]):
+        for row in batch.to_pylist():
+            lines.write(json.dumps({"image": row[image], "text": row[text]}) + "\n")
+    lines.flush()
+    rows = ByImage(RowFile(Path(lines.name), "lines", "image", "text"))
+
+    def items() -> Iterator[RawItem | Drop]:
+        with lines:
+            yield from _grouped(rows, folder, source)
+
+    return items(), len(rows)
+
+
+def _parquet_images(path: Path, image: str, text: str, source: str) -> Iterator[RawItem]:
+    file = parquet_file(path)
+    for group in range(file.num_row_groups):
+        texts = file.read_row_group(group, columns=[text]).column(0).to_pylist()
+        for row, value in enumerate(texts):
+            name = f"{path.stem}_{group:04d}_{row:06d}"
+            place = ParquetImage((str(path),), row, group, column=image)
+            yield _item(source, name, value if isinstance(value, list) else [value], place)

@@ -33,19 +33,20 @@ def find(folder: Path, source: str, annotations: list[Path], rows: Iterator[str]
         if path.exists():
             return "vilt", _vilt(path, folder, source)
     if any(folder.glob("*.tar")):
-        return "tars", tars(folder, source)
+        return "tars", tars(sorted(folder.glob("*.tar")), source)
     if next(folder.glob("[0-9]*/*.json"), None) or next(folder.glob("[0-9]*/*.txt"), None):
         return "img2dataset files", _files(folder, source)
     if rows is not None and folder.is_dir():
         return "rows", _rows(rows, folder, source)
     raise ConversionError(
         f"{folder}: neither img2dataset's folders nor tars, nor ViLT's tree with {annotations[0].name} "
-        "(or the original list); see docs/data.md. For pairs of your own: make_shards.py pairs"
+        "(or the original list); see docs/data.md. For pairs of your own: fiber shards pairs"
     )
 
 
 def _item(source: str, name: str, caption: object, image: RawImage) -> RawItem:
-    record = {"image_id": f"{source}_{name}", "source": source, "captions": [{"text": caption}]}
+    texts = caption if isinstance(caption, list) else [caption]
+    record = {"image_id": f"{source}_{name}", "source": source, "captions": [{"text": text} for text in texts]}
     return RawItem(record, (image,))
 
 
@@ -82,9 +83,13 @@ def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
             yield _fetched(source, f"{shard.name}_{stem}", about, image)
 
 
-def tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:
-    """The pairs of all tars of a folder. A second image under a key is left out and counted."""
-    for path in sorted(folder.glob("*.tar")):
+def tars(
+    paths: list[Path], source: str, image_key: str | None = None, text_key: str | None = None
+) -> Iterator[RawItem | Drop]:
+    """The pairs of tars. A second image under a key is left out and counted. image_key: how the names of images end
+    after the key, e.g. "input.jpg"; text_key: those of texts, e.g. "txt", or "json:prompt" for a key in a JSON file;
+    without them, all usual ones."""
+    for path in paths:
         with open(path, "rb") as file:
             magic = file.read(4)
         kinds = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -94,12 +99,16 @@ def tars(folder: Path, source: str) -> Iterator[RawItem | Drop]:
             )
         try:
             with tarfile.open(path, "r:") as tar:
-                yield from _tar(tar, path, source)
+                yield from _tar(tar, path, source, image_key, text_key)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: of pax headers
             raise ConversionError(f"{path}: broken tar: {error}; fetch or make it again") from None
 
 
-def _tar(tar: tarfile.TarFile, path: Path, source: str) -> Iterator[RawItem | Drop]:
+def _tar(
+    tar: tarfile.TarFile, path: Path, source: str, image_key: str | None, text_key: str | None
+) -> Iterator[RawItem | Drop]:
+    image_end = image_key.lower().lstrip(".") if image_key else None
+    text_end, _, text_field = (text_key or "").lstrip(".").partition(":")
     images: dict[str, RawImage | None] = {}
     about: dict[str, dict[str, Any]] = {}
     again: list[Drop] = []
@@ -110,19 +119,22 @@ def _tar(tar: tarfile.TarFile, path: Path, source: str) -> Iterator[RawItem | Dr
         extension = f".{suffix.rpartition('.')[2]}"
         found = about.setdefault(key, {})
         images.setdefault(key, None)
-        if extension in _IMAGES:
+        if suffix == image_end or (image_end is None and extension in _IMAGES):
             if images[key] is None:
                 images[key] = RawImage((str(path),), member.offset_data, member.size)
             else:
                 again.append(
                     Drop("second image of a key", f"{source}_{path.stem}_{key}", f"{path.name}: {member.name}")
                 )
-        elif extension in (".json", ".txt"):
+        elif suffix == text_end.lower() or (not text_end and extension in (".json", ".txt")):
             content = tar.extractfile(member)
             data = content.read() if content else b""
-            more = _sidecar(data, f"{path.name}/{member.name}") if extension == ".json" else {"caption": _text(data)}
+            if extension == ".json":
+                more = _sidecar(data, f"{path.name}/{member.name}", text_field)
+            else:
+                more = {"caption": _text(data)}
             # The first of a kind counts, as for images; the JSON's caption before the text's.
-            about[key] = {**more, **found} if "seen" in found or extension == ".txt" else {**found, **more}
+            about[key] = {**more, **found} if "seen" in found or extension != ".json" else {**found, **more}
             about[key] |= {"seen": True} if extension == ".json" else {}
     for key, image in images.items():
         yield _fetched(source, f"{path.stem}_{key}", about[key], image)
@@ -133,16 +145,17 @@ def _text(data: bytes) -> str:
     return data.decode(errors="replace").strip()
 
 
-def _sidecar(data: bytes, name: str) -> dict[str, Any]:
-    """What a JSON file says of an image; where it is broken, that."""
+def _sidecar(data: bytes, name: str, key: str = "") -> dict[str, Any]:
+    """What a JSON file says of an image, its caption under "caption"; where it is broken, that. key: of the caption,
+    "" for the usual ones."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
         return {"status": f"{name} is broken: {error}"}
     if not isinstance(value, dict):
         return {"status": f"{name} is no JSON object"}
-    if "caption" not in value and isinstance(value.get("text"), str):
-        value["caption"] = value["text"]
+    keys = (key,) if key else ("caption", "text", "captions", "texts", "sentence", "prompt", "description")
+    value["caption"] = next((value[name] for name in keys if value.get(name)), None)
     if not value.get("caption"):
         value.pop("caption", None)
     return value

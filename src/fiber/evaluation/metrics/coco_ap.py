@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from fiber.evaluation.predictions import Row
 
@@ -123,6 +121,8 @@ def coco_scorer(
             }
             for number in range(len(found))
         ]
+        from pycocotools.cocoeval import COCOeval  # of the extra `train`: a trained model works without it
+
         scorer = COCOeval(truth, _coco(images, ground_truth["categories"], results), "bbox")
         scorer.evaluate()
         scorer.accumulate()
@@ -209,8 +209,10 @@ def _check_row(row: Row, images: Collection[Hashable], categories: Collection[in
         raise ValueError(f"detection of category {category!r} on image {image!r}: no such category")
 
 
-def _coco(images: list[dict], categories: Sequence[Mapping[str, Any]], annotations: list[dict]) -> COCO:
+def _coco(images: list[dict], categories: Sequence[Mapping[str, Any]], annotations: list[dict]) -> Any:
     """pycocotools' own object; it writes into the annotations."""
+    from pycocotools.coco import COCO
+
     coco = COCO()
     coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
     coco.createIndex()

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocotools import mask
 
 from fiber.evaluation.metrics.coco_ap import DetectionColumns, read_detections, sorted_ids
 from fiber.evaluation.predictions import Row
@@ -128,6 +127,8 @@ def _match_category(
 
     Returns matched and ignored (areas, thresholds, N) bool and the number of objects that count, (areas,).
     """
+    from pycocotools import mask  # of the extra `train`: a trained model works without it
+
     low, high = (np.array(limits)[:, None] for limits in zip(*AREAS.values(), strict=True))
     matched = np.zeros((len(AREAS), len(IOU_THRESHOLDS), len(found)), dtype=bool)
     on_ignored = np.zeros_like(matched)

@@ -1,4 +1,4 @@
-"""What tools/convert_checkpoint.py does with files of the release, and what all its conversions share."""
+"""What `fiber convert` does with files of the release, and what all its conversions share."""
 
 import argparse
 import json
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from fiber.data.text import load_tokenizer
 from fiber.errors import WeightsError
-from fiber.weights.export import CONFIG, Card, Export, read_export
+from fiber.weights.card import Card
+from fiber.weights.export import Export, read_export
+from fiber.weights.export_config import CONFIG
 from fiber.weights.from_export import build
 from fiber.weights.official_file import convert, derive, read_official, write_official
 from fiber.weights.program import write_program

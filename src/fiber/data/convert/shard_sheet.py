@@ -1,4 +1,4 @@
-"""The contact sheet of tools/inspect_shards.py: images with their boxes, annotations below."""
+"""The contact sheet of `fiber inspect`: images with their boxes, annotations below."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distributions over the records of a shard set, for tools/inspect_shards.py."""
+"""Distributions over the records of a shard set, for `fiber inspect`."""
 
 from __future__ import annotations
 

@@ -11,12 +11,12 @@ from transformers import RobertaTokenizerFast
 from fiber.data.convert.plain_pickle import load_plain
 from fiber.data.convert.writer import ShardWriter
 from fiber.data.records import Sample
-from fiber.data.samples.captions import CaptionEvalSample, RewardSample, all_texts
 from fiber.data.samples.text import ImageTransform
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import encode
+from fiber.evaluation.caption_samples import CaptionEvalSample, RewardSample, all_texts
 from fiber.images.resize import load_image
 
 

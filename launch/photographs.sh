@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Real photographs through both stages on a CPU, with one table beside baselines, OUT/table.md (docs/photographs.md):
+# cells under the microscope (BCCD), photographs with boxes (coco128) and with captions (1,000 of Flickr8k).
+#   DATA=DIR launch/photographs.sh [key.path=value ...]      (words for all runs; run again to go on)
+# DATA: a folder with bccd/ (VOC), coco128/ (YOLO), flickr8k_1000/ (captions.txt, images/) and roberta_tokenizer/
+# (vocab.json, merges.txt); BCCD, COCO128, FLICKR8K, VOCABULARY: those folders, where they lie apart. SHAPES: the run of
+# launch/demo.sh to start from. OUT: folder of the runs. PARTS, SEEDS: what to do, how often. LIMIT: images read.
+source "$(dirname "$0")/common.sh"
+
+at() { [[ $1 == /* ]] && echo "$1" || echo "$caller/$1"; }
+data=$(at "${DATA:-../shared/real}") shapes=$(at "${SHAPES:-$PWD/runs/demo}") out=$(at "${OUT:-$PWD/runs/photographs}")
+parts=${PARTS:-cells objects pairs captions} seeds=${SEEDS:-0 1 2} limit=${LIMIT:+--limit $LIMIT}
+# What training frees stays with the process: on a CPU a fifth of the time went into giving memory back to the system.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
+mkdir -p "$out/raw"
+shards() { [[ -f $out/shards/$1/train/dataset.json ]] || fiber shards "${@:2}" $limit --out "$out/shards/$1"; }
+sets() { printf '[{path: %s, field: %s}]' "$out/shards/$1" "$2"; }
+figures() { grep '^{' >"$1.new" && mv "$1.new" "$1"; } # whole or absent
+# train STAGE CONFIG NAME SET FIELD key.path=value ...: a run, then its weights on SET, in OUT/NAME/test.json
+train() {
+  local stage=launch/$1.sh config=configs/$2.yaml run=$out/$3 test
+  test=$(sets "$4" "$5")
+  shift 5
+  "$stage" "$config" output="$run" "$@"
+  [[ -s $run/test.json ]] || "$stage" "$config" --mode eval output="$run" "$@" eval.data="$test" | figures "$run/test.json"
+}
+
+cells() { # cells under the microscope: published split; the same schedule from nothing beside
+  printf 'RBC = red blood cell\nWBC = white blood cell\nPlatelets = platelet\n' >"$out/raw/cells.txt"
+  shards bccd boxes "$(at "${BCCD:-$data/bccd}")" --classes "$out/raw/cells.txt"
+  local words=(tokenizer="$shapes/tokenizer" max_text=48 train.ema=0.99 train.best=ap optim.lr=1e-3
+    regions.classes=all regions.flip=0.5 regions.short_sides=[224,256,288] regions.test_side=256 regions.max_side=384
+    data.train="$(sets bccd/train boxes)" eval.data="$(sets bccd/val boxes)" eval.batch=8 eval.every=300
+    train.steps=900 train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})) train.save_every=300)
+  [[ -s $out/bccd_zero_shot.json ]] ||
+    launch/stage2_fine.sh configs/stage2/shapes_detect.yaml --mode eval output="$out/bccd_zero_shot" "${words[@]}" \
+      init_from="$shapes/stage2" eval.data="$(sets bccd/test boxes)" "$@" | figures "$out/bccd_zero_shot.json"
+  for seed in $seeds; do
+    train stage2_fine stage2/shapes_detect "bccd_$seed" bccd/test boxes "${words[@]}" init_from="$shapes/stage2" \
+      seed="$seed" "$@"
+  done
+  train stage2_fine stage2/shapes_tiny bccd_nothing bccd/test boxes "${words[@]}" init_from=null "$@"
+  python tools/visualize.py "$out/bccd_${seeds%% *}" --shards "$out/shards/bccd/test" --field boxes --count 10 \
+    --out "$out/bccd.png"
+}
+
+objects() { # photographs with objects of 71 classes: learned by heart, and what that is worth on others
+  shards coco128 boxes "$(at "${COCO128:-$data/coco128}")"
+  local words=(init_from="$shapes/stage2" tokenizer="$out/tokenizer" max_text=208 train.ema=0.99 optim.lr=1e-3
+    regions.classes=all regions.flip=0.0 regions.short_sides=[224] regions.test_side=224 regions.max_side=352
+    regions.figures=0 data.train="$(sets coco128/train boxes)" eval.data="$(sets coco128/train boxes)" eval.batch=8
+    eval.every=350 train.steps=1400 train.global_batch=8 train.micro_batch=$((8 / ${RANKS:-2})) train.save_every=350)
+  train stage2_fine stage2/shapes_detect coco128 coco128/val boxes "${words[@]}" "$@"
+}
+
+pairs() { # 200 image-text pairs learned by heart: contrast, matching and captions do their work on photographs
+  awk -F, '!seen[$1]++' "$flickr/captions.txt" | sed -n 1,201p >"$out/raw/pairs.csv"
+  shards pairs200 pairs "$out/raw/pairs.csv" --images "$flickr/images"
+  local words=(tokenizer="$out/tokenizer" image_size=96 model.image.window=3 max_text=40 data.workers=1
+    data.train="$(sets pairs200/train captions)" eval.data="$(sets pairs200/train captions)" eval.batch=50
+    train.global_batch=50 train.micro_batch=$((50 / ${RANKS:-2})))
+  train stage1_coarse stage1/shapes_long pairs200 pairs200/train captions "${words[@]}" init_from=null eval.every=100 \
+    pretrain.itc_only_steps=100 pretrain.random_negative_steps=300 train.steps=400 "$@"
+  train stage1_coarse stage1/shapes_caption pairs200_captions pairs200/train captions "${words[@]}" \
+    init_from="$out/pairs200" caption.max_new_tokens=39 optim.lr=1e-3 train.steps=150 "$@"
+}
+
+captions() { # 800 photographs with five captions each, 200 others to retrieve: what so few pairs teach
+  shards flickr8k pairs "$flickr" --val-share 0.2
+  local words=(image_size=64 max_text=40 data.train="$(sets flickr8k/train captions)"
+    eval.data="$(sets flickr8k/val captions)" eval.batch=100 eval.every=150 train.steps=600 train.global_batch=128
+    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc eval.rerank_k=0 train.best=r_mean finetune.augment=true optim.lr=1e-3
+    model.text.dropout=0.1 model.image.drop_path=0.1)
+  for seed in $seeds; do
+    train stage1_coarse stage1/shapes_long "captions_nothing_$seed" flickr8k/val captions "${words[@]}" \
+      init_from=null tokenizer="$out/tokenizer" seed="$seed" "$@"
+    train stage1_coarse stage1/shapes_retrieval_itc "captions_shapes_$seed" flickr8k/val captions "${words[@]}" \
+      init_from="$shapes/stage1" tokenizer="$shapes/tokenizer" seed="$seed" "$@"
+  done
+}
+
+flickr=$(at "${FLICKR8K:-$data/flickr8k_1000}") vocabulary=$(at "${VOCABULARY:-$data/roberta_tokenizer}")
+[[ -f $out/tokenizer/tokenizer.json ]] || python - "$vocabulary" "$out/tokenizer" <<'PY'
+import sys
+
+from transformers import RobertaTokenizerFast
+
+folder = sys.argv[1]
+RobertaTokenizerFast(f"{folder}/vocab.json", f"{folder}/merges.txt", model_max_length=512).save_pretrained(sys.argv[2])
+PY
+for part in $parts; do "$part" "$@"; done
+python tools/photographs_table.py "$out"

@@ -1,0 +1,83 @@
+"""`fiber convert`: weights to an export folder that `fiber.load` and the verbs read, and such a folder to a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+DESCRIPTION = """Turn weights into an export folder that every verb reads, or an export back into a file.
+
+    fiber convert runs/coarse model                     a run's best checkpoint, or else its newest
+    fiber convert fiber_pretrain.ckpt model             weights of the release
+    fiber convert model model.pt2                       a torch.export program
+
+SRC                                          DST
+official stage-1 .ckpt, stage-2 .pth/.pt     export folder
+run directory of this project                export folder (of its best checkpoint, or else its newest)
+export folder                                file ending in .ckpt, .pth or .pt: official names
+export folder                                file ending in .pt2: a torch.export program (see --size, --text-length)
+
+The configuration is derived from the shapes in the file; what shapes do not tell is listed with its origin. Every
+tensor is reported as used, unused or missing. Files are read without running code of theirs; a file that would is
+refused.
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    parser.add_argument("src", type=Path)
+    parser.add_argument("dst", type=Path)
+    parser.add_argument("--tokenizer", default="roberta-base", help="of an official file (default: %(default)s)")
+    parser.add_argument("--answers", type=Path, help="JSON list of the question head's answers, in class order")
+    parser.add_argument("--categories", type=Path, help="JSON list of class names a detector was trained on")
+    parser.add_argument("--weights", choices=("model", "model_ema"), default="model", help="of a stage-2 file")
+    parser.add_argument("--text-heads", type=int, help="attention heads of the text tower, which shapes do not tell")
+    parser.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
+    parser.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
+    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of a program's images, in pixels")
+    parser.add_argument("--text-length", type=int, help="of a program's texts, in tokens")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Convert; -> exit status. Raises WeightsError, ConfigError, ValueError."""
+    from fiber.cli.convert_release import convert_back, convert_official
+
+    if (arguments.src / "config.yaml").is_file():
+        convert_run(arguments)
+    elif arguments.src.is_dir():
+        convert_back(arguments)
+    else:
+        convert_official(arguments)
+    return 0
+
+
+def convert_run(arguments: argparse.Namespace) -> None:
+    """The best checkpoint of a run directory of either stage, or else the newest, to an export folder: what training
+    exports at its end, by the same function."""
+    from fiber.cli.config import kind_of
+    from fiber.cli.convert_release import names_of, report
+    from fiber.config.loading import load_config, read_tree
+    from fiber.errors import WeightsError
+    from fiber.tasks.table import task_of
+    from fiber.training.checkpoint import Checkpoints
+    from fiber.training.run import open_tokenizer
+    from fiber.weights.card import Card
+
+    file = arguments.src / "config.yaml"
+    config = load_config(kind_of(read_tree(file), file), file, [f"output={arguments.src}"], lenient=True)
+    checkpoints = Checkpoints(arguments.src, config.train.keep)
+    checkpoint = checkpoints.best() or checkpoints.latest()
+    if checkpoint is None:
+        raise WeightsError(f"{arguments.src} has no whole checkpoint")
+    row, tokenizer, weights = task_of(config), open_tokenizer(config), checkpoints.weights(checkpoint)
+    module = row.build_module(config, tokenizer)
+    export = row.export(config, tokenizer, module, weights)
+    answers, categories = names_of(arguments.answers), names_of(arguments.categories)
+    export = replace(export, answers=answers or export.answers, categories=categories or export.categories)
+    report(export, sorted(name for name in weights if not name.startswith("model.")))
+    steps = json.loads((checkpoint / "state.json").read_text())["step"]
+    card = Card([Path(source.path).name for source in config.data.train], steps)
+    export.write(arguments.dst, card)
+    print(f"wrote {arguments.dst} from {checkpoint}")

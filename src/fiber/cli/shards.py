@@ -1,0 +1,224 @@
+"""`fiber shards`: a data set, or a folder of one's own, becomes shards that both stages read."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fiber.data.convert.items import RawDataset, Request
+
+DESCRIPTION = """Turn images and annotations into clean, indexed WebDataset shards that both stages read:
+
+    fiber shards boxes MY_FOLDER --out data/mine --val-share 0.2     COCO, VOC, YOLO, labelme, ODVG: guessed
+    fiber shards pairs MY_FOLDER --out data/mine                     images with texts, in any usual form
+    fiber shards coco_captions --raw DIR --split train --out DIR     a set as its authors publish it
+
+Run the same command again after an interruption: it goes on and ends with the same bytes. What was left out, and why,
+is in OUT/drops.jsonl. docs/data.md says for every DATASET where to get it and which folder is expected. The last line
+of stdout is a JSON summary. Exit status: 0 done, 1 a clear error, 2 wrong usage.
+"""
+_READERS = Path(__file__).parents[1] / "data" / "convert"
+
+
+def names() -> dict[str, str]:
+    """Name of every DATASET and its line of help: the modules of fiber.data.convert with SPLITS and
+    read(Request) -> RawDataset, and sometimes VARIANTS, OPTIONS and splits(Request). None is imported."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(_READERS.glob("*.py"))}
+    return {name: text.partition("\n")[0].strip('"') for name, text in texts.items() if "\nSPLITS = " in text}
+
+
+def reader(name: str) -> ModuleType:
+    """The module that reads a DATASET."""
+    return importlib.import_module(f"fiber.data.convert.{name}")
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """One sub-command a data set, so that every one shows and takes only its own options."""
+    sets = parser.add_subparsers(dest="dataset", metavar="DATASET", required=True, parser_class=_SetParser)
+    for name, summary in names().items():
+        sets.add_parser(name, help=summary, dataset=name)
+
+
+class _SetParser(argparse.ArgumentParser):
+    """The options of one data set. Its module is imported when it is chosen: `fiber shards --help` imports none."""
+
+    def __init__(self, *, dataset: str, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.dataset: str | None = dataset
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.dataset is not None:
+            module, self.dataset = reader(self.dataset), None
+            self.description = module.__doc__
+            _reading_options(self, module)
+            _writing_options(self)
+        return super().parse_known_args(args, namespace)
+
+
+def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
+    options = getattr(module, "OPTIONS", ("raw", "annotations", "images"))
+    several = hasattr(module, "splits")
+    if several:
+        sub.add_argument("source", nargs="?", type=Path, metavar="SRC", help="a folder, or the file of texts: one "
+                         "set for each split that it has, in OUT/train, OUT/val, OUT/test")  # fmt: skip
+        sub.add_argument("--val-share", type=float, metavar="SHARE", help="take this share of the training images as "
+                         "OUT/val, e.g. 0.2")  # fmt: skip
+    sub.add_argument("--split", default=None if several else module.SPLITS[0],
+                     help=f"one of {', '.join(module.SPLITS[:5])}"
+                     + ("; only that one, straight into OUT" if several else ""))  # fmt: skip
+    if "raw" in options:
+        text = "as SRC, but a single split, straight into OUT" if several else "folder with the files as downloaded"
+        sub.add_argument("--raw", type=Path, required=not several, help=text)
+    if "annotations" in options:
+        sub.add_argument("--annotations", type=Path, help="annotation file, if not at its official place")
+    if "images" in options:
+        sub.add_argument("--images", type=Path, help="image folder, if not at its official place")
+    if hasattr(module, "VARIANTS"):
+        sub.add_argument("--variant", choices=module.VARIANTS, default=module.VARIANTS[0])
+    if "format" in options:
+        sub.add_argument("--format", choices=module.FORMATS, help="instead of guessing it")
+    for name, text in _EXTRA.items():
+        if name in options:
+            kind = Path if name in ("answers", "config", "classes") else str
+            sub.add_argument("--" + name.replace("_", "-"), type=kind, help=text)
+    if "in_place" in options:
+        sub.add_argument("--in-place", action="store_true", help="use WebDataset tars as they lie: only an index and "
+                         "the texts are written to OUT")  # fmt: skip
+    if "world" in options:
+        sub.add_argument("--world", default="easy", help="easy, hard, novel, arranged or paired")
+        sub.add_argument("--captions", choices=("mixed", "full", "ordered"), default="mixed", help="full names every "
+                         "object, ordered also lists them from left to right or top to bottom")  # fmt: skip
+    if "image_size" in options:
+        sub.add_argument("--image-size", type=int, help="pixels per side")
+    if "seed" in options or several:
+        sub.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
+
+
+_EXTRA = {
+    "answers": "ready answer vocabulary: JSON list or a folder of VQA shards",
+    "config": "an ODinW YAML file; --raw is then the folder above odinw/",
+    "classes": "text file of class names: one per line in the order of their ids, or lines `old = new`",
+    "image_column": "column or key of the image: a path, a URL, or the bytes (base64 in text files)",
+    "text_column": "column or key of the text or the texts",
+    "image_key": "how the names of images end in the tars, e.g. input.jpg",
+    "text_key": "how the names of texts end in the tars, e.g. txt, or json:caption for a key of a JSON file",
+}
+
+
+def _writing_options(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--out", type=Path, required=True, help="folder for the shards")
+    sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
+    sub.add_argument("--limit", type=int, help="only the first N items")
+    sub.add_argument("--shard-samples", type=int, default=1000, help="items per shard at most")
+    sub.add_argument("--shard-mb", type=float, default=256.0, help="target size of a shard")
+    sub.add_argument("--max-side", type=int, help="shrink larger images to this long side (boxes follow)")
+    sub.add_argument("--reencode", action="store_true", help="store every image as an RGB JPEG")
+    sub.add_argument("--quality", type=int, default=92, help="of JPEGs written by --max-side and --reencode")
+    sub.add_argument("--stored-boxes", action="store_true", help="boxes do not know of EXIF blocks that turn images")
+    sub.add_argument("--no-decode-check", dest="decode_check", action="store_false", help="trust headers")
+    sub.add_argument("--against", type=Path, nargs="+", default=[], metavar="EVAL", help="evaluation sets (shard "
+                     "folders, or text files with an image id per line): report images they share")  # fmt: skip
+    sub.add_argument("--drop-leaks", action="store_true", help="and leave those images out")
+    sub.add_argument("--overwrite", action="store_true", help="replace what --out holds")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Every set that is asked for; -> exit status. Raises ConversionError, ShardError, OSError."""
+    from fiber.data.convert.engine import convert
+    from fiber.data.convert.in_place import index_tars
+    from fiber.data.convert.items import ConversionError
+    from fiber.data.convert.verdict import report
+    from fiber.data.records import RecordError
+
+    summaries = {}
+    try:
+        sources = _sources(options)
+        for split, (source, out) in sources.items():
+            if getattr(options, "in_place", False):
+                summaries[split] = index_tars(source, out, options.decode_check, options.overwrite)
+            else:
+                summaries[split] = convert(source, _job(options, out))
+            report(summaries[split], source.notes)
+    except RecordError as error:
+        raise ConversionError(str(error)) from None
+    several = getattr(options, "source", None) is not None and options.split is None
+    print(json.dumps({"out": str(options.out), "splits": summaries} if several else summaries.popitem()[1]))
+    return 0
+
+
+def _job(options: argparse.Namespace, out: Path) -> Any:
+    from fiber.data.convert.engine import ConversionOptions
+    from fiber.data.convert.packing import Packing
+
+    packing = Packing(options.decode_check, options.max_side, options.reencode, options.quality, options.stored_boxes)
+    return ConversionOptions(
+        out, packing, options.shard_samples, options.shard_mb, options.limit, tuple(options.against),
+        options.drop_leaks, workers=options.workers, overwrite=options.overwrite,
+    )  # fmt: skip
+
+
+def _sources(options: argparse.Namespace) -> dict[str, tuple[RawDataset, Path]]:
+    """split -> (what is read, where it goes)."""
+    from fiber.data.convert.items import ConversionError, Request
+    from fiber.data.convert.val_share import divide
+
+    module = reader(options.dataset)
+    if getattr(options, "in_place", False):
+        refused = {"--limit": options.limit, "--max-side": options.max_side, "--reencode": options.reencode,
+                   "--against": options.against}  # fmt: skip
+        if other := next((name for name, value in refused.items() if value), None):
+            raise ConversionError(f"{other} packs images again; leave out --in-place")
+    given = {key: value for key, value in vars(options).items() if key in Request.__dataclass_fields__}
+    source = getattr(options, "source", None)
+    if source is not None and options.raw is not None:
+        raise ConversionError("give the folder once: SRC or --raw")
+    if hasattr(module, "splits") and source is None and options.raw is None:
+        raise ConversionError(f"fiber shards {options.dataset} FOLDER --out OUT: the folder is missing")
+    given |= {"raw": source or given.get("raw") or Path(), "split": options.split or module.SPLITS[0]}
+    if given["split"] not in module.SPLITS:
+        raise ConversionError(f"{options.dataset} has no split {options.split!r}; one of {', '.join(module.SPLITS)}")
+
+    def read(split: str) -> RawDataset:
+        return _read(module, Request(**{**given, "split": split}), options.dataset)
+
+    share = getattr(options, "val_share", None)
+    if source is None or options.split is not None:
+        if share is not None:
+            raise ConversionError("--val-share makes OUT/train and OUT/val: give the folder as SRC, without --split")
+        return {given["split"]: (read(given["split"]), options.out)}
+    said, found = _found(module, Request(**given), options.dataset)
+    print(said)
+    if share is None:
+        return {split: (read(split), options.out / split) for split in found}
+    if "train" not in found or "val" in found:
+        raise ConversionError(f"--val-share divides the training images where there is no val: {said}")
+    divided = divide(lambda: read("train"), share, options.seed)
+    rest = {split: read(split) for split in found if split != "train"}
+    return {split: (part, options.out / split) for split, part in {**divided, **rest}.items()}
+
+
+def _read(module: ModuleType, request: Request, dataset: str) -> RawDataset:
+    return _guarded(lambda: module.read(request), request, dataset)
+
+
+def _found(module: ModuleType, request: Request, dataset: str) -> tuple[str, list[str]]:
+    return _guarded(lambda: module.splits(request), request, dataset)
+
+
+def _guarded(call: Any, request: Request, dataset: str) -> Any:
+    """What a reader returns; a file that is not what it should be becomes one clear error."""
+    from fiber.data.convert.items import ConversionError
+    from fiber.errors import ShardError
+
+    try:
+        return call()
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError) as error:
+        if isinstance(error, ShardError):
+            raise
+        place, what = request.annotations or request.raw, f"{type(error).__name__}: {error}"
+        raise ConversionError(f"{place}: not in the format of {dataset} ({what:.200})") from error

@@ -1,0 +1,81 @@
+"""Your own boxes: COCO, VOC, YOLO, labelme or ODVG, guessed from the folder.
+
+COCO      SRC/annotations/instances_train.json, SRC/train/_annotations.coco.json, or any JSON of that form
+VOC       SRC/Annotations/*.xml, SRC/JPEGImages, SRC/ImageSets/Main/train.txt; or the XML beside the images
+YOLO      SRC/data.yaml, SRC/images/train/*.jpg, SRC/labels/train/*.txt; SRC/train/images, ...; lists of files
+labelme   a JSON file with the name of the image beside each image
+ODVG      JSON lines {"filename", "detection" or "grounding"}
+
+Splits are called train, val and test by the names of files and folders; a set without them is train. An image of a
+listed split without labels has no objects; one that an annotation file does not list is not in the set.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from fiber.data.convert import boxes_coco, boxes_labelme, boxes_odvg, boxes_voc, boxes_yolo
+from fiber.data.convert.class_names import renamed, without_match
+from fiber.data.convert.items import ConversionError, RawDataset, Request
+
+SPLITS = ("train", "val", "test")
+OPTIONS = ("raw", "annotations", "images", "format", "classes")
+LICENCE = "that of your images and annotations"
+
+_READERS = {"coco": boxes_coco, "yolo": boxes_yolo, "voc": boxes_voc, "odvg": boxes_odvg, "labelme": boxes_labelme}
+FORMATS = tuple(_READERS)
+_TITLES = {"coco": "COCO", "yolo": "YOLO", "voc": "VOC", "odvg": "ODVG", "labelme": "labelme"}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A format, and where each split lies, in the words of its reader."""
+
+    form: str
+    places: dict[str, Any]
+
+
+def splits(request: Request) -> tuple[str, list[str]]:
+    """(one line that says what was recognised, the splits)."""
+    found = _find(request)
+    said = "; ".join(f"{split}: {_READERS[found.form].described(place)}" for split, place in found.places.items())
+    guessed = "as told" if request.format else "guessed"
+    return f"{request.raw}: {_TITLES[found.form]} ({guessed}); {said}", list(found.places)
+
+
+def read(request: Request) -> RawDataset:
+    """One record per image of a split, with all its boxes."""
+    found = _find(request)
+    if request.split not in found.places:
+        has = f"it has {', '.join(found.places)}"
+        raise ConversionError(f"{request.raw}: {_TITLES[found.form]} without a split {request.split!r}; {has}")
+    name = re.sub("[^A-Za-z0-9_-]+", "_", request.raw.resolve().name)
+    reader = _READERS[found.form]
+    classes = renamed(reader.classes(request, found.places), request.classes, named=reader.NAMED)
+    if not classes and found.form != "odvg":
+        raise ConversionError(f"{request.raw}: no class has a name; give a text file of them by --classes")
+    place = found.places[request.split]
+    items, total = reader.items(request, place, name, classes)
+    provenance: dict[str, Any] = {
+        "converter": "boxes", "format": found.form, "set": name, "files": reader.described(place)
+    }  # fmt: skip
+    provenance |= {"classes": request.classes.name} if request.classes else {}
+    return RawDataset(
+        name, request.split, LICENCE, provenance, items, total, categories=without_match(classes) or None
+    )
+
+
+def _find(request: Request) -> _Found:
+    if not request.raw.is_dir():
+        raise ConversionError(f"{request.raw}: no such folder")
+    for form in [request.format] if request.format else FORMATS:
+        if places := _READERS[form].places(request):
+            return _Found(form, {split: places[split] for split in SPLITS if split in places})
+    if request.format:
+        raise ConversionError(f"{request.raw}: nothing of the format {_TITLES[request.format]} found here")
+    raise ConversionError(
+        f"{request.raw}: neither COCO, VOC, YOLO, labelme nor ODVG was recognised; name the JSON file by "
+        "--annotations, or the format by --format (see docs/data.md for the layouts)"
+    )

@@ -1,0 +1,116 @@
+"""One's own boxes in COCO's format: the JSON of each split, wherever tools put it, and where its images lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fiber.data.convert import coco_format
+from fiber.data.convert.class_names import Classes
+from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
+from fiber.data.convert.json_stream import count_array, has_array, iter_array
+from fiber.data.convert.splits import folders_of, split_of
+
+NAMED = False
+Place = Path
+_HEAD = 1 << 16  # bytes of a file that tell what it is
+_PREFERRED = ("without_background", "_annotations.coco", "instances", "annotations")
+
+
+def head_of(path: Path) -> str:
+    """The beginning of a text file."""
+    with open(path, "rb") as file:
+        return file.read(_HEAD).decode("latin-1")
+
+
+def size_of(width: Any, height: Any) -> tuple[int, int] | None:
+    """(width, height) where a file gives whole numbers above 0."""
+    return (width, height) if type(width) is int and type(height) is int and min(width, height) > 0 else None
+
+
+def places(request: Request) -> dict[str, Place]:
+    """split -> annotation file; {} where there is none in COCO's format."""
+    raw = request.raw
+    if request.annotations is not None:
+        path = existing([request.annotations, raw / request.annotations], "the annotations")
+        if path.suffix.lower() != ".json":
+            return {}
+        return {split_of(path.stem, path.parent.name) or "train": path}
+    found: dict[str, list[Path]] = {}
+    folders = [raw, raw / "annotations"]
+    folders += [folder for folder in sorted(raw.iterdir()) if folder.is_dir() and split_of(folder.name)]
+    for path in (path for folder in folders if folder.is_dir() for path in _json_files(folder)):
+        names = (path.stem, path.parent.name) if path.parent != raw else (path.stem,)
+        found.setdefault(split_of(*names) or "train", []).append(path)
+    return {split: _one(paths, split) for split, paths in found.items()}
+
+
+def _json_files(folder: Path) -> list[Path]:
+    """Those in COCO's format. A folder of one file per image (labelme's) is left after the first."""
+    out = []
+    for path in sorted(folder.glob("*.json")):
+        head = head_of(path)
+        if '"shapes"' in head or '"_via_' in head:
+            return []
+        if '"images"' in head or '"annotations"' in head or '"categories"' in head:
+            out.append(path)
+    return [path for path in out if has_array(path, "categories") and has_array(path, "images")]
+
+
+def _one(paths: list[Path], split: str) -> Path:
+    for word in _PREFERRED:
+        chosen = [path for path in paths if word in path.stem]
+        if len(chosen) == 1:
+            return chosen[0]
+    if len(paths) == 1:
+        return paths[0]
+    raise ConversionError(
+        f"several files may be the boxes of {split}: {', '.join(map(str, paths))[:300]}; name one by --annotations"
+    )
+
+
+def described(place: Place) -> str:
+    """The place, for people."""
+    return place.name
+
+
+def classes(request: Request, found: dict[str, Place]) -> Classes:
+    """Those of the split's file; they must be the same in all. Roboflow's empty super-category 0 goes."""
+    every = {split: own_classes(path) for split, path in found.items()}
+    first = next(iter(every))
+    for split, entries in every.items():
+        if {e["id"]: e["name"] for e in entries} != {e["id"]: e["name"] for e in every[first]}:
+            raise ConversionError(
+                f"{found[split]}: its categories are not those of {found[first]}; give both files the same"
+            )
+    return every[first]
+
+
+def own_classes(path: Path) -> Classes:
+    """The categories of a file; Roboflow writes the name of the whole project as category 0, which goes."""
+    entries = coco_format.categories(path)
+    parents = {entry.get("supercategory") for entry in iter_array(path, "categories")}
+    zero = next((entry for entry in entries if entry["id"] == 0), None)
+    if zero is not None and zero["name"] in parents:
+        used = any(entry.get("category_id") == 0 for entry in iter_array(path, "annotations"))
+        if not used:
+            return [entry for entry in entries if entry["id"] != 0]
+    return entries
+
+
+def items(request: Request, place: Place, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
+    """(items of a split, their number)."""
+    split = split_of(place.stem, place.parent.name) or "train"
+    near = [place.parent, place.parent / "images"] if place.parent.name != "annotations" else []
+    roots = [request.images] if request.images else [*near, *folders_of(request.raw).get(split, ()), request.raw]
+    listed, folder = coco_format.FileNames(place), ImageFolder([*roots, *(root / "images" for root in roots)])
+    found = coco_format.items(
+        place,
+        name,
+        {entry["id"] for entry in known},
+        lambda image: listed.image_id(name, image),
+        lambda image: listed.find(folder, image),
+    )
+    return found, count_array(place, "images")

@@ -1,0 +1,272 @@
+"""Own boxes in every format: the same set written as COCO, VOC, YOLO, labelme and ODVG is the same set."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fiber.cli.main import main
+from fiber.data.convert.boxes_yolo import share_box
+from fiber.data.convert.splits import split_of
+from fiber.data.shards import ShardSet
+from raw_common import put, write_image
+
+W, H = 64, 48
+NAMES = ["cup", "red block"]
+BOXES: dict[str, list[tuple[int, list[float]]]] = {
+    "a": [(0, [8, 6, 40, 30]), (1, [16, 12, 32, 24])],
+    "b": [],
+    "c": [(1, [0, 0, 64, 48])],
+}
+"""Image -> (class, box in pixels): every corner is a multiple of a 64th, so shares are exact."""
+
+
+def run(folder: Path, out: Path, *options: str) -> dict[str, Any]:
+    """split -> {image_id: [(class name, box)]} of the sets that come out."""
+    assert main(["shards", "boxes", str(folder), "--out", str(out), *options]) == 0
+    found = {}
+    for path in sorted(path for path in out.iterdir() if path.is_dir()):
+        shards = ShardSet(path)
+        assert shards.info["split"] == path.name
+        names = {category["id"]: category["name"] for category in shards.categories}
+        records = [shards.record(i) for i in range(len(shards))]
+        found[path.name] = {r["image_id"]: [(names[b["category"]], b["box"]) for b in r["boxes"]] for r in records}
+    return found
+
+
+def expected(name: str, images: str = "abc") -> dict[str, list]:
+    return {f"{name}_{image}": [(NAMES[c], box) for c, box in BOXES[image]] for image in images}
+
+
+def shares(c: int, box: list[float]) -> str:
+    x0, y0, x1, y1 = box
+    return f"{c} {(x0 + x1) / 2 / W} {(y0 + y1) / 2 / H} {(x1 - x0) / W} {(y1 - y0) / H}\n"
+
+
+def yolo(folder: Path, images: str, labels: str, names: str = "abc") -> None:
+    for number, image in enumerate(names):
+        put(folder / images / f"{image}.jpg", write_image(number, size=(W, H)))
+        if BOXES[image]:  # no file where there is no object, as Ultralytics has it
+            put(folder / labels / f"{image}.txt", "".join(shares(*entry) for entry in BOXES[image]))
+
+
+YAML_DICT = (
+    "path: ../datasets/elsewhere\ntrain: images/train2017\nval: images/val2017\nnames:\n  0: cup\n  1: red block\n"
+)
+YAML_LIST = "train: ../train/images\nval: ../valid/images\ntest:\nnc: 2\nnames: ['cup', 'red block']\n"
+
+
+@pytest.mark.parametrize("layout", ["ultralytics", "roboflow", "lists", "beside", "folders", "polygons"])
+def test_yolo_in_every_layout(layout, tmp_path):
+    folder = tmp_path / "mine"
+    train, val = expected("mine", "ab"), expected("mine", "c")
+    if layout in ("ultralytics", "polygons"):
+        yolo(folder, "images/train2017", "labels/train2017", "ab")
+        yolo(folder, "images/val2017", "labels/val2017", "c")
+        put(folder / "data.yaml", YAML_DICT)
+        if layout == "polygons":  # the outline of the first box, and a star inside of it
+            put(folder / "labels/train2017/a.txt", "0 0.125 0.125 0.625 0.125 0.625 0.625 0.125 0.625 0.3 0.3\n"
+                + shares(*BOXES["a"][1]))  # fmt: skip
+    elif layout == "roboflow":
+        yolo(folder, "train/images", "train/labels", "ab")
+        yolo(folder, "valid/images", "valid/labels", "c")
+        put(folder / "data.yaml", YAML_LIST)
+    elif layout == "lists":
+        yolo(folder, "images", "labels")
+        put(folder / "data.yaml", "path: .\ntrain: [train.txt]\nval: val.txt\nnames: [cup, red block]\n")
+        put(folder / "train.txt", "./images/a.jpg\n/home/me/set/images/b.jpg\n")
+        put(folder / "val.txt", "images/c.jpg\n")
+    elif layout == "folders":
+        yolo(folder, "images/train", "labels/train", "ab")
+        yolo(folder, "images/valid", "labels/valid", "c")
+        put(folder / "classes.txt", "cup\nred block\n")
+    else:
+        yolo(folder, "obj", "obj")
+        (folder / "obj").rename(folder / "obj_train_data")
+        put(folder / "obj.names", "cup\nred block\n")
+        train, val = expected("mine"), {}
+    assert run(folder, tmp_path / "out") == {"train": train, **({"val": val} if val else {})}
+
+
+def test_lines_of_yolo():
+    assert share_box("3 .5 .5 .2 .4".split()) == [0.5, 0.5, 0.2, 0.4]
+    assert share_box("3 .5 .5 .2 .4 .9".split()) == [0.5, 0.5, 0.2, 0.4]  # a score
+    assert share_box("0 .1 .2 .5 .2 .5 .6".split()) == pytest.approx([0.3, 0.4, 0.4, 0.4])  # a triangle
+    assert share_box("0 .5 .5 .2 .4 .1 .1 2 .3 .3 2".split(), keypoints=True) == [0.5, 0.5, 0.2, 0.4]
+    for line in ("cup .5 .5 .2 .4", "0 .5 .5 .2", "0 nan .5 .2 .4", "0 .1 .2 .3 .4 .5 .6 .7", ""):
+        assert share_box(line.split() or ["x"]) is None
+
+
+def voc(objects: list[tuple[int, list[float]]], filename: str) -> str:
+    boxes = "".join(
+        f"<object><name>{NAMES[c]}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax>"
+        f"<ymax>{y1}</ymax></bndbox></object>" for c, (x0, y0, x1, y1) in objects
+    )  # fmt: skip
+    size = f"<size><width>{W}</width><height>{H}</height><depth>3</depth></size>"
+    return f"<annotation><filename>{filename}</filename>{size}{boxes}</annotation>"
+
+
+@pytest.mark.parametrize("layout", ["published", "beside", "roboflow"])
+def test_voc_in_every_layout(layout, tmp_path):
+    folder = tmp_path / "mine"
+    inner = {"published": "JPEGImages", "beside": "", "roboflow": "train"}[layout]
+    for number, image in enumerate("abc"):
+        place = "valid" if layout == "roboflow" and image == "c" else inner
+        xml = "Annotations" if layout == "published" else place
+        put(folder / place / f"{image}.jpg", write_image(number, size=(W, H)))
+        put(folder / xml / f"{image}.xml", voc(BOXES[image], f"old name {number}.png"))
+    found = {"train": expected("mine", "ab"), "val": expected("mine", "c")}
+    if layout == "published":
+        put(folder / "ImageSets/Main/train.txt", "a\nb  1\n")
+        put(folder / "ImageSets/Main/val.txt", "c\n")
+        put(folder / "ImageSets/Main/trainval.txt", "a\nb\nc\n")
+    elif layout == "beside":
+        found = {"train": expected("mine")}
+    assert run(folder, tmp_path / "out") == found
+
+
+def test_labelme(tmp_path):
+    folder = tmp_path / "mine"
+    for number, image in enumerate("abc"):
+        put(folder / f"{image}.jpg", write_image(number, size=(W, H)))
+        shapes = [{"label": NAMES[c], "points": [[x0, y0], [x1, y1]], "shape_type": "rectangle"}
+                  for c, (x0, y0, x1, y1) in BOXES[image]]  # fmt: skip
+        if image == "a":  # an outline, a point that has no area
+            shapes[1] |= {"shape_type": "polygon", "points": [[16, 12], [32, 20], [20, 24]]}
+            shapes.append({"label": "cup", "points": [[3, 3]], "shape_type": "point"})
+        content = {"shapes": shapes, "imagePath": f"..\\x\\{image}.jpg", "imageWidth": W, "imageHeight": H}
+        put(folder / f"{image}.json", content)
+    assert run(folder, tmp_path / "out") == {"train": expected("mine")}
+    lines = [json.loads(line) for line in (tmp_path / "out/train/drops.jsonl").read_text().splitlines()]
+    assert [(line["reason"], line["subject"]) for line in lines] == [("shape without area", "mine_a")]
+
+
+def test_odvg_of_detections_and_of_groundings(tmp_path):
+    folder = tmp_path / "mine"
+    lines: dict[str, list] = {"train": [], "val": []}
+    for number, image in enumerate("abc"):
+        put(folder / "images" / f"{image}.jpg", write_image(number, size=(W, H)))
+        instances = [{"bbox": box, "label": c, "category": NAMES[c]} for c, box in BOXES[image]]
+        about = {"filename": f"{image}.jpg", "height": H, "width": W}
+        lines["val" if image == "c" else "train"].append({**about, "detection": {"instances": instances}})
+    for split, content in lines.items():
+        put(folder / f"{split}.jsonl", "".join(json.dumps(line) + "\n" for line in content) + "oops\n")
+    assert run(folder, tmp_path / "out") == {"train": expected("mine", "ab"), "val": expected("mine", "c")}
+
+    regions = [{"bbox": [8, 6, 40, 30], "phrase": "a cup"}, {"bbox": [[0, 0, 9, 9], [2, 2, 5, 5]], "phrase": "A cup"},
+               {"bbox": [1, 1, 4, 4], "phrase": "a dog"}]  # fmt: skip
+    ground = {"filename": "a.jpg", "grounding": {"caption": "a cup beside a cup", "regions": regions}}
+    put(tmp_path / "g" / "train.jsonl", json.dumps(ground) + "\n")
+    put(tmp_path / "g" / "a.jpg", write_image(0, size=(W, H)))
+    assert main(["shards", "boxes", str(tmp_path / "g"), "--out", str(tmp_path / "o")]) == 0
+    record = ShardSet(tmp_path / "o/train").record(0)
+    assert record["captions"] == [{"text": "a cup beside a cup", "phrases": [
+        {"span": [[0, 5]], "boxes": [0]}, {"span": [[13, 18]], "boxes": [1, 2]}]}]  # fmt: skip
+    assert [entry["box"] for entry in record["boxes"]] == [[8, 6, 40, 30], [0, 0, 9, 9], [2, 2, 5, 5]]
+
+
+def coco(folder: Path, images: str = "abc") -> Path:
+    categories = [{"id": 5, "name": "cup"}, {"id": 9, "name": "red block"}]
+    annotations: list[dict] = []
+    for number, image in enumerate(images):
+        put(folder / f"{image}.jpg", write_image(number, size=(W, H)))
+        annotations += [{"id": len(annotations) + i, "image_id": number, "category_id": (5, 9)[c],
+                         "bbox": [b[0], b[1], b[2] - b[0], b[3] - b[1]]}
+                        for i, (c, b) in enumerate(BOXES[image[0]])]  # fmt: skip
+    entries = [{"id": i, "file_name": f"{image}.jpg", "width": W, "height": H} for i, image in enumerate(images)]
+    put(folder / "annotations.json", {"images": entries, "annotations": annotations, "categories": categories})
+    return folder
+
+
+def test_coco_and_names_of_classes_from_a_file(tmp_path, capsys):
+    folder = coco(tmp_path / "mine")
+    assert run(folder, tmp_path / "a") == {"train": expected("mine")}
+    assert "mine: COCO (guessed); train: annotations.json" in capsys.readouterr().out
+    for number, text in enumerate(("mug\nred block\n", "cup = mug\n")):
+        names = put(tmp_path / "names.txt", text)
+        found = run(folder, tmp_path / f"b{number}", "--classes", str(names))
+        assert [name for name, _ in found["train"]["mine_a"]] == ["mug", "red block"]
+        assert ShardSet(tmp_path / f"b{number}/train").categories[0]["id"] == 5
+    for text, said in (("one\n", "1 names for 2 classes"), ("dog = cat\n", "no class is called 'dog'; they are cup"),
+                       ("a = b\nc\n", "every line must be `old = new`"), ("", "no names in it")):  # fmt: skip
+        names = put(tmp_path / "names.txt", text)
+        assert main(["shards", "boxes", str(folder), "--out", "x", "--classes", str(names)]) == 1
+        assert said in capsys.readouterr().err
+
+
+def test_val_share_divides_images_by_seed(tmp_path):
+    images = [f"{'abc'[i % 3]}{i:02d}" for i in range(40)]
+    folder = coco(tmp_path / "mine", images)  # type: ignore[arg-type]
+    first = run(folder, tmp_path / "1", "--val-share", "0.2")
+    again = run(folder, tmp_path / "2", "--val-share", "0.2", "--workers", "1", "--shard-samples", "3")
+    other = run(folder, tmp_path / "3", "--val-share", "0.2", "--seed", "1")
+    assert {split: len(found) for split, found in first.items()} == {"train": 32, "val": 8}
+    assert first == again
+    assert first["val"].keys() != other["val"].keys()
+    assert first["train"] | first["val"] == {f"mine_{i}": expected("", i[0])[f"_{i[0]}"] for i in images}
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "said"),
+    [
+        (lambda f: f.mkdir(), [], "neither COCO, VOC, YOLO, labelme nor ODVG was recognised"),
+        (lambda f: None, [], "no such folder"),
+        (lambda f: yolo(f, "images", "labels"), [], "no class has a name; give a text file of them by --classes"),
+        (lambda f: yolo(f, "images", "labels"), ["--format", "voc"], "nothing of the format VOC found here"),
+        (lambda f: (yolo(f, "images", "labels"), put(f / "labels/a.txt", "0 20 30 10 10\n"),
+                    put(f / "labels/c.txt", "0 20 30 10 10\n"), put(f / "classes.txt", "cup\n")), [],
+         "all 2 boxes of the first labels are larger than the image"),
+        (lambda f: put(f / "data.yaml", "train: images/nowhere\nnames: [cup]\n"), [], "names 'images/nowhere', which"),
+        (lambda f: put(f / "data.yaml", "names: [cup\n"), [], "data.yaml: not a YAML file"),
+        (lambda f: put(f / "via.json", '{"_via_settings": {}}'), [], "via.json: VIA's format; export it as COCO"),
+        (lambda f: coco(f), ["--split", "val"], "COCO without a split 'val'; it has train"),
+        (lambda f: coco(f), ["--val-share", "1.5"], "--val-share 1.5: a share between 0 and 1"),
+        (lambda f: (coco(f), coco(f / "valid")), ["--val-share", "0.5"], "divides the training images where there is no"),
+    ],
+)  # fmt: skip
+def test_refused_in_one_line(make, options, said, tmp_path, capsys):
+    make(tmp_path / "mine")
+    assert main(["shards", "boxes", str(tmp_path / "mine"), "--out", str(tmp_path / "out"), *options]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert said in lines[0]
+
+
+def test_splits_by_name():
+    names = {"instances_train2017": "train", "valid": "val", "captions_val2014": "val", "minival": "val",
+             "test-00000-of-00001": "test", "training": "train", "trains": None, "latest": None}  # fmt: skip
+    assert {name: split_of(name) for name in names} == names
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory, shared) -> Path:
+    """coco128 in both forms, and bccd, from the real data."""
+    if not (shared / "real/coco128").is_dir() or not (shared / "real/bccd").is_dir():
+        pytest.skip("the real sets coco128 and bccd are not there")
+    out = tmp_path_factory.mktemp("real")
+    for form in ("coco", "yolo"):
+        command = ["shards", "boxes", str(shared / "real/coco128"), "--format", form, "--out", str(out / form)]
+        assert main([*command, "--no-decode-check"]) == 0
+    bccd = ["shards", "boxes", str(shared / "real/bccd"), "--out", str(out / "bccd"), "--no-decode-check"]
+    assert main(bccd) == 0
+    return out
+
+
+def test_yolo_and_coco_of_one_set_are_the_same_bytes(real):
+    for split, boxes in (("train", 929), ("val", 898)):
+        one, other = (sorted((real / form / split).glob("*.tar")) for form in ("coco", "yolo"))
+        assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+        assert ShardSet(real / "yolo" / split).categories == ShardSet(real / "coco" / split).categories
+        assert json.loads((real / "yolo" / split / "dataset.json").read_text())["annotations"] == {"boxes": boxes}
+
+
+def test_bccd_has_its_published_boxes_less_the_two_without_area(real):
+    infos = {split: json.loads((real / "bccd" / split / "dataset.json").read_text())
+             for split in ("train", "val", "test")}  # fmt: skip
+    assert {split: info["samples"] for split, info in infos.items()} == {"train": 205, "val": 87, "test": 72}
+    assert sum(info["annotations"]["boxes"] for info in infos.values()) == 4888 - 2
+    dropped = [line for split in infos for line in (real / "bccd" / split / "drops.jsonl").read_text().splitlines()]
+    subjects = [json.loads(line)["subject"] for line in dropped]
+    assert sorted(re.findall(r"\d+$", name)[0] for name in subjects) == ["00338", "00343"]
