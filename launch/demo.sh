@@ -54,4 +54,5 @@ launch/stage2_fine.sh configs/stage2/shapes_tiny.yaml output="$out/stage2" init_
 
 say "5/5  images and summary"
 python tools/visualize.py "$out/stage2" --shards "$out/shards/test" --out "$out/figures/grounding.png" >"$out/logs/visualize.json"
+python -m fiber.cli.main report "$out/stage2" --out "$out/report" >"$out/logs/report.log"
 python tools/demo_summary.py "$out" --began "$began"

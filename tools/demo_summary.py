@@ -80,6 +80,7 @@ def main() -> None:
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2))
     print(table(summary))
     print(f"\n{arguments.out / 'summary.json'}; images in {arguments.out / 'figures'}")
+    print(f"to look at in a browser: {arguments.out / 'report' / 'index.html'}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ Running the same command again goes on where the run stopped. What a task reads,
 
 from fiber.config.command import Command
 from fiber.config.stage1 import Stage1Config, validate
+from fiber.evaluation.report import report_of_run
 from fiber.tasks.table import task_of
 from fiber.training import process, run
 from fiber.training.watchdog import Watchdog
@@ -23,6 +24,7 @@ def stage1(command: Command, watchdog: Watchdog) -> None:
     module = job.build()  # the model of the configuration, and the task's losses
     job.start(module, stream)  # weights of another run, an export, or pre-trained towers
     job.train(module, stream)  # the loop, checkpoints, evaluations, and the export at the end
+    report_of_run(command.config.output)  # RUN/report: a page to look at
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ VERBS = (
     Verb("train", TRAIN, "train a configuration, or go on with it"),
     Verb("eval", TRAIN, "figures of a trained model on held-out data"),
     Verb("plan", TRAIN, "steps, data, memory and hours of a run, before it is started"),
+    Verb("report", TRAIN, "a page of a run: figures, curves, and its images, the worst first"),
     Verb("config", TRAIN, "the configurations that are shipped: list, show, copy"),
     Verb("convert", MODELS, "released weights to a model, a model to a file or a program"),
     Verb("push", MODELS, "put a trained model on the Hugging Face hub"),

@@ -4,8 +4,9 @@ Every rank predicts its own share and streams rows to disk; one rank merges, sco
 figures depend neither on the number of ranks nor on the batch size, and memory not on the size of the set. Each score
 has what can be had without looking next to it (`majority_accuracy`, `chance_t2i_r1`, `class_agnostic_r1`).
 
-RUN/predictions/ (a folder per set where there are several) then holds the rows and the server's files; RUN/figures/ a
-few images of each set, with their words in a JSON file of the same name.
+RUN/predictions/ (a folder per set where there are several) then holds the rows and the server's files, and
+`evaluated.json`: the step, and of each set its name, field, path, folder and figures. RUN/figures/ holds a few images
+of each set with their words, which also lie in a JSON file of the same name.
 """
 
 import json
@@ -25,9 +26,11 @@ from fiber import distributed
 from fiber.data.shards import ShardSet
 from fiber.evaluation.progress import Progress
 from fiber.images.codec import decode_pil
-from fiber.images.draw import tile
+from fiber.images.draw import draw_lines, tile
+from fiber.training.folder import write_whole
 from fiber.training.task import Figures, Sets, TaskModule
 
+EVALUATED = "evaluated.json"  # in RUN/predictions: what was evaluated
 EXAMPLES = 8  # images of a set that are drawn
 
 Example = tuple[int, dict[str, str]]
@@ -67,7 +70,8 @@ class EvalContext:
         for number, (sample, words) in enumerate(examples):
             name = f"{self.figures.name}_{number:02d}"
             images = [decode_pil(data) for _, data in self.shards.read(sample).images]
-            tile(images, len(images)).save(self.figures.with_name(f"{name}.png"))
+            lines = [(f"{key}: {text}", (), ()) for key, text in words.items()]
+            draw_lines(tile(images, len(images)), lines).save(self.figures.with_name(f"{name}.png"))
             self.figures.with_name(f"{name}.json").write_text(json.dumps(words, ensure_ascii=False))
 
 
@@ -87,6 +91,7 @@ def evaluate_sets(
     step None: a rehearsal, on the first batch of each set alone; nothing of it stays, and nothing is drawn.
     """
     figures: Figures = {}
+    evaluated: list[dict[str, Any]] = []
     training, output = task.training, Path(config.output)
     predictions = output / "predictions" if step is not None else output / ".rehearsal"
     fields = Counter(field for _, field in sets)
@@ -107,12 +112,23 @@ def evaluate_sets(
             scores = evaluate(task, context)
         prefix = f"{name}/" if fields[field] > 1 or figures.keys() & scores.keys() else ""
         figures |= {prefix + key: value for key, value in scores.items()}
+        folder = str(context.folder.relative_to(predictions))
+        evaluated.append({"name": name, "field": field, "folder": folder, "figures": scores} | _whereabouts(shards))
     task.train(training)
     if step is None:
         distributed.barrier()
         if distributed.is_main():
             shutil.rmtree(predictions, ignore_errors=True)
+    elif distributed.is_main() and evaluated:
+        predictions.mkdir(parents=True, exist_ok=True)
+        write_whole(predictions / EVALUATED, json.dumps({"step": step, "sets": evaluated}, indent=1))
     return figures
+
+
+def _whereabouts(shards: ShardSet) -> dict[str, Any]:
+    """Where a set lies, how to tell whether it is still the same, and its size."""
+    path = str(shards.path) if shards.remote else str(Path(shards.path).resolve())
+    return {"path": path, "fingerprint": shards.fingerprint, "images": len(shards)}
 
 
 def unique_names(sets: Sets) -> list[str]:

@@ -62,7 +62,7 @@ def rank_file(folder: str | Path, name: str, rank: int, world: int) -> Path:
 def merge_predictions(
     folder: str | Path, name: str, world: int, key: Sequence[str], chunk_bytes: int = 64 << 20
 ) -> Path:
-    """Merge the files of all ranks into `FOLDER/NAME.jsonl`, sorted by the fields `key`.
+    """Merge the files of all ranks into `FOLDER/NAME.jsonl`, sorted by the fields `key`, and remove them.
 
     Called by one rank, after all have closed their writers. External merge sort: at most about `chunk_bytes` of
     rows are in memory. Raises FileNotFoundError naming the ranks whose file is missing, ValueError naming the
@@ -91,6 +91,8 @@ def merge_predictions(
         except TypeError as error:
             raise ValueError(f"predictions {name!r} cannot be sorted by {list(key)}: {error}") from None
     os.replace(partial, target)
+    for part in parts:  # every row once on disk
+        part.unlink()
     return target
 
 

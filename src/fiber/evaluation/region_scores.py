@@ -1,8 +1,11 @@
 """Merged predictions at region level -> figures, and the files that servers take. One rank alone does this."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
@@ -10,7 +13,8 @@ from fiber.evaluation.metrics import absent_rate
 from fiber.evaluation.metrics import coco_ap as detection
 from fiber.evaluation.metrics import grounding_recall as grounding
 from fiber.evaluation.metrics import lvis_ap as lvis
-from fiber.evaluation.predictions import read_predictions
+from fiber.evaluation.metrics.matching import ImageObjects, best_threshold, one_per_place
+from fiber.evaluation.predictions import Row, read_predictions
 from fiber.evaluation.server_files import write_server_files
 from fiber.fine.postprocess import DETECTION
 
@@ -53,8 +57,48 @@ def score_boxes(records: Iterator[Record], categories: list[dict[str, Any]], pat
     if long_tail:
         for name, rule in (("lvis", lvis.lvis_ap), ("fixed", lvis.fixed_ap)):
             figures |= prefixed(name, {k.lower(): x for k, x in rule(truth, read_predictions(path)).items()})
+    if calibrated := best_threshold(images_of(truth, read_predictions(path))):
+        figures |= dict(zip(("detect_threshold", "detect_f1"), calibrated, strict=True))
     rate = absent_rate.absent_class_rate(truth, read_predictions(path))
     return figures if rate is None else figures | {"absent_false_rate": rate}
+
+
+def images_of(
+    truth: Mapping[str, Any], predictions: Iterator[Row]
+) -> Iterator[tuple[ImageObjects, np.ndarray, ImageObjects]]:
+    """Per image of `truth` (a COCO annotation dict), in its order: the detections, best first and one per place,
+    their scores (D,), and the objects. In a set where objects may be missing, the detections of an image are those of
+    classes that it shows or is known not to show. predictions: merged rows, an image's together and best first.
+    """
+    objects: dict[Any, list[Row]] = {image["id"]: [] for image in truth["images"]}
+    for entry in truth["annotations"]:
+        objects[entry["image_id"]].append(entry)
+    found = {
+        identity: list(islice(rows, DETECTION.keep))
+        for identity, rows in groupby(predictions, key=lambda row: row["image_id"])
+    }
+    federated = any(image["not_exhaustive_category_ids"] for image in truth["images"])
+    for image in truth["images"]:
+        own, rows = objects[image["id"]], found.get(image["id"], [])
+        if federated:
+            judged = {entry["category_id"] for entry in own} | set(image["neg_category_ids"])
+            judged -= set(image["not_exhaustive_category_ids"])
+            rows = [row for row in rows if row["category_id"] in judged]
+        boxes = corners(rows)
+        kept = one_per_place(boxes)
+        yield (
+            ImageObjects(boxes[kept], [rows[k]["category_id"] for k in kept]),
+            np.array([rows[k]["score"] for k in kept]),
+            ImageObjects(
+                corners(own), [entry["category_id"] for entry in own], [bool(entry["iscrowd"]) for entry in own]
+            ),
+        )
+
+
+def corners(rows: list[Row]) -> np.ndarray:
+    """The boxes [x, y, w, h] of COCO's rows as (N,4) [x0, y0, x1, y1]."""
+    boxes = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
 
 
 def score_absent(field: str, path: Path) -> dict[str, float]:

@@ -183,8 +183,9 @@ def evaluate(task: CoarseTask, context: EvalContext) -> Figures:
 
 
 def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
-    """`image_to_text.json`: each image's best texts, with score and whether they are its own;
-    `text_to_image.json`: each text's best images. -> a few images with their best texts."""
+    """`image_to_text.json`: each image's best texts, with score and whether they are its own, and the rank (0 = best)
+    of the best of its own; `text_to_image.json`: each text's best images, and the rank of its own. -> a few images
+    with their best texts."""
     numbers = np.flatnonzero(context.shards.counts(context.field)).tolist()
     image_ids, words = [], []
     for number in numbers:
@@ -194,6 +195,7 @@ def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
     by_image = [
         {
             "image_id": image_ids[row],
+            "rank": min(rank_of(scores, t) for t in np.flatnonzero(result.image_row == row).tolist()),
             "texts": [
                 {"text": words[t], "score": float(scores[t]), "own": bool(result.image_row[t] == row)}
                 for t in best(scores)
@@ -205,6 +207,7 @@ def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
         {
             "text": words[t],
             "image_id": image_ids[result.image_row[t]],
+            "rank": rank_of(scores, int(result.image_row[t])),
             "images": [{"image_id": image_ids[row], "score": float(scores[row])} for row in best(scores)],
         }
         for t, scores in enumerate(result.text_to_image.T)
@@ -218,6 +221,11 @@ def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
 def best(scores: np.ndarray) -> list[int]:
     """The columns of the highest of `scores` (C,), best first, ties to the higher column as recall has them."""
     return (len(scores) - 1 - np.argsort(-scores[::-1], kind="stable")[:HITS]).tolist()
+
+
+def rank_of(scores: np.ndarray, column: int) -> int:
+    """How many of `scores` (C,) stand before that of a column, as `best` orders them."""
+    return int((scores > scores[column]).sum() + (scores[column + 1 :] == scores[column]).sum())
 
 
 def _hits_in_words(texts: list[dict[str, Any]]) -> dict[str, str]:

@@ -115,7 +115,7 @@ def write_run_export(
     config: RunConfig, export: Export, figures: Mapping[str, float], headline: Sequence[str] = ()
 ) -> Path:
     """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`, of which
-    those of `headline` count."""
+    those of `headline` count. A threshold of detection that was calibrated goes into its configuration."""
     card = Card(
         data=[describe_set(source.path) for source in config.data.train],
         steps=config.train.steps,
@@ -123,6 +123,9 @@ def write_run_export(
         evaluated=[describe_set(source.path) for source in config.eval.data],
         headline=headline,
     )
+    calibrated = [value for name, value in figures.items() if name.rpartition("/")[2] == "detect_threshold"]
+    if calibrated:  # by several sets: that of the first
+        export = replace(export, config=replace(export.config, thresholds={"detect": calibrated[0]}))
     return export.write(Path(config.output) / "export", card)
 
 

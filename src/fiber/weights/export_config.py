@@ -20,7 +20,8 @@ CONFIG = "config.json"
 class ExportConfig:
     """What `config.json` holds. `image_size` is the side of the square (coarse) or the short side of a test image
     (fine, whose long side is at most `max_image_size`); `max_text` counts tokens; `classifiers` maps per task to its
-    number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine). `auto_map` and
+    number of classes (coarse); `detector` holds the keyword arguments of FiberDetector (fine);
+    `thresholds` the least score by verb ("detect"), calibrated on the run's evaluation data. `auto_map` and
     `architectures` tell transformers of the class in `modeling_fiber.py`, see `weights.transformers_class`.
     `trained`: the tasks that the weights were trained for (coarse; [] where that is not known)."""
 
@@ -33,6 +34,7 @@ class ExportConfig:
     max_image_size: int | None = None
     classifiers: dict[str, int] = field(default_factory=dict)
     detector: dict[str, Any] = field(default_factory=dict)
+    thresholds: dict[str, float] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
     architectures: list[str] = field(default_factory=list)
     auto_map: dict[str, str] = field(default_factory=dict)

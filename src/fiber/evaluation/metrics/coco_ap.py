@@ -93,6 +93,14 @@ def coco_ap(
     Returns fractions under the names COCO_STATS; -1 where no object of that size exists. ValueError names a row that
     is malformed or whose image or category is unknown.
     """
+    return dict(zip(COCO_STATS, coco_scorer(ground_truth, predictions, per_image).stats.tolist(), strict=True))
+
+
+def coco_scorer(
+    ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_image: int | None = None
+) -> COCOeval:
+    """As `coco_ap`: the scorer when it has done its work. Its `eval["precision"]` (10 IoUs, 101 recalls, categories
+    in the order of their ids, 4 areas, 3 limits) is -1 where there is no object."""
     image_ids, category_ids = sorted_ids(ground_truth, "images"), sorted_ids(ground_truth, "categories")
     found = read_detections(predictions, image_ids, category_ids, per_image=per_image)
     # pycocotools sorts ids in its own way: it gets numbers in our order. And it prints as it goes.
@@ -119,7 +127,7 @@ def coco_ap(
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()
-    return dict(zip(COCO_STATS, scorer.stats.tolist(), strict=True))
+    return scorer
 
 
 def read_detections(
