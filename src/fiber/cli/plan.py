@@ -36,9 +36,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the plan; -> exit status. Raises ConfigError."""
+    from fiber.cards import PEAK_TFLOPS, card_peak
     from fiber.cli.launcher import Launch, batches
     from fiber.errors import ConfigError
-    from fiber.training.speed import PEAK_TFLOPS, card_peak
 
     if arguments.gpus < 1 or not 0 < arguments.mfu <= 1:
         raise ConfigError("--gpus is at least 1, --mfu a share above 0 and at most 1")

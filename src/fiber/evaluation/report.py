@@ -20,7 +20,7 @@ from fiber.data.shards import ShardSet
 from fiber.errors import KnownError, without_secrets
 from fiber.evaluation.context import EVALUATED
 from fiber.evaluation.report_curves import curves, marks
-from fiber.evaluation.report_parts import Item, Part, mistakes
+from fiber.evaluation.report_parts import Part, ReportItem, mistakes
 from fiber.evaluation.report_regions import region_part
 from fiber.evaluation.report_texts import image_part
 from fiber.evaluation.report_thumbnails import Thumbnails
@@ -199,7 +199,7 @@ def _plain(part: Part, entry: dict[str, Any], shards: ShardSet, thumbnails: Thum
     }
 
 
-def _tile(item: Item, images: list[str], shards: ShardSet) -> dict[str, Any]:
+def _tile(item: ReportItem, images: list[str], shards: ShardSet) -> dict[str, Any]:
     """An item as the page reads it; boxes in tenths of a pixel are enough."""
     return {
         "id": shards.record(item.sample)["image_id"],

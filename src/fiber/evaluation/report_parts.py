@@ -13,7 +13,7 @@ MOST_CLASSES = 25  # rows of a confusion matrix
 
 
 @dataclass
-class Item:
+class ReportItem:
     """One tile of the gallery. `sample`: its number in the set. `error`: the greater, the worse. `tags`: what is
     wrong with it and how often. `classes`: what the class filter knows it by. `lines`: words below the image, each
     with whether it is right (None: neither). `boxes`: [x0, y0, x1, y1] in px of the stored image, whose (width,
@@ -36,7 +36,7 @@ class Part:
 
     title: str
     error: str  # what the error of an item counts
-    items: list[Item] = field(default_factory=list)
+    items: list[ReportItem] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     charts: list[dict[str, Any]] = field(default_factory=list)
     matrix: dict[str, Any] | None = None
@@ -66,7 +66,7 @@ def histogram(title: str, x: str, values: Iterable[float], edges: Sequence[float
     return {"title": title, "x": x, "bars": [list(bar) for bar in zip(names, bars, strict=True)]}
 
 
-def mistakes(items: Iterable[Item]) -> Counter[str]:
+def mistakes(items: Iterable[ReportItem]) -> Counter[str]:
     """How often each mistake is made in a set."""
     total: Counter[str] = Counter()
     for item in items:

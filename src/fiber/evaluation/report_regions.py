@@ -17,7 +17,7 @@ from fiber.evaluation.metrics.coco_ap import coco_ground_truth, coco_scorer, sor
 from fiber.evaluation.metrics.matching import MISTAKES, NEAR, ImageObjects, best_threshold, match
 from fiber.evaluation.predictions import read_predictions
 from fiber.evaluation.region_scores import expression_id, images_of
-from fiber.evaluation.report_parts import Item, Part, confusion_matrix
+from fiber.evaluation.report_parts import Part, ReportItem, confusion_matrix
 from fiber.fine.postprocess import DETECTION
 
 SIZES = ("small (below 32 x 32 px)", "medium", "large (from 96 x 96 px)")
@@ -70,7 +70,7 @@ def _detected(
     names: Mapping[Any, str],
     counts: Mapping[str, Counter],
     pairs: Counter[tuple[str, str]],
-) -> Item:
+) -> ReportItem:
     """One image; adds to the counts per class and to the confusions."""
     matches = match(found, own)
     boxes = []
@@ -94,7 +94,7 @@ def _detected(
     tags["missed"] = matches.true.count("missed")
     classes = sorted({names[category] for category in [*found.classes, *own.classes]})
     size = (record["width"], record["height"])
-    return Item(number, matches.mistakes, +tags, classes, (), boxes, size, scores.max(initial=-1.0).item())
+    return ReportItem(number, matches.mistakes, +tags, classes, (), boxes, size, scores.max(initial=-1.0).item())
 
 
 def _ap_by_class(scorer: COCOeval, names: list[str], counts: Mapping[str, Counter]) -> dict[str, Any]:
@@ -135,7 +135,7 @@ def _precision_recall(scorer: COCOeval, names: list[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryResult:
     """A phrase of a text that was asked of an image: its true boxes (G,4), the found ones, best first, its types."""
 
     text: str
@@ -156,7 +156,7 @@ def phrases_part(shards: ShardSet, path: Path) -> Part:
         for phrase in grounding.phrases_of(record):
             caption = record["captions"][phrase.caption]
             words = " ".join(caption["text"][a:b] for a, b in caption["phrases"][phrase.phrase]["span"])
-            asked.append(Asked(caption["text"], words, phrase.boxes, best.get(phrase.key, []), phrase.types))
+            asked.append(QueryResult(caption["text"], words, phrase.boxes, best.get(phrase.key, []), phrase.types))
             phrases.append(phrase)
         if asked:
             items.append(_asked(number, record, asked))
@@ -181,7 +181,7 @@ def expressions_part(shards: ShardSet, path: Path) -> Part:
         asked = []
         for n, entry in enumerate(record["expressions"]):
             true = np.array([record["boxes"][entry["box"]]["box"]], dtype=np.float64)
-            asked.append(Asked(entry["text"], entry["text"], true, best.get(expression_id(record, n), [])))
+            asked.append(QueryResult(entry["text"], entry["text"], true, best.get(expression_id(record, n), [])))
             chance.append(1 / len(record["boxes"]))
         items.append(_asked(number, record, asked))
     part.items, part.tables = items, [_by_size(items)]
@@ -190,7 +190,7 @@ def expressions_part(shards: ShardSet, path: Path) -> Part:
     return part
 
 
-def _asked(number: int, record: Record, asked: list[Asked]) -> Item:
+def _asked(number: int, record: Record, asked: list[QueryResult]) -> ReportItem:
     """An image and what was asked of it; below it each text and the phrases of it that were not found."""
     tags: Counter[str] = Counter()
     lines: list[tuple[str, bool | None]] = []
@@ -212,11 +212,11 @@ def _asked(number: int, record: Record, asked: list[Asked]) -> Item:
             lines.append((f"{state}: {one.words} (IoU {overlap:.2f})", state == "hit"))
         tags[state] += state != "hit"
     kinds = sorted({kind for one in asked for kind in one.types})
-    unique = list({(tuple(box), *rest): (box, *rest) for box, *rest in boxes}.values())
-    return Item(number, tags.total(), +tags, kinds, lines, unique, (record["width"], record["height"]))
+    unique = list({(tuple(entry[0]), *entry[1:]): entry for entry in boxes}.values())
+    return ReportItem(number, tags.total(), +tags, kinds, lines, unique, (record["width"], record["height"]))
 
 
-def _by_size(items: list[Item]) -> dict[str, Any]:
+def _by_size(items: list[ReportItem]) -> dict[str, Any]:
     """Share of phrases that are found, by the area of each of their true boxes."""
     found: dict[str, list[bool]] = {name: [] for name in SIZES}
     for item in items:

@@ -12,7 +12,7 @@ from fiber.data.shards import ShardSet
 from fiber.evaluation.metrics.caption_scores import cider_d, tokenize
 from fiber.evaluation.metrics.vqa_accuracy import question_accuracy
 from fiber.evaluation.predictions import read_predictions
-from fiber.evaluation.report_parts import Item, Part, confusion_matrix, histogram
+from fiber.evaluation.report_parts import Part, ReportItem, confusion_matrix, histogram
 
 RANKS = (1, 2, 5, 10, 50)  # edges of the histogram, 0 = best
 
@@ -34,7 +34,7 @@ def questions_part(shards: ShardSet, field: str, folder: Path) -> Part:
         given, answer = question.get("raw_answers"), answers[question["id"]]
         lines: list[tuple[str, bool | None]] = [(f"Q: {question['question']}", None)]
         if not given:
-            part.items.append(Item(number, 0.0, {}, (), [*lines, (f"model: {answer}", None)]))
+            part.items.append(ReportItem(number, 0.0, {}, (), [*lines, (f"model: {answer}", None)]))
             continue
         score, usual = question_accuracy(answer, given), Counter(given).most_common(3)
         lines += [(f"model: {answer} ({score:.1f})", score >= 0.5)]
@@ -45,7 +45,7 @@ def questions_part(shards: ShardSet, field: str, folder: Path) -> Part:
                 groups[kind.replace("_", " "), str(question[kind])].append(score)
         pairs[usual[0][0], answer] += 1
         tag = "wrong" if score == 0 else "partly right" if score < 1 else ""
-        part.items.append(Item(number, 1 - score, {tag: 1} if tag else {}, kinds, lines))
+        part.items.append(ReportItem(number, 1 - score, {tag: 1} if tag else {}, kinds, lines))
     rows = [[kind, name, len(values), float(np.mean(values))] for (kind, name), values in groups.items()]
     part.tables = [
         {
@@ -95,7 +95,7 @@ def _by_label(part: Part, answers: Iterator[tuple[int, str, str | None, str]]) -
             lines.append((f"truth: {true}", None))
             pairs[true, label] += 1
         wrong = true is not None and label != true
-        part.items.append(Item(number, float(wrong), {"wrong": 1} if wrong else {}, [true or label], lines))
+        part.items.append(ReportItem(number, float(wrong), {"wrong": 1} if wrong else {}, [true or label], lines))
     if pairs:
         totals = Counter({true: 0 for true, _ in pairs})
         for (true, _), count in pairs.items():
@@ -124,7 +124,7 @@ def captions_part(shards: ShardSet, field: str, folder: Path) -> Part:
         tags = {"below 0.5": 1} if scored and score < 0.5 else {}
         domain = [row["domain"]] if row["domain"] else []
         error = 10 - score if scored else 0.0
-        part.items.append(Item(numbers[row["position"]], error, tags, domain, lines))
+        part.items.append(ReportItem(numbers[row["position"]], error, tags, domain, lines))
     if scored:
         edges, names = (0.1, 0.5, 1.0, 2.0), ["below 0.1", "to 0.5", "to 1", "to 2", "2 and more"]
         part.charts = [histogram("Images by CIDEr-D of their caption", "CIDEr-D", scores.tolist(), edges, names)]
@@ -148,7 +148,7 @@ def retrieval_part(shards: ShardSet, field: str, folder: Path) -> Part:
             lines.append((f"{n}. {hit['text']} ({hit['score']:.2f})", hit["own"]))
         wrong = {"text not first": row["rank"] > 0, "image not first": rank > 0}
         tags = {name: 1 for name, there in wrong.items() if there}
-        part.items.append(Item(numbers[row["image_id"]], float(error), tags, (), lines))
+        part.items.append(ReportItem(numbers[row["image_id"]], float(error), tags, (), lines))
     ranks = {"image to text": [r["rank"] for r in by_image], "text to image": [r["rank"] for r in by_text]}
     rows = []
     for way, found in ranks.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from fiber.fine.inference import fit
 from fiber.images.draw import contact_sheet
 from fiber.images.resize import resize_pil
 from fiber.predict.base import TaskError
-from fiber.predict.sources import ImageSource, open_image
+from fiber.predict.sources import ImageFile, open_image
 
 if TYPE_CHECKING:
     from fiber.predict.image import CoarsePredictor
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
 
 MULTIPLE = 32  # pixels that a side is padded to
 STRIDES = (4, 8, 16, 32)  # px of the input per place, by stage
+
+
+RawImage = str | Path | ImageFile | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class WordHeat:
     heat: np.ndarray
 
 
-def word_heat(predictor: CoarsePredictor | FinePredictor, image: ImageSource, text: str) -> list[WordHeat]:
+def word_heat(predictor: CoarsePredictor | FinePredictor, image: RawImage, text: str) -> list[WordHeat]:
     """A map of every word of `text` that the model reads. Raises ValueError for an empty text, ImageError, TaskError
     for a model without fusion."""
     if not text.strip():
@@ -84,7 +88,7 @@ def word_heat(predictor: CoarsePredictor | FinePredictor, image: ImageSource, te
     ]
 
 
-def draw_heat(image: ImageSource, heats: Sequence[WordHeat]) -> Image.Image:
+def draw_heat(image: RawImage, heats: Sequence[WordHeat]) -> Image.Image:
     """One sheet: for each word the image under its map (dark: not looked at), the word below."""
     opened = open_image(image).image
     return contact_sheet([overlay(opened, one.heat) for one in heats], [one.word for one in heats])

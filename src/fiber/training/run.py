@@ -1,5 +1,5 @@
 """How a run goes, the same for every task of both stages: open the data, build the module, train, export,
-evaluate."""
+evaluate. A job from its first to its last call is one story: these lines stay together."""
 
 from __future__ import annotations
 

@@ -121,7 +121,9 @@ def _has_texts(path: Path, request: Request) -> bool:
     if kind == ".json":
         head = head_of(path).lstrip("\xef\xbb\xbf \t\r\n")
         if head[:1] == "{":
-            first = next(iter_array(path, "annotations"), {}) if has_array(path, "annotations") else {}
+            first: dict[str, Any] = (
+                next(iter_array(path, "annotations"), {}) if has_array(path, "annotations") else {}
+            )
             return "caption" in first or '"sentences"' in head
         return head[:1] == "[" and any(f'"{key}"' in head for key in (request.text_column, *TEXTS) if key)
     return kind in (".jsonl", ".ndjson", ".parquet")
@@ -231,7 +233,7 @@ def _parquet(
     columns = file.schema_arrow.names
     image = request.image_column or next((name for name in columns if name.lower() in NAMES), None)
     text = request.text_column or next((name for name in columns if name.lower() in TEXTS), None)
-    if image not in columns or text not in columns:
+    if image is None or text is None or image not in columns or text not in columns:
         raise ConversionError(f"{path}: its columns are {', '.join(columns)[:200]}; name those of the images and of "
                               "the texts by --image-column and --text-column")  # fmt: skip
     kind = str(file.schema_arrow.field(image).type)

@@ -14,11 +14,14 @@ import re
 from array import array
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fiber.evaluation.predictions import Row
+
+if TYPE_CHECKING:
+    from pycocotools.cocoeval import COCOeval
 
 ROW_KEY = ("image_id", "place")
 COCO_STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR@1", "AR@10", "AR@100", "ARs", "ARm", "ARl")
@@ -98,7 +101,7 @@ def coco_ap(
 
 def coco_scorer(
     ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_image: int | None = None
-) -> COCOeval:
+) -> "COCOeval":
     """As `coco_ap`: the scorer when it has done its work. Its `eval["precision"]` (10 IoUs, 101 recalls, categories
     in the order of their ids, 4 areas, 3 limits) is -1 where there is no object."""
     image_ids, category_ids = sorted_ids(ground_truth, "images"), sorted_ids(ground_truth, "categories")
