@@ -54,7 +54,7 @@ def test_a_program_that_computes_something_else_is_refused(fault):
         largest_difference(model, other, inputs)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (96, 96)])
+@pytest.mark.parametrize("size", [(64, 64), (128, 128)])
 def test_onnx_of_the_dual_encoder_in_onnxruntime(tmp_path, size):
     """Names, fixed sizes, opset, and the features of an image and a text that the predictor gives."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
