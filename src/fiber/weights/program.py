@@ -69,7 +69,7 @@ def write_program(
     return worst
 
 
-def write_onnx(
+def export_onnx(
     export: Export, path: str | Path, size: tuple[int, int] | None = None, length: int | None = None
 ) -> float:
     """Write an ONNX file (opset OPSET, no dynamic axes) of an export's model in fp32 -> largest absolute difference
