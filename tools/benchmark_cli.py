@@ -1,4 +1,4 @@
-"""What the command costs before it does anything: processor time and memory of `--help`, of the whole and of each verb.
+"""What the command costs before it does anything: processor time and memory of every `--help`.
 
     python tools/benchmark_cli.py
 

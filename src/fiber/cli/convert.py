@@ -12,12 +12,13 @@ DESCRIPTION = """Turn weights into an export folder that every verb reads, or an
     fiber convert runs/coarse model                     a run's best checkpoint, or else its newest
     fiber convert fiber_pretrain.ckpt model             weights of the release
     fiber convert model model.pt2                       a torch.export program
+    fiber convert model model.onnx                      an ONNX file (extra `onnx`)
 
 SRC                                          DST
 official stage-1 .ckpt, stage-2 .pth/.pt     export folder
 run directory of this project                export folder (of its best checkpoint, or else its newest)
 export folder                                file ending in .ckpt, .pth or .pt: official names
-export folder                                file ending in .pt2: a torch.export program (see --size, --text-length)
+export folder                                file ending in .pt2 or .onnx: a program (see --size, --text-length)
 
 The configuration is derived from the shapes in the file; what shapes do not tell is listed with its origin. Every
 tensor is reported as used, unused or missing. Files are read without running code of theirs; a file that would is

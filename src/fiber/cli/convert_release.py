@@ -11,9 +11,9 @@ from fiber.weights.export import Export, read_export
 from fiber.weights.export_config import CONFIG
 from fiber.weights.from_export import build
 from fiber.weights.official_file import convert, derive, read_official, write_official
-from fiber.weights.program import write_program
 
-OFFICIAL, PROGRAM = (".ckpt", ".pth", ".pt"), ".pt2"
+OFFICIAL = (".ckpt", ".pth", ".pt")
+PROGRAMS = {".pt2": "write_program", ".onnx": "export_onnx"}
 
 
 def convert_official(arguments: argparse.Namespace) -> None:
@@ -45,16 +45,19 @@ def convert_official(arguments: argparse.Namespace) -> None:
 
 def convert_back(arguments: argparse.Namespace) -> None:
     """An export folder to a file of the release's form or to a program."""
+    from fiber.weights import program
+
     export, target = read_export(arguments.src), arguments.dst
-    if target.suffix == PROGRAM:
+    if target.suffix in PROGRAMS:
         size = tuple(arguments.size) if arguments.size else None
-        difference = write_program(export, target, size, arguments.text_length)
+        write = getattr(program, PROGRAMS[target.suffix])
+        difference = write(export, target, size, arguments.text_length)
         print(f"wrote {target}: largest difference from the model {difference:.1e}")
         return
     if target.suffix not in OFFICIAL:
         raise WeightsError(
             f"{arguments.src} is an export already ({CONFIG}); give a target ending in {', '.join(OFFICIAL)} for an "
-            f"official file or in {PROGRAM} for a program"
+            f"official file or in {' or '.join(PROGRAMS)} for a program"
         )
     names = write_official(target, export)
     print(f"wrote {target}: {len(names)} tensors under official names")
