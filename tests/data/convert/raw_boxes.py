@@ -192,7 +192,7 @@ def objects365(folder: Path) -> Raw:
     put(folder / "annotations" / "zhiyuan_objv2_train.json", content)
     for name in names[:2]:
         put(folder / "train" / Path(*Path(name).parts[-2:]), write_image(len(name)))
-    return Raw("objects365", folder, 2, {"boxes": 2}, dropped={"missing image": 1}, noted={})
+    return Raw("objects365", folder, 2, {"boxes": 1}, dropped={"missing image": 1}, noted={})
 
 
 def objects365_tsv(folder: Path) -> Raw:
@@ -213,7 +213,7 @@ def objects365_tsv(folder: Path) -> Raw:
     put(folder / "train.label.tsv",
         "".join(f"objects365_v1_{i:08d}.jpg\t{json.dumps(entry)}\n" for i, entry in enumerate(labels)))  # fmt: skip
     put(folder / "object365_vgoiv6_class2ind.json", {"Person": 1, "Cup": 2})
-    return Raw("objects365", folder, 3, {"boxes": 3}, ["--variant", "tsv"], dropped={"unknown category": 1})
+    return Raw("objects365", folder, 3, {"boxes": 2}, ["--variant", "tsv"], dropped={"unknown category": 1})
 
 
 def odinw(folder: Path) -> Raw:
