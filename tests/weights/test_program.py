@@ -11,7 +11,7 @@ from torch import nn
 import fiber
 from fiber.errors import WeightsError
 from fiber.weights.export import read_export
-from fiber.weights.program import largest_difference, export_onnx, write_program
+from fiber.weights.program import export_onnx, largest_difference, write_program
 from tiny_exports import coarse_export, fine_export
 
 
