@@ -173,7 +173,9 @@ def web() -> Iterator[str]:
 def test_urls_are_fetched_and_what_fails_is_counted(web, tmp_path, monkeypatch):
     monkeypatch.setattr(pair_images, "FETCH_BYTES", 100_000)
     names = ["good.jpg?sig=secret", "gone.jpg?sig=secret", "large.jpg"]
-    rows = "".join(f"{web}/{name},text\n" for name in names) + "http://127.0.0.1:1/x.jpg,text\nfile:///etc/x.jpg,text\n"
+    rows = (
+        "".join(f"{web}/{name},text\n" for name in names) + "http://127.0.0.1:1/x.jpg,text\nfile:///etc/x.jpg,text\n"
+    )
     put(tmp_path / "mine" / "x.csv", "url,caption\n" + rows)
     found = run(tmp_path / "mine", tmp_path / "out")
     assert list(found.values()) == [["text"]]
@@ -236,7 +238,11 @@ def test_tars_of_any_keys_packed_and_in_place(ends, options, tmp_path):
 def test_the_fingerprint_in_place_stands_for_texts_and_images(tmp_path, capsys):
     prints = set()
     for name, first in (("a", "text"), ("b", "another")):
-        tars(tmp_path / name / "mine", ("jpg", "json"), [json.dumps({"caption": first, "alt": str(i)}) for i in range(6)])
+        tars(
+            tmp_path / name / "mine",
+            ("jpg", "json"),
+            [json.dumps({"caption": first, "alt": str(i)}) for i in range(6)],
+        )
     for source, key in (("a", "json:caption"), ("a", "json:alt"), ("b", "json:alt")):
         out = tmp_path / f"{source}_{key[5:]}"
         run(tmp_path / source / "mine", out, "--in-place", "--text-key", key)

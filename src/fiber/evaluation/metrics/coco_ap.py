@@ -98,7 +98,7 @@ def coco_ap(
 
 def coco_scorer(
     ground_truth: Mapping[str, Any], predictions: Iterable[Row], per_image: int | None = None
-) -> COCOeval:
+) -> Any:  # pycocotools' COCOeval
     """As `coco_ap`: the scorer when it has done its work. Its `eval["precision"]` (10 IoUs, 101 recalls, categories
     in the order of their ids, 4 areas, 3 limits) is -1 where there is no object."""
     image_ids, category_ids = sorted_ids(ground_truth, "images"), sorted_ids(ground_truth, "categories")
