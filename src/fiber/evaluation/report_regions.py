@@ -135,7 +135,7 @@ def _precision_recall(scorer: COCOeval, names: list[str]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedPhrase:
     """A phrase of a text that was asked of an image: its true boxes (G,4), the found ones, best first, its types."""
 
     text: str
@@ -156,7 +156,7 @@ def phrases_part(shards: ShardSet, path: Path) -> Part:
         for phrase in grounding.phrases_of(record):
             caption = record["captions"][phrase.caption]
             words = " ".join(caption["text"][a:b] for a, b in caption["phrases"][phrase.phrase]["span"])
-            asked.append(Asked(caption["text"], words, phrase.boxes, best.get(phrase.key, []), phrase.types))
+            asked.append(AskedPhrase(caption["text"], words, phrase.boxes, best.get(phrase.key, []), phrase.types))
             phrases.append(phrase)
         if asked:
             items.append(_asked(number, record, asked))
@@ -181,7 +181,7 @@ def expressions_part(shards: ShardSet, path: Path) -> Part:
         asked = []
         for n, entry in enumerate(record["expressions"]):
             true = np.array([record["boxes"][entry["box"]]["box"]], dtype=np.float64)
-            asked.append(Asked(entry["text"], entry["text"], true, best.get(expression_id(record, n), [])))
+            asked.append(AskedPhrase(entry["text"], entry["text"], true, best.get(expression_id(record, n), [])))
             chance.append(1 / len(record["boxes"]))
         items.append(_asked(number, record, asked))
     part.items, part.tables = items, [_by_size(items)]
@@ -190,7 +190,7 @@ def expressions_part(shards: ShardSet, path: Path) -> Part:
     return part
 
 
-def _asked(number: int, record: Record, asked: list[Asked]) -> Item:
+def _asked(number: int, record: Record, asked: list[AskedPhrase]) -> Item:
     """An image and what was asked of it; below it each text and the phrases of it that were not found."""
     tags: Counter[str] = Counter()
     lines: list[tuple[str, bool | None]] = []
