@@ -12,11 +12,15 @@ from pycocotools.cocoeval import COCOeval
 from report_runs import NASTY, data_of, detection_run, guesses, manifest
 from torchvision.ops import box_iou, nms
 
+import fiber
 from fiber.cli.main import main
+from fiber.config.stage2 import Stage2Config
 from fiber.data.shards import ShardSet
 from fiber.evaluation import report as report_module
 from fiber.evaluation.report import ReportError, headline, make_report, report_of_run
 from fiber.evaluation.report_curves import curves, marks
+from fiber.weights.export import read_export, write_run_export
+from tiny_exports import fine_export
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +83,14 @@ def test_the_threshold_has_the_greatest_f1(made: tuple) -> None:
     others = sorted(row["score"] for row in rows)[::12]
     assert len(others) > 15
     assert max(f1(other) for other in others) <= figures["detect_f1"] + 1e-12
+
+
+def test_the_export_has_the_threshold_of_the_first_set(tmp_path: Path) -> None:
+    export = read_export(fine_export(tmp_path / "fine"))
+    config = Stage2Config(output=str(tmp_path / "run"), tokenizer="", seed=0)
+    write_run_export(config, export, {"a/detect_threshold": 0.41, "b/detect_threshold": 0.2, "ap": 0.5})
+    assert fiber.load(tmp_path / "run").threshold == 0.41
+    assert fiber.load(tmp_path / "fine").threshold == 0.3
 
 
 def test_pycocotools_reads_the_files_and_gives_the_same_ap(made: tuple) -> None:
