@@ -79,9 +79,9 @@ setup(
             "psutil>=5.9",  # resident memory in benchmarks
             "matplotlib>=3.8",  # curves
         ],
-        "tensorboard": ["tensorboard>=2.16"],
-        "parquet": ["pyarrow>=15"],  # pairs of a Parquet file
-        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        "tensorboard": ["tensorboard>=2.16"],  # tracking.tensorboard
+        "parquet": ["pyarrow>=15"],  # pairs of a Parquet file, and --out FILE.parquet
+        "onnx": ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"],  # fiber convert MODEL FILE.onnx
         "caption": ["pycocoevalcap>=1.2"],  # METEOR and the PTB tokeniser need Java
         # root noun phrases of RefCOCO; its English model: python -m spacy download en_core_web_sm
         "refer": ["spacy>=3.7,<4"],
@@ -93,6 +93,13 @@ setup(
             "scikit-image>=0.24",
             "scipy>=1.11",
             "peft>=0.17",
+            # what the other extras bring, so that their tests run
+            "pyarrow>=15",
+            "onnx>=1.17",
+            "onnxscript>=0.5",
+            "onnxruntime>=1.20",
+            "tensorboard>=2.16",
+            "mkdocs-material>=9.5",
         ],
         "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-tqdm", "types-psutil"],
     },

@@ -190,6 +190,8 @@ def test_options_of_tools() -> None:
             source = (REPO / "tools" / tool).read_text()
             for verb in re.findall(r'fiber\(\["(\w+)"', source):  # a tool that is a verb under its older name
                 source += (REPO / "src/fiber/cli" / f"{verb}.py").read_text()
+            if tool == "benchmark.py":
+                source += "".join(p.read_text() for p in (REPO / "tools").glob("benchmark_*.py"))
             if tool == "make_shards.py":
                 source += "".join(p.read_text() for p in (REPO / "src/fiber/data/convert").glob("*.py"))
                 name = (rest.split() or ["DATASET"])[0]

@@ -24,6 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C; -> exit status."""
+    import signal
     import sys
     from pathlib import Path
 
@@ -44,6 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         ) from None
     if arguments.host not in LOOPBACK:
         print(f"anybody who reaches {arguments.host} can use this model: there is no password", file=sys.stderr)
+    for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this in the background, deaf to Ctrl-C
+        signal.signal(stop, signal.default_int_handler)
     print(f"{asking.name}: {server.address}   (Ctrl-C ends it)", flush=True)
     try:
         server.serve_forever()
