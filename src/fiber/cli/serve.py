@@ -45,7 +45,8 @@ def run(arguments: argparse.Namespace) -> int:
         ) from None
     if arguments.host not in LOOPBACK:
         print(f"anybody who reaches {arguments.host} can use this model: there is no password", file=sys.stderr)
-    for stop in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started this in the background, deaf to Ctrl-C
+    # Also where a shell has started this in the background, deaf to Ctrl-C.
+    for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     print(f"{asking.name}: {server.address}   (Ctrl-C ends it)", flush=True)
     try:
