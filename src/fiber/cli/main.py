@@ -109,7 +109,8 @@ class Version(argparse.Action):
         """What argparse calls."""
         import fiber
 
-        parser.exit(message=f"fiber {fiber.__version__}\n")
+        print(f"fiber {fiber.__version__}")
+        parser.exit()
 
 
 def parse(given: Sequence[str]) -> argparse.Namespace:
