@@ -43,10 +43,11 @@ def test_memory_is_bounded_by_the_chunk(tmp_path):
         for n in range(20_000):
             writer.add({"n": -n, "text": "x" * 400})
     tracemalloc.start()
-    merge_predictions(tmp_path, "boxes", 1, ("n",), chunk_bytes=500_000)
+    merged = merge_predictions(tmp_path, "boxes", 1, ("n",), chunk_bytes=500_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert rank_file(tmp_path, "boxes", 0, 1).stat().st_size > 8_000_000
+    assert merged.stat().st_size > 8_000_000
+    assert not rank_file(tmp_path, "boxes", 0, 1).exists()  # every row once on disk
     assert peak < 3_000_000
 
 

@@ -87,7 +87,7 @@ def test_the_threshold_has_the_greatest_f1(made: tuple) -> None:
 
 def test_the_export_has_the_threshold_of_the_first_set(tmp_path: Path) -> None:
     export = read_export(fine_export(tmp_path / "fine"))
-    config = Stage2Config(output=str(tmp_path / "run"), tokenizer="", seed=0)
+    config = Stage2Config(output=str(tmp_path / "run"), tokenizer="words", seed=0)
     write_run_export(config, export, {"a/detect_threshold": 0.41, "b/detect_threshold": 0.2, "ap": 0.5})
     assert fiber.load(tmp_path / "run").threshold == 0.41
     assert fiber.load(tmp_path / "fine").threshold == 0.3
