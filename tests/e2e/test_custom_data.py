@@ -124,7 +124,9 @@ def test_all_forms_of_boxes_give_the_same_records(finished: tuple[Path, dict[str
         found = {}
         for record in map(shards.record, range(len(shards))):
             named = [(shards.facts.names[shards.facts.index[b["category"]]], b["box"]) for b in record["boxes"]]
-            found[record["image_id"].rpartition("_")[2]] = sorted((name, [round(v) for v in box]) for name, box in named)
+            found[record["image_id"].rpartition("_")[2]] = sorted(
+                (name, [round(v) for v in box]) for name, box in named
+            )
         return found
 
     assert len(boxes("voc")) == 20

@@ -22,6 +22,7 @@ import fiber
 import inspect_shards
 import make_shards
 import tiny_exports
+from fiber.cli.inspect import verify
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
@@ -115,7 +116,7 @@ def annotations(rng: Rng, inputs: Inputs, case: Path) -> str:
     if summary["samples"] + lost < summary["items"]:
         return LOST
     shards = ShardSet(case / "out")
-    if len(shards) != summary["samples"] or inspect_shards.verify(shards):
+    if len(shards) != summary["samples"] or verify(shards):
         return LOST
     return COUNTED if lines else OK
 
