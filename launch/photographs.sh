@@ -81,7 +81,7 @@ captions() { # 800 photographs with five captions each, 200 others to retrieve: 
   shards flickr8k pairs "$flickr" --val-share 0.2
   local words=(image_size=64 max_text=40 data.train="$(sets flickr8k/train captions)"
     eval.data="$(sets flickr8k/val captions)" eval.batch=100 eval.every=150 train.steps=600 train.global_batch=128
-    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc train.best=r_mean optim.lr=1e-3
+    train.micro_batch=$((128 / ${RANKS:-2})) train.save_every=300 task=retrieval_itc train.best=null optim.lr=1e-3
     eval.rerank_k=0 finetune.augment=true model.text.dropout=0.1 model.image.drop_path=0.1)
   local start seed config from words_of
   for start in $starts; do

@@ -14,10 +14,8 @@ def initialise(module: nn.Module, scheme: str, seed: int) -> None:
     Embeddings are N(0, 0.02) in both (a LayerNorm follows them). Relative-position tables are 0 under "normal" and
     N(0, 0.5) under "fan_in": AdamW moves an entry by the learning rate per step at most, so heads that shall look in
     different directions within minutes must begin with some preference.
-
-    A padded image tower also draws the bias of its patch embedding, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), as Swin does:
-    padding is 0, and with a bias of 0 its tokens would stay 0 through every block, where each LayerNorm multiplies
-    the gradient by 1/sqrt(eps).
+    A padded image tower draws the bias of its patch embedding, too, as Swin does: padding is 0, and its tokens would
+    stay 0 through every block, where each LayerNorm multiplies the gradient by 1/sqrt(eps).
     """
     if scheme not in ("normal", "fan_in"):
         raise ValueError(f"model.init must be 'normal' or 'fan_in', not {scheme!r}")
@@ -41,8 +39,6 @@ def initialise(module: nn.Module, scheme: str, seed: int) -> None:
             std = 0.5 if scheme == "fan_in" else 0.0
             nn.init.normal_(part.relative_position_bias, std=std, generator=generator)
     for part in module.modules():  # last, so that the other draws are those of a square tower
-        if isinstance(part, SwinTower) and part.padded:
-            projection = part.patch_embed.proj
-            assert projection.bias is not None
-            bound = projection.weight[0].numel() ** -0.5
-            nn.init.uniform_(projection.bias, -bound, bound, generator=generator)
+        if isinstance(part, SwinTower) and part.padded and (bias := part.patch_embed.proj.bias) is not None:
+            bound = part.patch_embed.proj.weight[0].numel() ** -0.5
+            nn.init.uniform_(bias, -bound, bound, generator=generator)
