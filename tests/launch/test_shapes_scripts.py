@@ -155,5 +155,5 @@ def test_the_model_that_was_trained_answers(table: Path, world: Path, tmp_path: 
     assert model.tasks == ("answer",)
     (found,) = model.answer(tmp_path / f"a.{extension}", "is there a red circle?")
     assert {answer.text for answer in found} <= set(answers(WORLDS["easy"]))
-    assert fiber.load(table / "retrieval_itm_stage1").tasks == ("match", "retrieve")
-    assert fiber.load(table / "retrieval_itc_stage1").tasks == ("retrieve",)
+    assert fiber.load(table / "retrieval_itm_stage1").tasks == ("match", "retrieve", "embed", "classify")
+    assert fiber.load(table / "retrieval_itc_stage1").tasks == ("retrieve", "embed", "classify")

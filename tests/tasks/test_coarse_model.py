@@ -242,10 +242,10 @@ def test_a_tokenizer_that_is_not_the_starts_is_refused(config: Stage1Config, tmp
     start = replace(config, init_from=str(path))
     check_vocabulary(start, open_tokenizer(start))
     vocabulary = open_tokenizer(start).get_vocab()
-    (tmp_path / "run").mkdir()
-    path.rename(tmp_path / "run" / "export")  # a run directory holds its model's tokenizer
-    start = replace(config, init_from=str(tmp_path / "run"))
-    for tokenizer in (None, str(tmp_path / "run"), str(tmp_path / "run" / "export")):
+    (tmp_path / "moved").mkdir()
+    path.rename(tmp_path / "moved" / "export")  # a run directory holds its model's tokenizer
+    start = replace(config, init_from=str(tmp_path / "moved"))
+    for tokenizer in (None, str(tmp_path / "moved"), str(tmp_path / "moved" / "export")):
         assert open_tokenizer(replace(start, tokenizer=tokenizer)).get_vocab() == vocabulary
     with pytest.raises(ConfigError, match=r"tokenizer: give a folder or a hub name, or a model to start from"):
         open_tokenizer(replace(config, tokenizer=None, init_from=None))
