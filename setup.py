@@ -99,7 +99,6 @@ setup(
             "onnxscript>=0.5",
             "onnxruntime>=1.20",
             "tensorboard>=2.16",
-            "mkdocs-material>=9.5",
         ],
         "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-tqdm", "types-psutil"],
     },

@@ -20,11 +20,11 @@ OF_TORCH = re.compile(r"nvidia-|cuda-|triton$")
 
 
 def named(setup: Path = REPO / "setup.py") -> list[str]:
-    """The requirements that setup.py names, base and extras, without running it."""
+    """The requirements that setup.py names, base and extras but those of the site, without running it."""
     calls = [node for node in ast.walk(ast.parse(setup.read_text())) if isinstance(node, ast.Call)]
     words = {word.arg: word.value for call in calls for word in call.keywords}
     extras = ast.literal_eval(words["extras_require"])
-    return [*ast.literal_eval(words["install_requires"]), *(need for needs in extras.values() for need in needs)]
+    return [*ast.literal_eval(words["install_requires"]), *(need for name, needs in extras.items() if name != "docs" for need in needs)]
 
 
 def closure(requirements: list[str]) -> dict[str, str]:

@@ -21,6 +21,8 @@ from fiber.weights.card import Card
 from fiber.weights.export import Export, read_export, write_export
 
 FREE = {
+    "architectures",  # what transformers is told of the export
+    "auto_map.AutoModel",
     "model.image.drop_path",
     "model.text.dropout",
     "model.init",

@@ -46,7 +46,7 @@ def test_stage_1_converts_reproduces_and_converts_back(shared, tmp_path, tokeniz
 
     io = load_file(shared / "parity/coarse_a.io.safetensors")
     predictor = fiber.load(tmp_path / "export", device="cpu")
-    assert predictor.tasks == ("match", "retrieve", "caption", "answer")
+    assert predictor.tasks == ("match", "retrieve", "caption", "answer", "embed", "classify")
     assert predictor.answers == answers
     model = predictor.model
     image, text = model.image_prefix(io["in.image"]), model.text_prefix(io["in.text_ids"], io["in.text_masks"])
