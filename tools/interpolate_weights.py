@@ -21,8 +21,6 @@ from fiber.weights.card import Card
 from fiber.weights.export import Export, read_export, write_export
 
 FREE = {
-    "architectures",  # what transformers is told of the export
-    "auto_map.AutoModel",
     "model.image.drop_path",
     "model.text.dropout",
     "model.init",
@@ -33,6 +31,8 @@ FREE = {
     "max_image_size",
 }
 """Keys in which two exports may differ: they concern training, or the images that the model is given."""
+TOLD = ("architectures", "auto_map", "thresholds", "trained")
+"""Sections that tell users and transformers of an export, not what the model is."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +66,8 @@ def check_alike(a: Export, b: Export) -> None:
     """Raises WeightsError naming what keeps two exports from being states of one model."""
     first, second = flat(to_dict(a.config)), flat(to_dict(b.config))
     for key in sorted(first.keys() | second.keys()):
-        if key not in FREE and first.get(key) != second.get(key):
+        free = key in FREE or key.split(".")[0] in TOLD
+        if not free and first.get(key) != second.get(key):
             raise WeightsError(f"not one model: {key} is {first.get(key)} in A and {second.get(key)} in B")
     if a.tokenizer.get_vocab() != b.tokenizer.get_vocab():
         raise WeightsError("not one model: A and B have the same number of tokens, but not the same tokens")
