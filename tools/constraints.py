@@ -24,7 +24,8 @@ def named(setup: Path = REPO / "setup.py") -> list[str]:
     calls = [node for node in ast.walk(ast.parse(setup.read_text())) if isinstance(node, ast.Call)]
     words = {word.arg: word.value for call in calls for word in call.keywords}
     extras = ast.literal_eval(words["extras_require"])
-    return [*ast.literal_eval(words["install_requires"]), *(need for name, needs in extras.items() if name != "docs" for need in needs)]
+    wanted = (need for name, needs in extras.items() if name != "docs" for need in needs)
+    return [*ast.literal_eval(words["install_requires"]), *wanted]
 
 
 def closure(requirements: list[str]) -> dict[str, str]:
