@@ -53,7 +53,10 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
-    package_data={"fiber": ["py.typed"]},  # type checkers read the hints of an installed package
+    package_data={
+        "fiber": ["py.typed"],  # type checkers read the hints of an installed package
+        "fiber.evaluation": ["report_page/*"],  # the page of a report
+    },
     cmdclass={"build_py": WithConfigurations},
     install_requires=[  # what a trained model needs on one's own images; `train` has the rest
         "torch>=2.6",
