@@ -69,6 +69,9 @@ def test_from_nothing_to_boxes(site: Path, tmp_path: Path) -> None:
     figures = json.loads(fiber(site, tmp_path, "eval", "run", "data=S").splitlines()[-1])
     assert figures["step"] == 10
     assert figures["ap"] == pytest.approx(summary["eval"]["ap"])
+    shutil.rmtree(tmp_path / "run" / "report")
+    fiber(site, tmp_path, "report", "run")
+    assert (tmp_path / "run" / "report" / "index.html").is_file()
     # Any image will do: the model has hardly learned.
     fiber(site, tmp_path, "config", "copy", "stage2/odinw", "mine.yaml")
     image = REPO / "docs" / "figures" / "use.png"
