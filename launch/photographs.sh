@@ -15,7 +15,7 @@ limit=${LIMIT:+--limit $LIMIT}
 # What training frees stays with the process: on a CPU a fifth of the time went into giving memory back to the system.
 export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=68719476736 MALLOC_TOP_PAD_=268435456
 mkdir -p "$out/raw"
-shards() { [[ -f $out/shards/$1/train/dataset.json ]] || fiber shards "${@:2}" $limit --out "$out/shards/$1"; }
+shards() { [[ -f $out/shards/$1/train/dataset.json ]] || python -m fiber.cli.main shards "${@:2}" $limit --out "$out/shards/$1"; }
 sets() { printf '[{path: %s, field: %s}]' "$out/shards/$1" "$2"; }
 figures() { grep '^{' >"$1.new" && mv "$1.new" "$1"; } # whole or absent
 # train STAGE CONFIG NAME SET FIELD key.path=value ...: a run, then its weights on SET, in OUT/NAME/test.json

@@ -109,7 +109,9 @@ def length(settings: Settings, samples: float, batch: int, reason: str, val: boo
     """Choose the number of steps, and what goes with it: evaluations, log, averaging, the figure that chooses."""
     steps = settings.choose("train.steps", max(math.ceil(samples / batch), 100), reason)
     every = max(steps // 10, min(steps, 25)) if settings.value("eval.data", ()) else 0
-    reason = f"evaluations: {steps // every}, and one before the first step" if every else ""
+    reason = f"evaluations: {steps // every}" if every else ""
+    if every and settings.value("eval.at_start", False):
+        reason += ", and one before the first step"
     every = settings.choose("eval.every", every, reason)
     settings.choose("train.save_every", every or steps)
     settings.choose("train.log_every", min(max(steps // 50, 1), 20))
