@@ -63,9 +63,6 @@ def initialize(timeout_s: float) -> torch.device:
         torch.cuda.set_device(here)
     else:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    if "RANK" not in os.environ:
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
     import deepspeed
 
     # On CPU, DeepSpeed compiles a shared-memory collective when it starts (a minute, and a killed build locks out
@@ -73,6 +70,9 @@ def initialize(timeout_s: float) -> torch.device:
     setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)  # noqa: B010 (mypy knows no such name)
     # It calls collectives by names that torch 2.14 deprecates, with a warning on every rank.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
+    if "RANK" not in os.environ:  # the port last: another process may take it while a package is imported
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.update(alone, MASTER_PORT=str(_free_port()))
     backend = "nccl" if here.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(seconds=timeout_s + GRACE_S), verbose=False, auto_mpi_discovery=False
@@ -95,7 +95,7 @@ def shutdown() -> None:
 
 def _free_port() -> int:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))
         return probe.getsockname()[1]
 
 
