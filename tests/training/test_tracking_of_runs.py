@@ -205,7 +205,7 @@ def test_what_goes_wrong_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tracker.log(1001, fine | {"seconds/data": 0.6})
     tracker.log(1002, fine | {"skipped/nonfinite": 1.0})
     tracker.log(1003, fine | {"skipped/nonfinite": 1.0})
-    with pytest.raises(RuntimeError, match="gone"), tracker.told():
+    with pytest.raises(RuntimeError, match="gone"), tracker.failure_known():
         raise RuntimeError("the card is gone")
     wandb.teardown()
     told = alerts(tmp_path / "run")

@@ -118,7 +118,7 @@ def cards() -> list[str]:
 def free_port() -> int:
     """A port that nothing listens on."""
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+        probe.bind(("", 0))  # on every address, as the job will
         return int(probe.getsockname()[1])
 
 

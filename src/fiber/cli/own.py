@@ -23,7 +23,9 @@ from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError
 from fiber.tasks.memory import detector_bytes, pair_bytes
-from fiber.weights.export import ExportConfig, export_folder, inherited_sizes
+from fiber.weights.export import inherited_sizes
+from fiber.weights.export_config import ExportConfig
+from fiber.weights.hub import export_folder
 
 T = TypeVar("T")
 

@@ -15,7 +15,8 @@ from fiber.data.records import annotation_text
 from fiber.data.remote import RemoteFolder
 from fiber.data.shards import ShardSet
 from fiber.errors import ConfigError, SampleFault
-from fiber.weights.export import ExportConfig, export_folder, read_config
+from fiber.weights.export_config import ExportConfig, read_config
+from fiber.weights.hub import export_folder
 
 LOOKED_AT = 500  # records of a set, evenly spaced, that tell sizes of images, boxes and texts
 SPLITS = ("train", "val", "test")

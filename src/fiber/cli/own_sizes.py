@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fiber.cli.own_facts import Machine, SetSizes
-from fiber.weights.export import ExportConfig
+from fiber.weights.export_config import ExportConfig
 
 SMALL, LARGE, NARROW = 24, 128, 64  # channels of the first image stage: small models here, FIBER-B, the border
 SMALL_TOWERS: dict[str, Any] = {
@@ -110,8 +110,6 @@ def length(settings: Settings, samples: float, batch: int, reason: str, val: boo
     steps = settings.choose("train.steps", max(math.ceil(samples / batch), 100), reason)
     every = max(steps // 10, min(steps, 25)) if settings.value("eval.data", ()) else 0
     reason = f"evaluations: {steps // every}" if every else ""
-    if every and settings.value("eval.at_start", False):
-        reason += ", and one before the first step"
     every = settings.choose("eval.every", every, reason)
     settings.choose("train.save_every", every or steps)
     settings.choose("train.log_every", min(max(steps // 50, 1), 20))

@@ -54,7 +54,7 @@ def build_index(folder: str | Path) -> Index:
     folder = Path(folder)
     paths = sorted(folder.glob("*.tar"))
     if not paths:
-        raise ShardError(f"{folder}: no *.tar shards here (make them with tools/make_shards.py)")
+        raise ShardError(f"{folder}: no *.tar shards here (make them with `fiber shards`)")
     for path in paths:
         check_shard_name(path.name, folder)  # before any is read
     return _index_of(paths, folder)

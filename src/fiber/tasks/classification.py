@@ -2,7 +2,7 @@
 the towers or alone (`tuning.mode`); without any training, the dual encoder chooses among the classes by prompts.
 
 The data are records whose caption is the class name, and a set whose categories are the classes
-(`tools/make_shards.py class_folders`).
+(`fiber shards class_folders`).
 
 Shape letters: B batch, S image side, H head width, K classes, P prompts per class.
 """
@@ -82,7 +82,7 @@ def class_names(config: Stage1Config) -> list[str]:
             return [category["name"] for category in sorted(categories, key=lambda category: category["id"])]
     raise ConfigError(
         "data.train: none of the sets lists categories in its dataset.json; make the shards with "
-        "tools/make_shards.py class_folders"
+        "`fiber shards class_folders`"
     )
 
 

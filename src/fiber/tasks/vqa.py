@@ -77,7 +77,7 @@ def answer_vocabulary(config: Stage1Config) -> list[str]:
         return answers
     raise ConfigError(
         "data.train: none of the sets has an answer vocabulary in its dataset.json; make the shards with "
-        "tools/make_shards.py vqav2 (or another set of questions with --answers)"
+        "`fiber shards vqav2` (or another set of questions with --answers)"
     )
 
 

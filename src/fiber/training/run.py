@@ -237,7 +237,7 @@ class Job:
             flops_per_sample=flops,
         )
         _resume_counts(run, state)
-        with run.tracker.told():
+        with run.tracker.failure_known():
             loop.train(run, self.batches(stream, start), start)
             if not run.stopped:
                 _finish(run, partial(self.export, module))

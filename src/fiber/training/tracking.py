@@ -80,8 +80,8 @@ class Tracker:
             self._send(lambda board: board.images(step, images))
 
     @contextmanager
-    def told(self) -> Iterator[None]:
-        """What ends the run inside is told, and the dashboards know the run as failed."""
+    def failure_known(self) -> Iterator[None]:
+        """An error inside is sent as an alert, and the dashboards know the run as failed."""
         try:
             yield
         except Exception as error:
