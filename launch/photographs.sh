@@ -2,10 +2,10 @@
 # Real photographs through both stages on a CPU, with one table beside baselines, OUT/table.md (docs/photographs.md):
 # cells under the microscope (BCCD), photographs with boxes (coco128) and with captions (1,000 of Flickr8k).
 #   DATA=DIR launch/photographs.sh [key.path=value ...]      (words for all runs; run again to go on)
-# DATA: a folder (default: this one) with bccd/ (VOC), coco128/ (YOLO), flickr8k_1000/ (captions.txt, images/) and roberta_tokenizer/
-# (vocab.json, merges.txt); BCCD, COCO128, FLICKR8K, VOCABULARY: those folders, where they lie apart. SHAPES: the run of
-# launch/demo.sh to start from. OUT: folder of the runs. PARTS, STARTS, SEEDS: what to
-# do, from what, how often. LIMIT: images read.
+# DATA: a folder (default: this one) with bccd/ (VOC), coco128/ (YOLO), flickr8k_1000/ (captions.txt, images/) and
+# roberta_tokenizer/ (vocab.json, merges.txt); BCCD, COCO128, FLICKR8K, VOCABULARY: those folders, where they lie apart.
+# SHAPES: the run of launch/demo.sh to start from. OUT: folder of the runs. PARTS, STARTS, SEEDS: what to do, from what,
+# how often. LIMIT: images read.
 source "$(dirname "$0")/common.sh"
 
 at() { [[ $1 == /* ]] && echo "$1" || echo "$caller/$1"; }
