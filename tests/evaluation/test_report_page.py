@@ -1,6 +1,7 @@
 """The report in a browser: opened from its file, clicked by a script that only the test adds."""
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -69,6 +70,11 @@ function steps() {
   choose(document.querySelector("#part0 .chart select"), "0");
   seen.curve = document.querySelectorAll("#part0 .chart path").length;
   seen.phrases = last.querySelectorAll(".wrong").length > 0;
+  seen.axes = [160, 11, 0.4].map((high) => {  // what the lines of a chart are called, and how high they lie
+    const chart = lines({ title: "t", x: "x", series: [{ name: "a", points: [[0, 0], [1, high]] }] });
+    const texts = [...chart.querySelectorAll("text[x='41']")];
+    return texts.map((text) => [text.textContent, Number(text.getAttribute("y"))]);
+  });
 }
 window.addEventListener("load", () => setTimeout(() => {
   try { steps(); } catch (error) { seen.error = String(error.stack); }
@@ -115,6 +121,12 @@ def test_filters_toggles_and_a_broken_image(tmp_path: Path) -> None:
     assert seen["sorted"]
     assert seen["curve"] == 2
     assert seen["phrases"]
+    for axis in seen["axes"]:
+        values, heights = zip(*((float(text), height) for text, height in axis), strict=True)
+        assert len(values) > 2
+        slopes = [(b - a) / (values[1] - values[0]) for a, b in itertools.pairwise(values)]
+        assert slopes == pytest.approx([1.0] * len(slopes)), values
+        assert heights == tuple(sorted(heights, reverse=True))
 
 
 def look_at(page: Path, scratch: Path) -> dict:

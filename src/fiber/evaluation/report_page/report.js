@@ -69,7 +69,7 @@ function lines({ title, x, y, series, choice, range }, marks) {
     const parts = [];
     for (const at of ticks(y0, y1)) {
       parts.push(svg("line", { x1: left, x2: width - right, y1: py(at), y2: py(at), stroke: "var(--line)" }));
-      parts.push(svg("text", { x: left - 5, y: py(at) + 4, "text-anchor": "end" }, number(at).replace(/\.?0+$/, "") || "0"));
+      parts.push(svg("text", { x: left - 5, y: py(at) + 4, "text-anchor": "end" }, at));
     }
     for (const at of ticks(x0, x1)) parts.push(svg("text", { x: px(at), y: height - bottom + 14, "text-anchor": "middle" }, at));
     for (const [index, [step, words]] of (marks || []).filter(([step]) => step > x0 && step < x1).entries()) {
