@@ -38,7 +38,7 @@ def common(parser: argparse.ArgumentParser, image: bool = True) -> None:
         "--out", type=Path, action="append", default=[], help="FILE.json, .jsonl, .parquet, .coco.json or .png"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in")
     parser.add_argument(
         "--batch", type=count, help="images at a time (default: 64 on a card, halved where it is full)"
     )
