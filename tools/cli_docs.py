@@ -9,7 +9,7 @@ import argparse
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fiber.cli import launcher, main, on_images, shards
@@ -18,20 +18,17 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 HEAD = """# The command: every verb, its options and an example
 
 Written by `python tools/cli_docs.py` from the parsers of `fiber`; a test holds that it is up to date. `fiber --help`
-lists the verbs, `fiber VERB --help` shows what stands here, `fiber --version` prints the version. Your shell completes
+lists the verbs, `fiber VERB --help` shows what stands here, `fiber --version` prints the version. The shell completes
 all of it after [`fiber completion`](#fiber-completion).
 
 Exit status of every verb, where it says nothing else: 0 done; 1 an error, said in one line; 2 wrong usage. A run that
 was stopped by a signal and has saved ends with 75: the same command goes on.
 """
+ON_IMAGES = tuple(verb.name for verb in main.VERBS if verb.group == main.IMAGES and verb.name != "serve")
 SHARED = {  # options that several verbs have are shown once: heading of the table, what adds them, the verbs
     "Options of `train` and `eval`": (launcher.options, ("train", "eval")),
-    "Options of the verbs on images": (
-        on_images.common,
-        tuple(verb.name for verb in main.VERBS if verb.group == main.IMAGES and verb.name != "serve"),
-    ),
+    "Options of the verbs on images": (on_images.common, ON_IMAGES),
 }
-ROW = "| argument | value | default | meaning |\n|---|---|---|---|"
 
 
 def blocks(description: str) -> Iterator[str]:
@@ -64,37 +61,41 @@ def value_of(action: argparse.Action) -> tuple[str, str]:
     return value, default if optional else "required"
 
 
-def rows(parser: argparse.ArgumentParser) -> list[str]:
-    """A table row for each argument, in the order of the parser; without --help."""
+def rows(add: Callable[[argparse.ArgumentParser], None]) -> list[str]:
+    """A table row for each argument that `add` gives a parser, in its order; without --help."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add(parser)
+    return rows_of(parser)
+
+
+def rows_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The rows of a parser's arguments."""
     found = []
     for action in parser._actions:
-        if isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
-            continue
-        name = ", ".join(action.option_strings) or (action.metavar or action.dest)
-        value, default = value_of(action)
-        meaning = (action.help or "") % vars(action)
-        if default not in ("", "required", "off"):
-            meaning = re.sub(rf" \(default:? {re.escape(default.strip('`'))}\)", "", meaning)
-        found.append(
-            "| " + " | ".join(cell.replace("|", "\\|") for cell in (f"`{name}`", value, default, meaning)) + " |"
-        )
+        if not isinstance(action, argparse._HelpAction | argparse._SubParsersAction):
+            value, default = value_of(action)
+            meaning = (action.help or "") % vars(action)
+            if default.startswith("`"):  # it has a column
+                meaning = re.sub(rf" \(default:? {re.escape(default.strip('`'))}\)", "", meaning)
+            name = ", ".join(action.option_strings) or action.metavar or action.dest
+            cells = (cell.replace("|", "\\|") for cell in (f"`{name}`", value, default, meaning))
+            found.append(f"| {' | '.join(cells)} |")
     return found
 
 
-def table(found: list[str]) -> str:
+def table(found: list[str], head: str = "| argument | value | default | meaning |") -> str:
     """The rows under their heading; "" without rows."""
-    return "\n".join([ROW, *found]) if found else ""
+    return "\n".join([head, re.sub(r"[^|]+", "---", head), *found]) if found else ""
 
 
 def verb_section(verb: main.Verb, parser: argparse.ArgumentParser) -> Iterator[str]:
     """What the page says about a verb, part by part."""
     yield f"### fiber {verb.name}"
     yield from blocks(main.module(verb.name).DESCRIPTION)
-    own = rows(parser)
+    own = rows_of(parser)
     for title, (add, verbs) in SHARED.items():
         if verb.name in verbs:
-            shared = rows_of(add)
-            own = [row for row in own if row not in shared]
+            own = [row for row in own if row not in rows(add)]
             anchor = re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
             yield f"And the [{title[0].lower()}{title[1:].replace('`', '')}](#{anchor})." if own else ""
     yield table(own)
@@ -106,17 +107,15 @@ def verb_section(verb: main.Verb, parser: argparse.ArgumentParser) -> Iterator[s
 def sub_commands(verb: str, action: argparse._SubParsersAction) -> Iterator[str]:
     """`fiber config show`, `fiber shards DATASET`: each with its own arguments."""
     if verb == "shards":
-        writing = argparse.ArgumentParser(add_help=False)
-        shards._writing_options(writing)
         yield "Options of every data set:"
-        yield table(rows(writing))
+        yield table(rows(shards._writing_options))
         yield "The data sets; `fiber shards DATASET --help` says what each expects, and what its own options mean."
         lines = [f"| `{c.dest}` | {c.help} | {own_options(c.dest)} |" for c in action._choices_actions]
-        yield "\n".join(["| DATASET | | splits, and own options |\n|---|---|---|", *lines])
+        yield table(lines, "| DATASET | | splits, and own options |")
         return
     for choice in action._choices_actions:
         yield f"`fiber {verb} {choice.dest}`: {choice.help}."
-        yield table(rows(action.choices[choice.dest]))
+        yield table(rows_of(action.choices[choice.dest]))
 
 
 def own_options(dataset: str) -> str:
@@ -130,27 +129,17 @@ def own_options(dataset: str) -> str:
     return "; ".join(part for part in found if part != "`--split`")
 
 
-def rows_of(add: object) -> list[str]:
-    """The rows of what `add(parser)` adds."""
-    parser = argparse.ArgumentParser(add_help=False)
-    add(parser)  # type: ignore[operator]
-    return rows(parser)
-
-
 def page() -> str:
     """docs/cli.md."""
-    top = main.parser()
-    (verbs,) = (action for action in top._actions if isinstance(action, argparse._SubParsersAction))
+    (verbs,) = (a for a in main.parser()._actions if isinstance(a, argparse._SubParsersAction))
     parts = [HEAD.strip()]
     for group in dict.fromkeys(verb.group for verb in main.VERBS):
         inside = [verb for verb in main.VERBS if verb.group == group]
         parts.append(f"## {group[0].upper()}{group[1:]}")
-        parts.append(
-            "\n".join(["| verb | |\n|---|---|", *(f"| [`{v.name}`](#fiber-{v.name}) | {v.help} |" for v in inside)])
-        )
+        parts.append(table([f"| [`{v.name}`](#fiber-{v.name}) | {v.help} |" for v in inside], "| verb | |"))
         for title, (add, names) in SHARED.items():
             if {verb.name for verb in inside} & set(names):
-                parts += [f"### {title}", table(rows_of(add))]
+                parts += [f"### {title}", table(rows(add))]
         for verb in inside:
             parts += verb_section(verb, verbs.choices[verb.name])
     return "\n\n".join(part for part in parts if part) + "\n"

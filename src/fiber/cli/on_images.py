@@ -147,10 +147,10 @@ def _entries(
 ) -> Iterator[Entry]:
     """The entries of the images that the journal lacks, drawn where drawings are wanted and added to the journal,
     or printed where there is none."""
+    from fiber.countdown import Countdown
     from fiber.predict.journal import each_batch, entry_of
     from fiber.predict.results import as_json, rounded
     from fiber.predict.sources import Prepared
-    from fiber.predict.stream import Countdown
 
     total, number = len(files), 0 if journal is None else sum(1 for _ in journal)
     shown = Countdown(arguments.verb, total, show=total > model.batch)
