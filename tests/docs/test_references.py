@@ -1,6 +1,7 @@
 """What the documents name exists: paths, configuration keys, commands, options, Python names, links, sections.
 
-Read are README.md, CHANGELOG.md, docs/*.md, and the comments at the head of every configuration and launch script.
+Read are README.md, CHANGELOG.md, all pages of docs/, and the comments at the head of every configuration and launch
+script.
 Checked against the files, the parsers' sources, the configuration schemas and the modules themselves.
 """
 
@@ -22,7 +23,7 @@ STAGES = ("stage1", "stage2")
 ROOTS = ("", "src/fiber", "src", "tools", "launch", "configs/stage1", "configs/stage2", "docs", "tests")
 FOLDERS = ("src", "docs", "tests", "tools", "configs", "launch")
 # Names that are of a run, of downloaded data, of another project, or a place for a name.
-THEIRS = ("config.yaml", "configs/odinw_{13,35}/", "key.path")
+THEIRS = ("config.yaml", "data.yaml", "configs/odinw_{13,35}/", "key.path")
 SUFFIXES = (
     "py",
     "md",
@@ -67,7 +68,7 @@ def head_of(path: Path) -> str:
 
 
 def texts() -> list[Text]:
-    pages = [REPO / "README.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").glob("*.md"))]
+    pages = [REPO / "README.md", REPO / "CHANGELOG.md", *sorted((REPO / "docs").rglob("*.md"))]
     out = [Text(path, path.read_text(), code_of(path.read_text())) for path in pages]
     heads = [*sorted((REPO / "configs").glob("*/*.yaml")), *sorted((REPO / "launch").iterdir())]
     return out + [Text(path, head_of(path), re.sub(r"\s*\\\n\s*", " ", head_of(path))) for path in heads]
