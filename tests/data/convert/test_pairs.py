@@ -65,6 +65,11 @@ def test_rows_of_an_image_may_lie_anywhere(tmp_path):
         found = ByImage(table(path, None, None))
         assert len(found) == len(grouped)
         assert [(row[0], row[1]) for row in found] == list(grouped.items())
+        together = [(name, text) for name, texts in grouped.items() for text in texts]
+        out = io.StringIO(newline="")
+        csv.writer(out).writerows([("image", "caption"), *together])
+        found = ByImage(table(put(tmp_path / f"{trial}_together.csv", out.getvalue().encode()), None, None))
+        assert (len(found), [(row[0], row[1]) for row in found]) == (len(grouped), list(grouped.items()))
         path = put(tmp_path / f"{trial}.json", [{"img": name, "text": text} for name, text in rows])
         for line in rows[:1]:
             assert main(["shards", "pairs", str(path), "--out", str(tmp_path / f"o{trial}")]) == 1  # no such images

@@ -18,7 +18,7 @@ from typing import Any
 
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, image_in
 from fiber.data.convert.json_stream import iter_array
-from fiber.data.index import split_member
+from fiber.data.indexing import split_member
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
