@@ -35,6 +35,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "distributed": "ranks, gathers, exchanges",
         "cards": "how cards compute, and how fast",
+        "countdown": "what a long job shows",
         "errors": "errors of one line",
     },
 )
@@ -139,11 +140,10 @@ def draw() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "figures" / "architecture.svg")
-    arguments = parser.parse_args()
-    arguments.out.write_text(draw())
-    print(f"wrote {arguments.out}")
+    (out := parser.parse_args().out).write_text(draw())
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":
