@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import nms
 
 from fiber.fine.boxes import clip, decode
 from fiber.fine.dyhead import HeadOutput
@@ -128,6 +127,8 @@ def suppress(every: Detections, overlap: float) -> Detections:
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
     to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
     """
+    from torchvision.ops import nms  # brings torch's compiler with it: a second of processor time
+
     if len(every.boxes) == 0:
         return every
     boxes = every.boxes.double()
