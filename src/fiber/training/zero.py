@@ -90,9 +90,7 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
     exact = {name: p.detach().clone() for name, p in task.named_parameters()} if train.precision != "fp32" else None
     with (
         redirect_stdout(io.StringIO()),  # its bf16 optimizer prints memory use
-        patch.object(
-            compiler, "compile", lambda: lambda function: function
-        ),  # of Muon, not used: a second of imports
+        patch.object(compiler, "compile", lambda *_: lambda f: f),  # of Muon, which is not used: a second of imports
     ):
         engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_json(train, optim.clip), dist_init_required=False
