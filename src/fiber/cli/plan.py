@@ -154,11 +154,11 @@ def cost_rows(
     per_sample = task_of(config).flops(whole, SimpleNamespace(model=weightless(whole, vocabulary)))
     if per_sample is None:
         return [("cost", f"not counted for task {config.task}")]
-    batch: dict[str, Any] = {}
+    shape = torch.Size([1, 3])
     if isinstance(config, Stage2Config):
         sides = config.regions.short_sides
-        batch = {"images": torch.empty(1, 3, *padded(config, sum(sides) / len(sides)), device="meta")}
-    sample = 3 * per_sample(batch)  # a backward costs two forwards
+        shape = torch.Size([1, 3, *padded(config, sum(sides) / len(sides))])
+    sample = 3 * per_sample(shape)  # a backward costs two forwards
     total = sample * config.train.steps * config.train.global_batch
     frozen = "" if config.tuning.mode == "full" else ", as if everything trained"
     rows = [("cost", f"{sample / 1e9:,.1f} GFLOP per sample, {total / 1e18:,.3g} EFLOP in all{frozen}")]
