@@ -25,7 +25,7 @@ reveal_type(image)
 reveal_type(region)
 image.detect("x.jpg", ["a dog"])
 either.detect("x.jpg", ["a dog"])
-fiber.load("a", level="picture")
+fiber.load("a", level="pixel")
 """
 SETTINGS = """\
 [mypy]
