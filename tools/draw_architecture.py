@@ -35,6 +35,7 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "distributed": "ranks, gathers, exchanges",
         "cards": "how cards compute, and how fast",
+        "recompute": "activations computed twice",
         "errors": "errors of one line",
     },
 )
