@@ -36,6 +36,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "distributed": "ranks, gathers, exchanges",
         "cards": "how cards compute, and how fast",
         "countdown": "what a long job shows",
+        "recompute": "activations computed twice",
         "errors": "errors of one line",
     },
 )

@@ -69,7 +69,7 @@ class TowersConfig:
     num_fused: Size = 6  # image-block / text-layer pairs that exchange, counted from the top
     query_norm: bool = True  # LayerNorm on the image query of the cross-attention
     init: Literal["normal", "fan_in"] = "normal"  # N(0, 0.02) as published, or scaled to the width (from nothing)
-    checkpointing: bool = False  # recompute activations block by block in the backward pass
+    checkpointing: bool | Literal["selective"] = False  # recompute blocks in the backward pass; all but the products
 
 
 @dataclass(frozen=True, config=STRICT)
