@@ -60,6 +60,24 @@ def test_one_image_prints_one_line_of_json_and_draws_one_file(world, tmp_path, c
     assert out.is_file()
 
 
+@pytest.mark.parametrize(("verb", "model"), [("match", "coarse"), ("ground", "fine")])
+def test_heat_is_drawn_where_it_is_asked_for(world, tmp_path, capsys, verb, model):
+    """One cell for the image and one per word (match) or phrase (ground); of several images a sheet each."""
+    before = sorted((world / "images").iterdir())
+    image, text = str(world / "images" / "rgb.jpg"), "a [circle] left of a [dog]"
+    argv = [verb, "--model", str(world / model), "--text", text if verb == "ground" else "two dogs", "--heat"]
+    assert main([*argv, str(tmp_path / "new" / "h.png"), "--image", image]) == 0
+    with Image.open(tmp_path / "new" / "h.png") as sheet:
+        assert sheet.width == 3 * (320 + 8)
+    both = [image, str(world / "images" / "grey.png")]
+    assert main([*argv, str(tmp_path / "h.png"), "--image", *both, "--out", str(tmp_path / "x.json")]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["h-000-rgb.png", "h-001-grey.png"]
+    assert sorted((world / "images").iterdir()) == before
+    capsys.readouterr()
+    assert main([*argv, str(tmp_path / "h.gif"), "--image", image]) == 1
+    assert "h.gif: give a name ending in .png" in capsys.readouterr().err
+
+
 def test_retrieve_searches_a_folder_with_its_index_or_ranks_texts_for_an_image(world, tmp_path, capsys):
     argv = ["retrieve", "--model", str(world / "coarse"), "--index", str(tmp_path / "index.npz")]
     folder, texts = str(world / "images"), ["a red circle", "two dogs", "a blue square"]

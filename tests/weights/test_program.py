@@ -114,7 +114,7 @@ def test_onnx_of_the_detector_in_onnxruntime(tmp_path):
 def test_a_size_that_the_model_cannot_take_is_one_line(tmp_path):
     with pytest.raises(WeightsError, match="size 64x70: a detector takes multiples of 32 px"):
         write_program(read_export(fine_export(tmp_path / "f")), tmp_path / "x.pt2", (64, 70))
-    with pytest.raises(WeightsError, match="size 70x64: .*multiple of"):
+    with pytest.raises(WeightsError, match=r"size 70x64: .*multiple of"):
         write_program(read_export(coarse_export(tmp_path / "c")), tmp_path / "x.pt2", (70, 64))
     assert not (tmp_path / "x.pt2").exists()
 

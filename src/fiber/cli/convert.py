@@ -41,7 +41,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
     parser.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
     parser.add_argument(
-        "--size", type=size, nargs="+", metavar="HxW", help="of a program's images, in pixels; of several, a file each"
+        "--size",
+        type=size,
+        nargs="+",
+        metavar="HxW",
+        help="of a program's images in pixels; of several, a file each",
     )
 
 
