@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 
 from fiber import distributed
-from fiber.cards import peak_flops
+from fiber.cards import peak_flops, peak_memory
 
 FlopsPerSample = Callable[[torch.Size], float]
 """Useful forward FLOP of one sample of a batch whose images have this shape. Counted when first asked."""
@@ -50,21 +49,14 @@ class SpeedMeter:
         steps, shapes = self._steps, self._shapes
         data, compute = self._data / steps, self._compute / steps
         self._steps, self._data, self._compute, self._shapes = 0, 0.0, 0.0, []
-        pairs = self.global_batch / (data + compute)
+        pairs, device = self.global_batch / (data + compute), distributed.device()
         metrics = {"seconds/step": data + compute, "seconds/data": data, "seconds/compute": compute}
-        metrics |= {"pairs_per_second": pairs, "memory/peak_gib": peak_memory() / 2**30}
+        metrics |= {"pairs_per_second": pairs, "memory/peak_gib": peak_memory(device) / 2**30}
         if self.flops_per_sample is not None:
             flops = 3 * self.micro_batch * sum(map(self.flops_per_sample, shapes))  # a backward costs two forwards
             achieved = flops / (steps * (data + compute))
             metrics["tflops"] = achieved / 1e12
-            peak = peak_flops(distributed.device())
+            peak = peak_flops(device)
             if peak is not None:
                 metrics["mfu"] = achieved / peak
         return metrics
-
-
-def peak_memory() -> int:
-    """Bytes: the most that torch held on the card, or the most resident memory of the process on the CPU."""
-    if distributed.device().type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
