@@ -14,6 +14,7 @@ import psutil
 
 from benchmark_common import BenchConfig
 from fiber.data.index import Index
+from fiber.data.indexing import IndexBuilder
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import FIELDS
 from fiber.data.shards import ShardSet
@@ -46,7 +47,8 @@ def write_index(folder: Path, samples: int) -> None:
         (folder / shard["name"]).touch()
     offsets = np.arange(samples, dtype=np.int64) % SHARD_SAMPLES * 65536
     key = np.frombuffer("".join(f"{i:09d}" for i in range(samples)).encode(), dtype=np.uint8)
-    Index(
+    builder = IndexBuilder(folder)
+    rows = Index(
         shards=shards,
         record=np.stack([offsets, np.full_like(offsets, 300)], axis=1),
         first_image=np.arange(samples + 1, dtype=np.int64),
@@ -55,7 +57,9 @@ def write_index(folder: Path, samples: int) -> None:
         counts=counts,
         keys=key,
         key_end=np.arange(1, samples + 1, dtype=np.int64) * 9,
-    ).save(folder)
+    )
+    builder.add(rows)
+    builder.save(folder)
     (folder / "dataset.json").write_text(json.dumps({"name": "bench", "split": "train"}))
 
 

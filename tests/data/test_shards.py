@@ -12,7 +12,7 @@ import webdataset
 from shard_sets import jpeg, make_sample
 
 from fiber.data.convert.writer import ShardWriter, write_dataset
-from fiber.data.index import scan_tar
+from fiber.data.indexing import scan_tar
 from fiber.data.records import RecordError, Sample
 from fiber.data.shards import ShardSet, build_index
 from fiber.errors import SampleFault, ShardError

@@ -13,24 +13,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import struct
-import tarfile
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 
-from fiber.data.records import EXTENSIONS, FIELDS, Record, count
+from fiber.data.records import FIELDS
 from fiber.data.remote import check_shard_name
 from fiber.errors import ShardError
 
 INDEX_VERSION = 1
 FIRST_FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements", "boxes")
-BLOCK = 512  # tar's block size: headers and data are padded to it
 
 
 @dataclass
@@ -77,10 +74,6 @@ class Index:
             return self.counts[:, self.fields.index(field)]
         return np.broadcast_to(np.int32(0), len(self))
 
-    def header(self) -> str:
-        """The text of index.json."""
-        return json.dumps({"version": INDEX_VERSION, "fields": self.fields, "shards": self.shards}, indent=1) + "\n"
-
     def fingerprint(self) -> str:
         """Changes whenever any shard's bytes, name or position in the order change, and with nothing else."""
         return hashlib.sha256(json.dumps(self.shards).encode()).hexdigest()[:16]
@@ -90,36 +83,6 @@ class Index:
         too. Goes when none of their runs is continued any more."""
         described = {"version": 1, "fields": FIRST_FIELDS, "shards": self.shards}
         return hashlib.sha256((json.dumps(described, indent=1) + "\n").encode()).hexdigest()[:16]
-
-    def save(self, folder: Path) -> None:
-        """Writes index.npz, then index.json, each aside and renamed, so a reader never sees half an index."""
-        arrays = {k: v for k, v in vars(self).items() if k not in ("shards", "fields")}
-        aside = folder / f".index.{os.getpid()}.npz"
-        np.savez(aside, **arrays)
-        os.replace(aside, folder / "index.npz")
-        aside = folder / f".index.{os.getpid()}.json"
-        aside.write_text(self.header())
-        os.replace(aside, folder / "index.json")
-
-    @classmethod
-    def join(cls, pieces: list[Index]) -> Index:
-        """One index of several, in order, in memory: none of their files stays open for it."""
-        arrays = {}
-        if len({piece.fields for piece in pieces}) != 1:
-            raise ValueError("indexes of different fields do not join")
-        for name in ("record", "images", "extension", "counts", "keys"):
-            arrays[name] = np.concatenate([getattr(piece, name) for piece in pieces])
-        images = np.cumsum([0] + [len(piece.images) for piece in pieces])
-        letters = np.cumsum([0] + [len(piece.keys) for piece in pieces])
-        firsts = [piece.first_image[:-1] + start for piece, start in zip(pieces, images, strict=False)]
-        ends = [piece.key_end + start for piece, start in zip(pieces, letters, strict=False)]
-        return cls(
-            shards=[shard for piece in pieces for shard in piece.shards],
-            first_image=np.concatenate([*firsts, images[-1:]]),
-            key_end=np.concatenate(ends),
-            fields=pieces[0].fields,
-            **arrays,
-        )
 
     @classmethod
     def load(cls, folder: Path) -> Index | None:
@@ -182,115 +145,3 @@ def _data_start(path: Path, header: int) -> int:
     with open(path, "rb") as file:
         file.seek(header + 26)
         return header + 30 + sum(struct.unpack("<HH", file.read(4)))
-
-
-@dataclass
-class Members:
-    """Where the members of one sample lie in its tar: (offset, size) of the data."""
-
-    key: str
-    record: tuple[int, int] = (0, 0)
-    images: list[tuple[int, int, int]] = field(default_factory=list)  # offset, size, index into EXTENSIONS
-    counts: list[int] | None = None  # by FIELDS; None where the record is missing or says nothing
-
-
-class IndexBuilder:
-    """Collects shards one by one, as arrays, and joins them."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Index] = []
-
-    def add_shard(self, name: str, members: list[Members], size: int, sha256: str, damage: str | None = None) -> None:
-        """Appends a finished shard."""
-        shard = {"name": name, "samples": len(members), "bytes": size, "sha256": sha256}
-        self.pieces.append(_rows([shard | ({"damage": damage} if damage else {})], members))
-
-    def __len__(self) -> int:
-        return sum(map(len, self.pieces))
-
-    def totals(self) -> dict[str, int]:
-        """Annotations by field over all samples, the fields without any left out."""
-        sums = sum((piece.counts.clip(0).sum(0, dtype=np.int64) for piece in self.pieces), np.zeros(len(FIELDS), int))
-        return {name: int(n) for name, n in zip(FIELDS, sums, strict=True) if n}
-
-    def build(self) -> Index:
-        """The index. A sample without a usable record counts once in every field the set has: drawing it is how the
-        stream notices and counts the fault, leaving it out would lose it silently."""
-        index = Index.join([_rows([], []), *self.pieces])
-        totals = self.totals()
-        index.counts[index.counts[:, 0] < 0] = [int(name in totals) for name in FIELDS]
-        return index
-
-
-def _rows(shards: list[dict[str, Any]], members: list[Members]) -> Index:
-    """The index of these members, -1 for counts that are not known."""
-    images = [image for m in members for image in m.images]
-    keys = [m.key.encode() for m in members]
-    return Index(
-        shards=shards,
-        record=np.array([m.record for m in members], dtype=np.int64).reshape(-1, 2),
-        first_image=np.cumsum([0] + [len(m.images) for m in members], dtype=np.int64),
-        images=np.array([i[:2] for i in images], dtype=np.int64).reshape(-1, 2),
-        extension=np.array([i[2] for i in images], dtype=np.uint8),
-        counts=np.array([m.counts or [-1] * len(FIELDS) for m in members], np.int32).reshape(-1, len(FIELDS)),
-        keys=np.frombuffer(b"".join(keys), dtype=np.uint8),
-        key_end=np.cumsum([len(k) for k in keys], dtype=np.int64),
-    )
-
-
-def record_counts(record: Record) -> list[int] | None:
-    """Annotations by FIELDS; None where there are none at all."""
-    counts = [count(record, name) for name in FIELDS]
-    return counts if any(counts) else None
-
-
-def split_member(name: str) -> tuple[str, str]:
-    """A member's (key, suffix): the key ends at the first dot of the base name, as WebDataset has it."""
-    folder, _, base = name.rpartition("/")
-    stem, _, suffix = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), suffix.lower()
-
-
-def scan_tar(file: BinaryIO) -> tuple[list[Members], str | None]:
-    """The samples of one tar, in order, and what is wrong with it (None: whole).
-
-    tarfile ends silently at a corrupt header; a whole tar ends with a block of zeros, so anything else is damage.
-    """
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    samples: dict[str, Members] = {}
-    damage = None
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError("unexpected end of data")
-                _note_member(samples, member, file)
-            end = tar.offset
-        file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
-            damage = f"no end-of-archive mark at byte {end} of {size}"
-    except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # ValueError: of pax headers
-        damage = f"{error} ({size} bytes)"
-    return list(samples.values()), damage
-
-
-def _note_member(samples: dict[str, Members], member: tarfile.TarInfo, file: BinaryIO) -> None:
-    key, suffix = split_member(member.name)
-    extension = suffix.rpartition(".")[2].replace("jpeg", "jpg")
-    extent = (member.offset_data, member.size)
-    if suffix == "json":
-        sample = samples.setdefault(key, Members(key))
-        sample.record = extent
-        position = file.tell()
-        file.seek(extent[0])
-        try:
-            record = json.loads(file.read(extent[1]))
-            sample.counts = record_counts(record)
-        except (ValueError, TypeError, AttributeError, RecursionError):
-            sample.counts = None  # unreadable: counted as a fault when it is drawn
-        file.seek(position)
-    elif extension in EXTENSIONS:
-        samples.setdefault(key, Members(key)).images.append((*extent, EXTENSIONS.index(extension)))

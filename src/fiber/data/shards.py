@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from fiber.data.index import Index, IndexBuilder, Members, scan_tar
+from fiber.data.index import Index
+from fiber.data.indexing import IndexBuilder, Members, scan_tar
 from fiber.data.records import (
     EXTENSIONS,
     FIELDS,
@@ -61,21 +62,22 @@ def build_index(folder: str | Path) -> Index:
 
 
 def _index_of(paths: Iterable[Path], folder: Path) -> Index:
-    builder = IndexBuilder()
+    builder = IndexBuilder(folder if os.access(folder, os.W_OK) else None)
     for path in paths:
         try:
             builder.add_shard(path.name, *_scan(path))
         except OSError as error:
             raise ShardError(f"{path} cannot be read: {error.strerror}") from None
-        shard = builder.pieces[-1].shards[0]
+        shard = builder.shards[-1]
         if "damage" in shard:
             log.warning("%s is damaged after %d samples: %s", path, shard["samples"], shard["damage"])
-    index = builder.build()
     try:
-        index.save(folder)
+        builder.save(folder)
+        stored = Index.load(folder)
     except OSError as error:
         log.warning("%s: the index could not be stored (%s); it is rebuilt every time", folder, error)
-    return index
+        stored = None
+    return stored or builder.build()
 
 
 def _info(folder: Path) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
+from fiber.data.convert.splits import sorted_names
 from fiber.predict.sources import ImageError, ImageFile
 
 ENDINGS = ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .jfif .avif .heic .heif"
 EXTENSIONS = frozenset(ENDINGS.split())
+_FOLDER = "\1"  # after the name of a folder while names are sorted: sorts before all that names go on with
 
 
 class ImageList:
@@ -87,14 +89,18 @@ class ImageList:
     def _folder(self, folder: Path, start: int) -> Iterator[ImageFile]:
         try:
             with os.scandir(folder) as listed:
-                entries = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in listed)
+                names = sorted_names(
+                    entry.name + _FOLDER if entry.is_dir(follow_symlinks=False) else entry.name
+                    for entry in listed
+                    if _is_image(entry.name) or entry.is_dir(follow_symlinks=False)
+                )
         except OSError as error:
             print(f"skipped the folder {folder}: {error.strerror}", file=sys.stderr)
             return
-        for name, is_folder in entries:
+        for name in names:
             path = str(folder / name)
-            if is_folder:
-                yield from self._folder(folder / name, start)
+            if name.endswith(_FOLDER):
+                yield from self._folder(folder / name.removesuffix(_FOLDER), start)
             elif _is_image(name) and os.path.isfile(path):
                 yield ImageFile(path, path[start:], path)
 

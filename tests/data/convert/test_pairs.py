@@ -5,11 +5,14 @@ import csv
 import http.server
 import io
 import json
+import os
 import pickle
 import random
 import sys
 import tarfile
 import threading
+import tracemalloc
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from fiber.data.convert import pair_images
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.pair_images import is_base64, url_name
 from fiber.data.convert.pair_rows import ByImage, table
+from fiber.data.convert.splits import sorted_names
 from fiber.data.shards import ShardSet
 
 Texts = dict[str, list[str]]
@@ -50,6 +54,31 @@ def images(folder: Path, names: str = "abc") -> None:
         put(folder / f"{name}.jpg", write_image(number))
 
 
+def test_a_text_beside_an_image_is_no_table_whatever_it_says(tmp_path):
+    images(tmp_path / "set")
+    for name, text in zip("abc", ("image, caption of a cat", "a dog", '{"captions": 1}'), strict=True):
+        put(tmp_path / f"set/{name}.txt", text)
+    put(tmp_path / "set/b.json", [{"image": "a.jpg", "caption": "a label tool's own"}])
+    assert run(tmp_path / "set", tmp_path / "out") == {
+        "set_a.jpg": ["image, caption of a cat"],
+        "set_b.jpg": ["a dog"],
+        "set_c.jpg": ['{"captions": 1}'],
+    }
+
+
+def test_names_are_sorted_as_bytes_in_little_memory():
+    rng = random.Random(0)
+    few = ["".join(rng.choice("ab/é木\udce9 .") for _ in range(rng.randrange(1, 9))) for _ in range(200)]
+    assert list(sorted_names(iter(few))) == sorted(few, key=os.fsencode)
+    assert list(sorted_names(iter(()))) == []
+    tracemalloc.start()
+    last = deque(sorted_names(f"image_{rng.randrange(10**9):09d}.jpg" for _ in range(200_000)), maxlen=1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert last[0].startswith("image_99")
+    assert peak < 200_000 * 60  # names of Python take 72 bytes each, and 8 for their place
+
+
 def test_rows_of_an_image_may_lie_anywhere(tmp_path):
     """Against a dictionary, over random tables with quotes, line ends in cells, a byte order mark and Unicode."""
     rng = random.Random(0)
@@ -65,6 +94,11 @@ def test_rows_of_an_image_may_lie_anywhere(tmp_path):
         found = ByImage(table(path, None, None))
         assert len(found) == len(grouped)
         assert [(row[0], row[1]) for row in found] == list(grouped.items())
+        together = [(name, text) for name, texts in grouped.items() for text in texts]
+        out = io.StringIO(newline="")
+        csv.writer(out).writerows([("image", "caption"), *together])
+        found = ByImage(table(put(tmp_path / f"{trial}_together.csv", out.getvalue().encode()), None, None))
+        assert (len(found), [(row[0], row[1]) for row in found]) == (len(grouped), list(grouped.items()))
         path = put(tmp_path / f"{trial}.json", [{"img": name, "text": text} for name, text in rows])
         for line in rows[:1]:
             assert main(["shards", "pairs", str(path), "--out", str(tmp_path / f"o{trial}")]) == 1  # no such images

@@ -11,7 +11,7 @@ from fiber.data.convert.class_names import Classes
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import count_array, has_array, iter_array
-from fiber.data.convert.splits import folders_of, split_of
+from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
 
 NAMED = False
 Place = Path
@@ -40,8 +40,8 @@ def places(request: Request) -> dict[str, Place]:
         return {split_of(path.stem, path.parent.name) or "train": path}
     found: dict[str, list[Path]] = {}
     folders = [raw, raw / "annotations"]
-    folders += [folder for folder in sorted(raw.iterdir()) if folder.is_dir() and split_of(folder.name)]
-    for path in (path for folder in folders if folder.is_dir() for path in _json_files(folder)):
+    folders += [folder for folder in subfolders(raw) if split_of(folder.name)]
+    for path in (path for folder in folders for path in _json_files(folder)):
         names = (path.stem, path.parent.name) if path.parent != raw else (path.stem,)
         found.setdefault(split_of(*names) or "train", []).append(path)
     return {split: _one(paths, split) for split, paths in found.items()}
@@ -50,7 +50,7 @@ def places(request: Request) -> dict[str, Place]:
 def _json_files(folder: Path) -> list[Path]:
     """Those in COCO's format. A folder of one file per image (labelme's) is left after the first."""
     out = []
-    for path in sorted(folder.glob("*.json")):
+    for path in files_of(folder, "*.json"):
         head = head_of(path)
         if '"shapes"' in head or '"_via_' in head:
             return []

@@ -18,7 +18,7 @@ from fiber.data.convert.boxes_coco import head_of, size_of
 from fiber.data.convert.class_names import Classes
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
-from fiber.data.convert.splits import folders_of, split_of
+from fiber.data.convert.splits import files_of, folders_of, split_of
 
 NAMED = False
 Place = Path
@@ -31,7 +31,7 @@ def places(request: Request) -> dict[str, Place]:
         path = existing([request.annotations, raw / request.annotations], "the annotations")
         return {split_of(path.stem) or "train": path} if _is_odvg(path) else {}
     found: dict[str, Path] = {}
-    for path in sorted([*raw.glob("*.json*"), *raw.glob("annotations/*.json*")]):
+    for path in sorted([*files_of(raw, "*.json*"), *files_of(raw / "annotations", "*.json*")]):
         if _is_odvg(path):
             split = split_of(path.stem) or "train"
             if split in found:
@@ -54,7 +54,7 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
     """Labels and their names as the instances of all splits have them, or as a label map beside says; none of files
     of groundings alone."""
     names: dict[int, str] = {}
-    for path in sorted(request.raw.glob("*label*.json")):
+    for path in files_of(request.raw, "*label*.json"):
         content = json_stream.load(path)
         if isinstance(content, dict) and all(key.isdigit() and isinstance(content[key], str) for key in content):
             names |= {int(key): name for key, name in content.items()}

@@ -16,7 +16,7 @@ from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import open_text
-from fiber.data.convert.splits import files, folders_of, split_of
+from fiber.data.convert.splits import files, files_of, folders_of, split_of, subfolders
 
 NAMED = True
 
@@ -51,14 +51,13 @@ def places(request: Request) -> dict[str, Place]:
     folder = next((raw / name for name in ("Annotations", "annotations", "xml") if _has_xml(raw / name)), None)
     if folder is not None:
         images = own or (raw / "JPEGImages", raw / "images", folder, raw)
-        lists = {path.stem: path for path in sorted((raw / "ImageSets" / "Main").glob("*.txt"))}
+        lists = {path.stem: path for path in files_of(raw / "ImageSets" / "Main", "*.txt")}
         found = {split: lists[split] for split in ("train", "val", "test") if split in lists}
         if "train" not in found and "trainval" in lists:
             found["train"] = lists["trainval"]
         if found:
             return {split: Place(folder, images, path) for split, path in found.items()}
-        inner = [path for path in sorted(folder.iterdir()) if path.is_dir()]
-        if parts := {split: path for path in inner if (split := split_of(path.name))}:
+        if parts := {split: path for path in subfolders(folder) if (split := split_of(path.name))}:
             return {split: Place(path, images) for split, path in parts.items()}
         return {"train": Place(folder, images)}
     parts = {split: paths[0] for split, paths in folders_of(raw).items() if _has_xml(paths[0])}

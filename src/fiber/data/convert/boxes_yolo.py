@@ -22,7 +22,7 @@ from fiber.data.convert.class_names import Classes
 from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import open_text
-from fiber.data.convert.splits import files, folders_of, split_of
+from fiber.data.convert.splits import files, files_of, folders_of, split_of
 
 NAMED = False
 Place = list[Path]
@@ -47,7 +47,9 @@ def places(request: Request) -> dict[str, Place]:
 
 
 def _config(raw: Path) -> dict[str, Any] | None:
-    for path in sorted([*raw.glob("*.yaml"), *raw.glob("*.yml")], key=lambda path: (path.stem != "data", path.name)):
+    for path in sorted(
+        [*files_of(raw, "*.yaml"), *files_of(raw, "*.yml")], key=lambda path: (path.stem != "data", path.name)
+    ):
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request
+from fiber.data.convert.splits import subfolders
 
 SPLITS = ("all", "train", "val", "test")
 OPTIONS = ("raw",)
@@ -22,7 +23,7 @@ def read(request: Request) -> RawDataset:
     """One record per image. The split is a folder above the classes; without it the classes are at the top. Raises
     ConversionError where there are fewer than two classes."""
     root = request.raw / request.split if (request.raw / request.split).is_dir() else request.raw
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = [path for path in subfolders(root) if not path.name.startswith(".")]
     images = {folder: _images(folder) for folder in folders}
     folders = [folder for folder in folders if images[folder]]
     if len(folders) < 2:

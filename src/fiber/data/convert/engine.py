@@ -20,13 +20,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
 from fiber.data.convert.packing import Packing
 from fiber.data.convert.pieces import PARTIAL, Piece, cut, make_item, run_pieces, write_json
 from fiber.data.convert.verdict import Contents, warnings
 from fiber.data.index import Index
+from fiber.data.indexing import IndexBuilder
 from fiber.data.shards import ShardSet
 
 _PROBE = 32  # items whose packed size sets the length of a piece
@@ -179,7 +178,7 @@ def _finish(
     source: RawDataset, job: ConversionOptions, plan: dict[str, Any], partial: Path, folders: list[Path]
 ) -> dict[str, Any]:
     """Moves the shards to the output folder and writes the index, drops.jsonl and, last, dataset.json."""
-    indexes: list[Index] = []
+    builder = IndexBuilder(partial)
     reasons: Counter[str] = Counter()
     noted: Counter[str] = Counter()
     items = 0
@@ -200,25 +199,23 @@ def _finish(
             index = Index.load(folder)
             if index is None:
                 raise ConversionError(f"{folder}: its index is damaged; remove {partial} and run the command again")
-            for shard in index.shards:
-                tar, shard["name"] = folder / shard["name"], f"{source.name}-{len(indexes):06d}.tar"
+            for number, shard in enumerate(index.shards, len(builder.shards)):
+                tar, shard["name"] = folder / shard["name"], f"{source.name}-{number:06d}.tar"
                 if tar.exists():
                     os.replace(tar, job.out / shard["name"])
-                indexes.append(Index.join([index]))  # in memory: pieces may be more than a process may keep open
-    if not indexes:
+            builder.add(index)
+    if not builder.shards:
         shutil.rmtree(partial)
         raise ConversionError(_nothing_made(items, reasons, examples))
-    index = Index.join(indexes)
-    index.save(job.out)
+    builder.save(job.out)
     os.replace(aside, job.out / "drops.jsonl")
-    totals = index.counts.sum(0, dtype=np.int64)
     boxes = contents.described(source.categories or []) if source.categories else {}
-    annotations = {name: int(n) for name, n in zip(index.fields, totals, strict=True) if n}
+    annotations = builder.totals()
     annotations |= {"boxes": contents.counts["boxes"]} if "boxes" in annotations else {}  # not images
     info = {
         "name": source.name,
         "split": source.split,
-        "samples": len(index),
+        "samples": len(builder),
         "annotations": annotations,
         "boxes": boxes,
         "warnings": warnings(boxes, source.categories or [], source.provenance.get("class_names") == "prompts"),

@@ -12,6 +12,7 @@ import os
 import unicodedata
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -108,11 +109,15 @@ class _Listing:
 
 
 def _images_below(root: str) -> Iterator[str]:
-    for folder, inner, files in os.walk(root):
-        inner.sort()
-        for file in sorted(files):
-            if is_image(file) or not os.path.splitext(file)[1]:
-                yield os.path.join(folder, file)
+    """In no order, one entry in memory at a time; a folder that cannot be read has none."""
+    waiting = [root]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    waiting += [] if entry.is_symlink() else [entry.path]
+                elif is_image(entry.name) or not os.path.splitext(entry.name)[1]:
+                    yield entry.path
 
 
 def _hash(text: str) -> int:

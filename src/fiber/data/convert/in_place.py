@@ -22,7 +22,7 @@ from tqdm import tqdm
 from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.convert.pieces import make_key, write_json
-from fiber.data.index import IndexBuilder, Members, record_counts
+from fiber.data.indexing import IndexBuilder, Members, record_counts
 from fiber.data.records import EXTENSIONS
 from fiber.data.remote import check_shard_name
 from fiber.data.shards import RECORDS
@@ -48,7 +48,7 @@ def index_tars(source: RawDataset, out: Path, decode_check: bool, overwrite: boo
         raise ConversionError(f"{out} already holds a set; choose another --out or pass --overwrite")
     for path in tars:
         _link(path, out / path.name)
-    builder = IndexBuilder()
+    builder = IndexBuilder(out)
     drops: list[Drop] = []
     aside = out / f".{RECORDS}.{os.getpid()}"
     with open(aside, "wb") as records:
@@ -58,9 +58,8 @@ def index_tars(source: RawDataset, out: Path, decode_check: bool, overwrite: boo
         first = f"{drops[0].reason}, {drops[0].subject}: {drops[0].detail}" if drops else "the tars are empty"
         raise ConversionError(f"none of the samples could be used; first: {first}")
     os.replace(aside, out / RECORDS)
-    index = builder.build()
-    index.save(out)
-    return _described(source, out, builder.totals(), len(index), drops)
+    builder.save(out)
+    return _described(source, out, builder.totals(), len(builder), drops)
 
 
 def _index(source: RawDataset, builder: IndexBuilder, packing: Packing, records: Any, drops: list[Drop]) -> None:
@@ -80,7 +79,7 @@ def _index(source: RawDataset, builder: IndexBuilder, packing: Packing, records:
             with open(path, "rb") as file:
                 whole = hashlib.file_digest(file, "sha256").hexdigest()
             builder.add_shard(path.name, members, path.stat().st_size, whole)
-            builder.pieces[-1].shards[0]["records"] = digest.hexdigest()
+            builder.shards[-1]["records"] = digest.hexdigest()
 
 
 def _placed(source: RawDataset, drops: list[Drop]) -> Iterator[RawItem]:

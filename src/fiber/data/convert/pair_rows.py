@@ -1,8 +1,9 @@
 """Rows of (image, texts) in text files of any length: tables, JSON lines, and lists in JSON.
 
-Rows of one image may lie anywhere in the file and become one record. So the file is read twice: first for where every
-row lies and whose it is (20 bytes per row are kept: a hash of the image's name, offset, length), then in the order in
-which images come first, each row again at its place. A file whose rows are in order is read from front to back.
+Rows of one image may lie anywhere in the file and become one record. So the file is read twice: first for whose row
+each is and where it lies (a hash of the image's name, offset, length), then in the order in which images come first,
+each row again at its place, which keeps 28 bytes per row. Where rows of an image lie together, as in most files,
+nothing is kept, and the second reading goes from front to back.
 """
 
 from __future__ import annotations
@@ -157,45 +158,65 @@ class ByImage:
 
     def __init__(self, rows: RowFile) -> None:
         self.rows = rows
+        self._scattered: tuple[np.ndarray, np.ndarray, array, array] | None = None  # order, first row, offset, length
         hashes, offsets, lengths = array("Q"), array("q"), array("i")
+        runs, last = 0, None
         for number, (row, offset, length) in enumerate(rows.places()):
-            name = None if isinstance(row, Drop) or is_base64(row[0]) else row[0]
-            hashes.append(_hash(f"\n{number}" if name is None else name))  # without one: belongs to no other row
+            own = _owner(row, number)
+            runs, last = runs + (own != last), own
+            hashes.append(own)
             offsets.append(offset)
             lengths.append(length)
         every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
-        by_hash = np.argsort(every, kind="stable")  # rows of a hash in the order of the file
-        starts = np.flatnonzero(np.diff(every[by_hash], prepend=np.uint64(0)) != 0)
-        if len(every) and (not len(starts) or starts[0] != 0):
-            starts = np.concatenate([[0], starts])
-        first = np.empty(len(every), np.int64)
-        first[by_hash] = np.repeat(by_hash[starts], np.diff(starts, append=len(every)))
-        self._order = np.argsort(first, kind="stable")
-        self._first = first
-        self._offsets, self._lengths = offsets, lengths
-        self._images = len(starts)
+        self._images = int(np.count_nonzero(np.diff(np.sort(every)))) + bool(len(every))
+        if runs > self._images:
+            self._scattered = *_by_first(every), offsets, lengths
 
     def __len__(self) -> int:
         return self._images
 
-    def __iter__(self) -> Iterator[tuple[str, list[Any], int, int] | Drop]:
+    def _in_order(self) -> Iterator[tuple[int, Row | Drop, int, int]]:
+        """(whose row it is, row, offset, length), rows of one image together."""
+        if self._scattered is None:
+            for number, (row, offset, length) in enumerate(self.rows.places()):
+                yield _owner(row, number), row, offset, length
+            return
+        order, first, offsets, lengths = self._scattered
         with open(self.rows.path, "rb") as file:
-            waiting: dict[str, tuple[str, list[Any], int, int]] = {}
-            last = -1
-            for number in map(int, self._order):
-                if self._first[number] != last:
-                    yield from waiting.values()
-                    waiting, last = {}, int(self._first[number])
-                offset, length = self._offsets[number], self._lengths[number]
+            for number in map(int, order):
+                offset, length = offsets[number], lengths[number]
                 where = f"{self.rows.path.name}, byte {offset}"
                 row = self.rows.parse(os.pread(file.fileno(), length, offset), where)
-                if isinstance(row, Drop):
-                    yield row
-                elif row[0] in waiting:  # two names of one hash stay apart
-                    waiting[row[0]][1].extend(row[1])
-                else:
-                    waiting[row[0]] = (row[0], row[1], offset, length)
-            yield from waiting.values()
+                yield int(first[number]), row, offset, length
+
+    def __iter__(self) -> Iterator[tuple[str, list[Any], int, int] | Drop]:
+        waiting: dict[str, tuple[str, list[Any], int, int]] = {}
+        last: int | None = None
+        for owner, row, offset, length in self._in_order():
+            if owner != last:
+                yield from waiting.values()
+                waiting, last = {}, owner
+            if isinstance(row, Drop):
+                yield row
+            elif row[0] in waiting:  # two names of one hash stay apart
+                waiting[row[0]][1].extend(row[1])
+            else:
+                waiting[row[0]] = (row[0], row[1], offset, length)
+        yield from waiting.values()
+
+
+def _owner(row: Row | Drop, number: int) -> int:
+    """Equal for rows of one image; a row without a name, or with the image itself, belongs to no other."""
+    return _hash(f"\n{number}" if isinstance(row, Drop) or is_base64(row[0]) else row[0])
+
+
+def _by_first(owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) uint64 -> (the order of rows by the first row of their owner, and that first row), both int64 (N,)."""
+    by_owner = np.argsort(owners, kind="stable")  # rows of an owner in the order of the file
+    starts = np.flatnonzero(np.concatenate([[True], np.diff(owners[by_owner]) != 0]))
+    first = np.empty(len(owners), np.int64)
+    first[by_owner] = np.repeat(by_owner[starts], np.diff(starts, append=len(owners)))
+    return np.argsort(first, kind="stable"), first
 
 
 def _hash(text: str) -> int:

@@ -9,7 +9,9 @@ looked for under --images, else in SRC. --in-place uses tars as they lie.
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,17 +20,17 @@ from typing import Any
 from fiber.data.convert import web_pairs
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.coco_format import identity
-from fiber.data.convert.image_folder import ImageFolder, is_image
+from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
 from fiber.data.convert.pair_rows import NAMES, TEXTS, ByImage, Row, RowFile, json_row, table
-from fiber.data.convert.splits import files, folders_of, split_of
+from fiber.data.convert.splits import files, files_of, folders_of, split_of, subfolders
 
 SPLITS = ("train", "val", "test")
 OPTIONS = ("raw", "annotations", "images", "image_column", "text_column", "image_key", "text_key", "in_place")
 LICENCE = "that of your images and texts"
-_TABLES = (".csv", ".tsv", ".txt", ".token")
+_TABLES, _LINES = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".ndjson", ".parquet")
 
 
 def splits(request: Request) -> tuple[str, list[str]]:
@@ -75,15 +77,15 @@ def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
     if not raw.is_dir():
         raise ConversionError(f"{raw}: no such folder or file of texts")
     tars: dict[str, list[Path]] = {}
-    for path in (path for folder in (raw, *_inner(raw)) for path in sorted(folder.glob("*.tar"))):
+    for path in (path for folder in (raw, *_inner(raw)) for path in files_of(folder, "*.tar")):
         names = (path.stem,) if path.parent == raw else (path.parent.name, path.stem)
         tars.setdefault(split_of(*names) or "train", []).append(path)
     if tars:
         return "tars", tars
     texts: dict[str, list[Path]] = {}
     for folder in (raw, raw / "annotations", raw / "data"):
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            for split in _splits_in(path) if path.is_file() and _has_texts(path, request) else ():
+        for path in _lists(folder):
+            for split in _splits_in(path) if _has_texts(path, request) else ():
                 texts.setdefault(split, []).append(path)
     if texts:
         return "texts in files", texts
@@ -106,7 +108,22 @@ def _splits_in(path: Path) -> list[str]:
 
 
 def _inner(raw: Path) -> list[Path]:
-    return [path for path in sorted(raw.iterdir()) if path.is_dir() and split_of(path.name)]
+    return [path for path in subfolders(raw) if split_of(path.name)]
+
+
+def _lists(folder: Path) -> list[Path]:
+    """The files in a folder that may be lists of images: not those of one image, which are called like it."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        kinds = (*_TABLES, *_LINES, ".json")
+        found = (entry.path for entry in entries if entry.name.lower().endswith(kinds) and entry.is_file())
+        return sorted(map(Path, itertools.filterfalse(_belongs_to_an_image, found)))
+
+
+def _belongs_to_an_image(path: str) -> bool:
+    stem = os.path.splitext(path)[0]
+    return any(os.path.exists(stem + extension) for extension in EXTENSIONS)
 
 
 def _has_texts(path: Path, request: Request) -> bool:
@@ -126,7 +143,7 @@ def _has_texts(path: Path, request: Request) -> bool:
             )
             return "caption" in first or '"sentences"' in head
         return head[:1] == "[" and any(f'"{key}"' in head for key in (request.text_column, *TEXTS) if key)
-    return kind in (".jsonl", ".ndjson", ".parquet")
+    return kind in _LINES
 
 
 def _has_pair(folder: Path) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatchcase
 from pathlib import Path
+
+import numpy as np
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "minival"),
           "test": ("test", "testing")}  # fmt: skip
@@ -21,31 +25,62 @@ def split_of(*names: str) -> str | None:
     return None
 
 
+def sorted_names(names: Iterable[str]) -> Iterator[str]:
+    """The names in the order of their bytes; all are read at once. Each takes the bytes of the longest, and is no
+    Python object: a folder of a million images is a few tens of MB."""
+    names = iter(names)
+    blocks = []
+    while block := list(itertools.islice(names, 4096)):
+        blocks.append(np.array([os.fsencode(name) for name in block]))
+    if not blocks:
+        return iter(())
+    whole = np.concatenate(blocks)
+    whole.sort()
+    return map(os.fsdecode, whole)
+
+
 def files(folder: str | Path, wanted: Callable[[str], bool]) -> Iterator[str]:
-    """Paths below a folder whose name is wanted, in a fixed order. The names of one folder are in memory at a time,
-    as plain texts; hidden folders and files are passed over."""
-    names, inner = [], []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                inner.append(entry.name)
-            elif wanted(entry.name):
-                names.append(entry.name)
-    names.sort()
-    for name in names:
+    """Paths below a folder whose name is wanted, in a fixed order. The names of one folder are in memory at a time;
+    hidden folders and files are passed over."""
+    inner: list[str] = []
+
+    def names() -> Iterator[str]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    inner.append(entry.name)
+                elif wanted(entry.name):
+                    yield entry.name
+
+    for name in sorted_names(names()):
         yield os.path.join(folder, name)
-    del names
     for name in sorted(inner):
         yield from files(os.path.join(folder, name), wanted)
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; none where it is none. Whatever else lies in it is not kept."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+
+
+def files_of(folder: Path, pattern: str) -> list[Path]:
+    """The files in a folder whose names match a pattern as of glob, sorted; as `subfolders`."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if fnmatchcase(entry.name, pattern))
 
 
 def folders_of(root: Path) -> dict[str, list[Path]]:
     """split -> the folders in `root` and in `root/images` that are called like it."""
     found: dict[str, list[Path]] = {}
     for place in (root, root / "images", root / "JPEGImages"):
-        for folder in sorted(place.iterdir()) if place.is_dir() else ():
-            if folder.is_dir() and (split := split_of(folder.name)):
+        for folder in subfolders(place):
+            if split := split_of(folder.name):
                 found.setdefault(split, []).append(folder)
     return found

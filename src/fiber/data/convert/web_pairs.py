@@ -18,7 +18,8 @@ from typing import Any
 
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, image_in
 from fiber.data.convert.json_stream import iter_array
-from fiber.data.index import split_member
+from fiber.data.convert.splits import files_of, subfolders
+from fiber.data.indexing import split_member
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -32,8 +33,8 @@ def find(folder: Path, source: str, annotations: list[Path], rows: Iterator[str]
     for path in annotations:
         if path.exists():
             return "vilt", _vilt(path, folder, source)
-    if any(folder.glob("*.tar")):
-        return "tars", tars(sorted(folder.glob("*.tar")), source)
+    if found := files_of(folder, "*.tar"):
+        return "tars", tars(found, source)
     if next(folder.glob("[0-9]*/*.json"), None) or next(folder.glob("[0-9]*/*.txt"), None):
         return "img2dataset files", _files(folder, source)
     if rows is not None and folder.is_dir():
@@ -70,7 +71,7 @@ def _rows(rows: Iterator[str], folder: Path, source: str) -> Iterator[RawItem]:
 
 def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
     """A row that was not fetched has a .json with its status and no image."""
-    for shard in sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()):
+    for shard in (path for path in subfolders(folder) if path.name.isdigit()):
         names = {name for name in os.listdir(shard) if not name.startswith(".")}
         for stem in sorted({Path(name).stem for name in names}):
             about: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer
 
-from fiber.data.index import BLOCK, IndexBuilder, Members, record_counts
+from fiber.data.indexing import BLOCK, IndexBuilder, Members, record_counts
 from fiber.data.records import EXTENSIONS, RecordError, Sample, validate_record
 from fiber.data.remote import check_shard_name
 from fiber.errors import ShardError
@@ -59,7 +59,7 @@ class ShardWriter:
         check_shard_name(f"{name}-000000.tar", Path(out_dir))  # before the work, not when the set is opened
         self.folder, self.name = Path(out_dir), name
         self.max_samples, self.max_bytes = max_samples, max_bytes
-        self.builder = IndexBuilder()
+        self.builder = IndexBuilder(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         for stale in self.folder.glob(f".{name}-*.tar"):
             stale.unlink()
@@ -74,7 +74,7 @@ class ShardWriter:
     def __exit__(self, kind: type | None, *_: object) -> None:
         if kind is None:
             self._finish_shard()
-            self.builder.build().save(self.folder)
+            self.builder.save(self.folder)
         elif self._tar is not None:
             self._file.close()
             self._aside.unlink()
@@ -113,7 +113,7 @@ class ShardWriter:
             self._finish_shard()
 
     def _start_shard(self) -> None:
-        self._shard = f"{self.name}-{len(self.builder.pieces):06d}.tar"
+        self._shard = f"{self.name}-{len(self.builder.shards):06d}.tar"
         self._aside = self.folder / f".{self._shard}"
         self._file = _HashingFile(self._aside)
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.GNU_FORMAT)  # noqa: SIM115
