@@ -16,9 +16,10 @@ main { display: grid; grid-template-columns: minmax(16rem, 3fr) minmax(18rem, 2f
   place-items: center; cursor: pointer; background: #fafafa; overflow: hidden; }
 #drop.over { border-color: #0072b2; background: #eef6fb; }
 #invite { color: #555; padding: 1rem; text-align: center; }
-#stage { position: relative; display: none; line-height: 0; width: 100%; }
-#stage.shown { display: inline-block; }
-#shown { width: 100%; max-height: 80vh; object-fit: fill; }
+#invite:empty { display: none; }
+#stage { position: relative; display: none; line-height: 0; width: min(100%, calc(80vh * var(--ratio, 1))); }
+#stage.shown { display: block; }
+#shown { width: 100%; height: auto; }
 #boxes, #heat { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
 #heat { mix-blend-mode: multiply; }
 #boxes rect { fill: none; stroke-width: 2.5; vector-effect: non-scaling-stroke; }
@@ -57,7 +58,7 @@ select, button { font: inherit; padding: .4rem .7rem; }
   <select id="verb" aria-label="what to do"></select>
   <p class="hint" id="hint"></p>
   <input id="text" aria-label="text" maxlength="2000" autocomplete="off">
-  <label id="least">least score <input id="threshold" type="range" min="0" max="1" step="0.05" value="0.3">
+  <label id="least">least score <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.3">
     <output id="level">0.30</output></label>
   <button id="ask">Ask</button>
   <button id="look" type="button">What each word looked at</button>
@@ -100,6 +101,8 @@ function choose(chosen) {
   if (!file) return;
   at("invite").textContent = "";
   at("stage").className = "shown";
+  at("shown").onload = ({ target }) =>
+    at("stage").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
   at("shown").onerror = () => { at("stage").className = ""; at("invite").textContent = file.name; };
   at("shown").src = URL.createObjectURL(file);
 }
@@ -207,6 +210,8 @@ at("look").addEventListener("click", () => guarded(async () => {
 fetch("/about").then((answer) => answer.json()).then((about) => {
   at("name").textContent = about.name;
   for (const verb of about.verbs) at("verb").add(new Option(VERBS[verb], verb));
+  if (about.threshold !== null) at("threshold").value = about.threshold;
+  at("threshold").dispatchEvent(new Event("input"));
   classes = about.categories.slice(0, 6).join(", ");
   at("verb").dispatchEvent(new Event("change"));
   document.body.dataset.state = "idle";
