@@ -44,9 +44,9 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
                 for spine in axis.spines.values():
                     spine.set(color=HIT if right else "#cccccc", linewidth=4 if right else 1)
         axes[row, 0].set_title(f"“{texts[query]}”", loc="left", fontsize=9)
-    names, figures = ("dual encoder: cosine", "re-ranked by the fused model: matching logit"), found.figures
+    names, figures = ("dual encoder, by cosine", "re-ranked, by matching logit"), found.figures
     for half, (name, key) in enumerate(zip(names, ("t2i_r1", "reranked_t2i_r1"), strict=True)):
-        first = f"{name}; the true image first: {100 * figures[key]:.1f} %" if key in figures else name
+        first = f"{name}: right first for {100 * figures[key]:.1f} %" if key in figures else name
         figure.text(0.02 + 0.505 * half, 1 - 0.22 / size[1], first, fontsize=10, weight="bold", va="center")
     top_margin = 1 - 0.75 / size[1]
     figure.subplots_adjust(left=0.02, right=0.98, bottom=0.3 / size[1], top=top_margin, wspace=0.08, hspace=0.55)

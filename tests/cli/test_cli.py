@@ -137,6 +137,27 @@ def test_errors_say_what_to_do(world, tmp_path, capsys):
     assert "30 is not in 0..1" in capsys.readouterr().err
 
 
+def test_a_program_is_written_per_size(world, tmp_path, capsys, monkeypatch):
+    wrote = []
+    write = lambda _, path, size: wrote.append((path.name, size)) or 1e-7  # noqa: E731
+    monkeypatch.setattr("fiber.weights.program.export_onnx", write)
+    argv = ["convert", str(world / "coarse"), str(tmp_path / "m.onnx")]
+    assert main([*argv, "--size", "64x64", "64x96"]) == 0
+    assert main([*argv, "--size", "128x128"]) == 0
+    assert main(argv) == 0
+    assert wrote == [
+        ("m-64x64.onnx", (64, 64)),
+        ("m-64x96.onnx", (64, 96)),
+        ("m.onnx", (128, 128)),
+        ("m.onnx", None),
+    ]
+    for wrong in ("64", "64x", "0x64", "64x-1"):
+        with pytest.raises(SystemExit) as end:
+            main([*argv, "--size", wrong])
+        assert end.value.code == 2
+        assert f"'{wrong}' is no HEIGHTxWIDTH" in capsys.readouterr().err
+
+
 def test_the_console_script_runs(world):
     command = Path(sys.executable).with_name("fiber")
     argv = [
