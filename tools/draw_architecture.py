@@ -1,8 +1,7 @@
 """The rooms of the house and what they import, as one figure: tools/draw_architecture.py [--out FILE.svg]
 
-The floors are the table below, which tests/test_house.py holds the code to; the lines are read from the import
-statements, lazy ones and those for the type checker included, so that the figure cannot say what is not so. A line is
-left out where a longer way says the same (cli -> predict -> tasks needs no line cli -> tasks).
+The floors are the table below, which tests/test_house.py holds the code to; the lines are read from all import
+statements, lazy ones too. One is left out where a longer way says the same (cli -> predict -> tasks, cli -> tasks).
 """
 
 import argparse
@@ -36,6 +35,7 @@ FLOORS: tuple[dict[str, str], ...] = (
         "distributed": "ranks, gathers, exchanges",
         "cards": "how cards compute, and how fast",
         "countdown": "what a long job shows",
+        "recompute": "activations computed twice",
         "errors": "errors of one line",
     },
 )

@@ -205,7 +205,8 @@ class Job:
         lock = RunLock(folder) if distributed.is_main() else None
         seed_all(config.seed)
         self.watchdog.beat(0, "preparation")
-        flops, told = self.task.flops(config, module), about(config, self.task, module, stream)
+        told = about(config, self.task, module, stream)
+        flops = self.task.flops(config, module) if distributed.is_main() else None  # for the log, which has one rank
         engine, optimizer = zero.build_engine(module, config.train, config.optim)
         ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
         checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
