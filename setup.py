@@ -62,10 +62,10 @@ setup(
         "torch>=2.6",
         "torchvision>=0.21",  # deformable convolution, NMS, image transforms
         "transformers>=5,<6",
-        "tokenizers>=0.20",
+        "tokenizers>=0.22",
         "simplejpeg>=1.9",  # decodes straight to arrays, ~1.15x PIL per core
         "safetensors>=0.4.5",
-        "huggingface_hub>=0.26",
+        "huggingface_hub>=1.3",
         "pydantic>=2.9",  # types and ranges of configurations
         "pyyaml>=6",
         "pillow>=11",  # 10.4 gives the size of a turned TIFF before turning
@@ -74,7 +74,7 @@ setup(
     extras_require={
         "train": [
             "deepspeed>=0.19.6,<0.20",  # earlier releases rescale losses on accumulation
-            "timm>=1.0",  # pre-trained image towers
+            "timm>=1.0.3",  # pre-trained image towers
             "webdataset>=1.0,<2",  # shards that lie elsewhere
             "pycocotools>=2.0.8",  # box average precision
             "wandb>=0.31",  # finish_timeout: a run that cannot upload must end all the same
