@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
 from fiber.config.loading import to_yaml
+from fiber.countdown import Countdown
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
@@ -236,9 +238,13 @@ class Job:
             rehearse=lambda engine: self.rehearse(self._plain(engine)),
             lost=None if lock is None else lock.lost,
             flops_per_sample=flops,
+            shown=Countdown(
+                "training", config.train.steps, "steps", done=start, show=distributed.is_main(), leave=True
+            ),
+            samples="pairs" if self.task.stage == "coarse" else "images",
         )
         _resume_counts(run, state)
-        with run.tracker.failure_known():
+        with run.tracker.failure_known(), closing(run.shown):
             loop.train(run, self.batches(stream, start), start)
             if not run.stopped:
                 _finish(run, partial(self.export, module))
