@@ -29,8 +29,10 @@ refused.
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
-    parser.add_argument("src", type=Path)
-    parser.add_argument("dst", type=Path)
+    parser.add_argument("src", type=Path, metavar="SRC", help="what there is, as above")
+    parser.add_argument(
+        "dst", type=Path, metavar="DST", help="what it becomes: a new folder, or a file by its ending"
+    )
     parser.add_argument("--tokenizer", default="roberta-base", help="of an official file (default: %(default)s)")
     parser.add_argument("--answers", type=Path, help="JSON list of the question head's answers, in class order")
     parser.add_argument("--categories", type=Path, help="JSON list of class names a detector was trained on")

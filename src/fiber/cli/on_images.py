@@ -39,7 +39,7 @@ def common(parser: argparse.ArgumentParser, image: bool = True) -> None:
         "--out", type=Path, action="append", default=[], help="FILE.json, .jsonl, .parquet, .coco.json or .png"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in")
     parser.add_argument(
         "--batch", type=count, help="images at a time (default: 64 on a card, halved where it is full)"
     )
@@ -166,10 +166,10 @@ def _entries(
 ) -> Iterator[Entry]:
     """The entries of the images that the journal lacks, drawn where drawings are wanted and added to the journal,
     or printed where there is none."""
+    from fiber.countdown import Countdown
     from fiber.predict.journal import each_batch, entry_of
     from fiber.predict.results import as_json, rounded
     from fiber.predict.sources import Prepared
-    from fiber.predict.stream import Countdown
 
     total, number = len(files), 0 if journal is None else sum(1 for _ in journal)
     shown = Countdown(arguments.verb, total, show=total > model.batch)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import box_iou, nms
 
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
@@ -41,6 +40,8 @@ class Shown:
 def draw_regions(image: Image.Image, text: str, shown: Sequence[Shown], legend: bool = True) -> Image.Image:
     """The figure of one image; each of `shown` has a colour of its own, up to seven. `legend`: whether it stands
     below, which a sheet of several figures does once for all."""
+    from torchvision.ops import box_iou  # slow to import, as in fine/postprocess.py
+
     drawn: list[tuple[Box, str, int, bool, bool | None]] = []
     for number, one in enumerate(shown):
         hits, met = [False] * len(one.found), [False] * len(one.true)
@@ -120,6 +121,8 @@ def _classes(
     record: Record, names: dict[int, str], ids: list[int], found: Detections, threshold: float
 ) -> tuple[str, list[Shown]]:
     """Every class that is there or found, in the order of the set; of boxes on one place the best, whatever class."""
+    from torchvision.ops import nms  # slow to import, as in fine/postprocess.py
+
     sure = found.best(int((found.scores >= threshold).sum()))
     best = nms(sure.boxes, sure.scores, OVERLAP)[:MOST] if len(sure.scores) else torch.zeros(0, dtype=torch.int64)
     boxes, scores = sure.boxes[best], sure.scores[best]

@@ -157,13 +157,13 @@ def retrieval_part(shards: ShardSet, field: str, folder: Path) -> Part:
         part.items.append(ReportItem(numbers[row["image_id"]], float(error), tags, (), lines, other=other))
     ranks = {"image to text": [r["rank"] for r in by_image], "text to image": [r["rank"] for r in by_text]}
     rows = []
-    for way, found in ranks.items():
-        recalls = [float(np.mean(np.array(found) < k)) for k in (1, 5, 10)]
-        rows.append([way, len(found), *recalls, float(np.median(found)) + 1])
+    for way, ranked in ranks.items():
+        recalls = [float(np.mean(np.array(ranked) < k)) for k in (1, 5, 10)]
+        rows.append([way, len(ranked), *recalls, float(np.median(ranked)) + 1])
     columns = ["way", "queries", "R@1", "R@5", "R@10", "median rank"]
     part.tables = [{"title": "Recall, as ranked last", "columns": columns, "rows": rows}]
     bars = ["1", "2", "3-5", "6-10", "11-50", "later"]
-    part.charts = [histogram(f"Rank, {way}", "rank", found, RANKS, bars) for way, found in ranks.items()]
+    part.charts = [histogram(f"Rank, {way}", "rank", ranked, RANKS, bars) for way, ranked in ranks.items()]
     return part
 
 

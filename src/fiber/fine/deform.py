@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import deform_conv2d
 
 TAPS = 9
 
@@ -32,6 +31,8 @@ def operator_deform_conv(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
 ) -> Tensor:
     """`deform_conv` through torchvision's operator; all tensors float32."""
+    from torchvision.ops import deform_conv2d  # brings torch's compiler with it: a second of processor time
+
     return deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=mask)
 
 
