@@ -1,9 +1,12 @@
 """Multi-scale test by hand: which boxes a size answers for, mirroring, voting; and one size alone changes nothing."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_regions import detector, scenes, tokenizer  # noqa: F401 (fixtures)
 
+from fiber.config.stage2 import RegionConfig, RegionEvalConfig
 from fiber.data.prompts import PromptBuilder
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
@@ -53,6 +56,16 @@ def test_views_keep_the_aspect_and_the_longest_side() -> None:
     whole, mirrored = (pixels for pixels, *_ in views(IMAGE, MultiScale((Scale(20),))))
     assert torch.equal(whole, IMAGE)
     assert torch.equal(mirrored, IMAGE.flip(2))
+
+
+def test_the_sizes_of_a_run_take_the_place_of_the_releases() -> None:
+    def asked(**keys: object) -> MultiScale | None:
+        config = SimpleNamespace(regions=RegionConfig(), eval=RegionEvalConfig(**keys))  # type: ignore[arg-type]
+        return EvalImage.of(config).multi_scale  # type: ignore[arg-type]
+
+    assert asked() is None
+    assert asked(multi_scale=True) == MultiScale()
+    assert asked(scales=(288, 320)) == MultiScale((Scale(288), Scale(320)), longest=1333)
 
 
 def test_boxes_come_back_from_the_mirror_and_the_size() -> None:

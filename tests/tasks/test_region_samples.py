@@ -88,6 +88,23 @@ def test_no_mirroring_where_the_caption_tells_sides(region: RegionSample) -> Non
     assert {region(made, "captions", 0, np.random.default_rng(s))["boxes"][0, 0].item() for s in range(12)} == {0.0}
 
 
+def test_upside_down_where_things_have_no_up(region: RegionSample) -> None:
+    """Boxes with classes go with the pixels; captions, which may speak of above and below, stay as they are."""
+    box = [12.0, 20.0, 40.0, 30.0]
+    painted = sample(
+        names=("cell",), painted=(box,), boxes=boxes(box, category=10), captions=caption(TEXT, (CAT, [0]))
+    )
+    turned = replace(region, vertical_flip=0.5)
+    low: dict[str, set[bool]] = {}
+    for field, seed in itertools.product(("boxes", "captions"), range(12)):
+        made = turned(painted, field, 0, np.random.default_rng(seed))
+        rows = made["image"].float().amax((0, 2)).gt(127).nonzero()
+        found = [int(rows.min()), int(rows.max()) + 1]
+        assert np.abs(made["boxes"][0, [1, 3]].numpy() - found).max() <= 1.0
+        low.setdefault(field, set()).add(found[0] + found[1] > made["image"].shape[1])
+    assert low == {"boxes": {False, True}, "captions": {False}}
+
+
 def test_fitted_sizes_by_hand() -> None:
     assert fitted(640, 480, 800, 1333) == (1067, 800)
     assert fitted(480, 640, 800, 1333) == (800, 1067)

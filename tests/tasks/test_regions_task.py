@@ -248,6 +248,8 @@ def test_learning_rates_of_the_published_recipe() -> None:
         ("detector.groups=7", "detector.channels: 64 is no multiple of groups 7"),
         ("regions.flip=2", r"regions.flip: must be at most 1"),
         ("regions.short_sides=[16]", "regions: sides below 32 px"),
+        ("eval.scales=[64,16]", "regions: sides below 32 px"),
+        ("eval.scales=[640]", "regions.max_side: 64 px is less than a short side"),
         ("regions.chunk_classes=0", "regions.chunk_classes: must be at least 1, got 0"),
         ("regions.frozen_stages=5", "regions.frozen_stages: the image tower has 4 stages"),
         ("data.train.0.field=questions", "data.train.0.field: stage 2 learns from captions, expressions, boxes"),

@@ -46,6 +46,7 @@ class RegionConfig:
     test_side: Size = 800  # px, short side in evaluation
     max_side: Size = 1333  # px
     flip: Share = 0.5  # probability of mirroring, where the caption has no left or right
+    vertical_flip: Share = 0.0  # probability of turning images with classes upside down: things that have no up
     classes: Literal["sampled", "all"] = "sampled"  # in the caption of a detection sample; "all" must fit max_text
     shuffle_classes: bool = False  # classes "all": a new order in each training caption
     max_negatives: Annotated[Whole, Field(ge=0, le=65_536)] = 85  # absent classes in a sampled caption, at most
@@ -72,6 +73,7 @@ class RegionEvalConfig(EvalConfig):
     """As `EvalConfig`."""
 
     multi_scale: bool = False  # ask at 12 sizes, mirrored too, and vote, as the release's test does: 24 x the cost
+    scales: tuple[Size, ...] = ()  # px, short sides to ask at in this way, within regions.max_side, in place of those
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -103,13 +105,13 @@ def validate_stage2(config: Stage2Config, world: int | None) -> None:
         len(detector.anchor_sizes) == levels,
         f"detector.anchor_sizes: {levels} strides need {levels} sizes, got {len(detector.anchor_sizes)}",
     )
-    for name in ("channels", "head_channels"):
-        width = getattr(detector, name)
+    for name, width in (("channels", detector.channels), ("head_channels", detector.head_channels)):
         require(width % detector.groups == 0, f"detector.{name}: {width} is no multiple of groups {detector.groups}")
     require(bool(regions.short_sides), "regions.short_sides: give at least one")
-    require(min(*regions.short_sides, regions.test_side) >= 32, "regions: sides below 32 px leave nothing to detect")
+    sides = (*regions.short_sides, regions.test_side, *config.eval.scales)
+    require(min(sides) >= 32, "regions: sides below 32 px leave nothing to detect")
     require(
-        regions.max_side >= max(*regions.short_sides, regions.test_side),
+        regions.max_side >= max(sides),
         f"regions.max_side: {regions.max_side} px is less than a short side",
     )
     require(
@@ -118,8 +120,7 @@ def validate_stage2(config: Stage2Config, world: int | None) -> None:
     )
     for section, sources in (("data.train", config.data.train), ("eval.data", config.eval.data)):
         for i, source in enumerate(sources):
-            fields = ("captions", "expressions", "boxes")
             require(
-                source.field in fields,
-                f"{section}.{i}.field: stage 2 learns from {', '.join(fields)}, got {source.field!r}",
+                source.field in ("captions", "expressions", "boxes"),
+                f"{section}.{i}.field: stage 2 learns from captions, expressions, boxes, got {source.field!r}",
             )

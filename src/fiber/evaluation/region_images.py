@@ -11,7 +11,7 @@ import torch
 from fiber.config.stage2 import Stage2Config
 from fiber.data.records import Sample
 from fiber.data.samples.images import read_image
-from fiber.evaluation.multi_scale import MultiScale
+from fiber.evaluation.multi_scale import MultiScale, Scale
 from fiber.fine.inference import fit
 
 
@@ -27,8 +27,10 @@ class EvalImage:
     @classmethod
     def of(cls, config: Stage2Config) -> EvalImage:
         """As the run's configuration says."""
-        multi_scale = MultiScale() if config.eval.multi_scale else None
-        return cls(config.regions.test_side, config.regions.max_side, multi_scale)
+        side, longest = config.regions.test_side, config.regions.max_side
+        if config.eval.scales:
+            return cls(side, longest, MultiScale(tuple(map(Scale, config.eval.scales)), longest))
+        return cls(side, longest, MultiScale() if config.eval.multi_scale else None)
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """Raises SampleFault."""

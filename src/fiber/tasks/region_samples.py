@@ -54,6 +54,7 @@ class RegionSample:
     short_sides: Sequence[int]  # px; one is drawn for each sample
     max_side: int  # px, of the other side
     flip: float = 0.5  # probability of mirroring an image whose caption has no left or right
+    vertical_flip: float = 0.0  # probability of turning an image with labels upside down
     # In the caption of an image with labels: its classes and absent ones, drawn, in random order; or all of the set.
     classes: Literal["sampled", "all"] = "sampled"
     shuffle: bool = False  # all classes in a new order each time, not in the set's, as evaluation asks for them
@@ -93,6 +94,9 @@ class RegionSample:
         if mirror and not mentions_sides(prompt.text):
             pixels = pixels.flip(2)
             placed[:, [0, 2]] = new_width - placed[:, [2, 0]]
+        if field == "boxes" and self.vertical_flip and rng.random() < self.vertical_flip:
+            pixels = pixels.flip(1)
+            placed[:, [1, 3]] = new_height - placed[:, [3, 1]]
         return {
             "image": pixels,
             "prompt": prompt,

@@ -59,6 +59,7 @@ def build_sample(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Re
         short_sides=regions.short_sides,
         max_side=regions.max_side,
         flip=regions.flip,
+        vertical_flip=regions.vertical_flip,
         classes=regions.classes,
         shuffle=regions.shuffle_classes,
         max_negatives=regions.max_negatives,
