@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ MINE = {
     "data": {"train": [{"path": "a", "field": "captions"}, {"path": "b", "field": "boxes"}]},
     "eval": {"data": [{"path": "c", "field": "boxes"}]},
 }  # fmt: skip
+
+NEEDS = ['deepspeed<0.20,>=0.19.6; extra == "train"']
 
 
 @pytest.fixture
@@ -59,6 +62,16 @@ def cards(monkeypatch: pytest.MonkeyPatch, folder: Path, number: int) -> None:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
     monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+
+
+def test_without_the_extra_that_trains_it_is_one_line(
+    folder: Path, started: list, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(launcher, "find_spec", lambda name: None)
+    monkeypatch.setattr(metadata, "requires", lambda _: NEEDS)
+    assert main.main(["train", "mine.yaml", "data=S"]) == 1
+    assert capsys.readouterr().err == 'error: deepspeed is not installed: pip install "fiber-vl[train]"\n'
+    assert not started
 
 
 def test_one_process_on_the_cpu(folder: Path, started: list, monkeypatch: pytest.MonkeyPatch) -> None:

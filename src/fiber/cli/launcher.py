@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,8 @@ def batches(overrides: Sequence[str], file: Path, ranks: int) -> list[str]:
 
 def start(job: Launch, mode: str, arguments: argparse.Namespace) -> int:
     """Run the job to its end; -> its exit status (75: stopped by a signal and saved)."""
+    if find_spec("deepspeed") is None:  # said here in one line, not by every rank
+        raise ModuleNotFoundError("the extra `train` is not installed", name="deepspeed")
     environment = dict(os.environ)
     if "RANK" in environment and "WORLD_SIZE" in environment:  # srun, torchrun: this process is one rank of a job
         os.execv(sys.executable, [sys.executable, "-u", *job.words(mode)])
