@@ -1,6 +1,7 @@
 """launch/photographs.sh on a few real images: all is converted, trained, evaluated, drawn, and in the table. Its part
 "objects" is left out: it is "cells" with another set."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,3 +50,11 @@ def test_the_pairs_are_one_caption_of_each_image(runs: Path) -> None:
     lines = (runs / "raw/pairs.csv").read_text().splitlines()
     assert lines[0] == "image,caption"
     assert len({line.partition(",")[0] for line in lines[1:]}) == len(lines) - 1 == 200
+
+
+def test_every_script_can_be_started() -> None:
+    """As the docs write it, without `bash` before it; common.sh is read by the others."""
+    folder = Path(__file__).resolve().parents[2] / "launch"
+    scripts = [path for path in folder.glob("*.sh") if path.name != "common.sh"]
+    assert [path.name for path in scripts if not os.access(path, os.X_OK)] == []
+    assert len(scripts) > 10
