@@ -136,9 +136,9 @@ class TrainConfig:
 
     steps: Count = 100_000  # updates
     global_batch: Count = 4096  # = micro_batch x accumulation x ranks, checked
-    preset: Literal["off", "auto", 24, 40, 80, 141] = "off"  # GB of a card, by which the next two, checkpointing, ...
+    preset: Literal["off", "auto", 24, 40, 80, 141] = "off"  # micro_batch, accumulation, precision by a card's GB
     micro_batch: Count = 64  # samples per rank and forward pass
-    accumulation: Count = 1  # forward passes per update; ... and precision are chosen
+    accumulation: Count = 1  # forward passes per update
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_truth_value)] = 1  # 0 shards nothing, 3 all
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False  # blocks by torch.compile: minutes at the start, then faster steps
