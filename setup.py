@@ -70,7 +70,6 @@ setup(
         "pyyaml>=6",
         "pillow>=11",  # 10.4 gives the size of a turned TIFF before turning
         "numpy>=1.26",
-        "tqdm>=4.66",
     ],
     extras_require={
         "train": [
@@ -103,7 +102,7 @@ setup(
             "onnxruntime>=1.20",
             "tensorboard>=2.16",
         ],
-        "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-tqdm", "types-psutil"],
+        "lint": ["ruff>=0.8", "mypy>=1.11", "types-PyYAML", "types-psutil"],
     },
     entry_points={"console_scripts": ["fiber=fiber.cli.main:main"]},
 )

@@ -56,3 +56,6 @@ say "5/5  images and summary"
 python tools/visualize.py "$out/stage2" --shards "$out/shards/test" --out "$out/figures/grounding.png" >"$out/logs/visualize.json"
 python -m fiber.cli.main report "$out/stage2" --out "$out/report" >"$out/logs/report.log"
 python tools/demo_summary.py "$out" --began "$began"
+if [[ -z ${SMALL:-} ]]; then # what has trained for a few steps answers nothing right
+  python tools/demo_examples.py "$out" || true # a wrong one is said; what was trained stays
+fi

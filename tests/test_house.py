@@ -134,7 +134,7 @@ def test_one_public_name_for_one_thing() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 classes[node.name].append(name(path))
             elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_") and not rows:
-                functions[node.name].append(name(path))
+                functions[node.name] += [name(path)] * (name(path) not in functions[node.name])  # overloads are one
     offenders = [
         f"{kind} {word}: {', '.join(places)}"
         for kind, table, most in (("class", classes, 1), ("module", files, 1), ("function", functions, SAME_FUNCTION))

@@ -24,7 +24,7 @@ def run(config: DetectBenchConfig) -> dict:
     task.train()
     side = max(regions.short_sides)
     batch = noise(config, side, size)
-    forward = image_cost(task.model, (side, side), config.max_text)(batch)
+    forward = image_cost(task.model, (side, side), config.max_text)(batch["images"].shape)
 
     def step() -> None:
         task.zero_grad()

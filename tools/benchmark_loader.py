@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 from PIL import Image
-from tqdm import tqdm
 
 from benchmark_common import BenchConfig
+from fiber.countdown import Countdown
 from fiber.data.collate import collate
 from fiber.data.convert.writer import write_dataset
 from fiber.data.loader import make_loader
@@ -88,7 +88,7 @@ def read_through(folder: str, make_sample: PretrainSample, config: BenchConfig) 
     steps = max(config.bench.samples // size, 10)
     resident = []
     start, warm = time.perf_counter(), steps // 10
-    for step, batch in enumerate(tqdm(islice(batches, steps), total=steps, desc="loader", leave=False)):
+    for step, batch in enumerate(Countdown("reading", steps, "batches").over(islice(batches, steps))):
         if step == warm:
             start = time.perf_counter()
             resident.append(resident_memory())

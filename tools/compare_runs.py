@@ -55,19 +55,22 @@ def table(groups: dict[str, list[Path]], metrics: Sequence[str]) -> str:
 
 
 def plot(groups: dict[str, list[Path]], metrics: Sequence[tuple[str, str]], out: Path) -> None:
-    """One panel a (metric, baseline or "")."""
+    """One panel per (metric, baseline or ""): mean and range over the runs of a group."""
     figure, panels = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 3.6), squeeze=False)
     for panel, (metric, baseline) in zip(panels[0], metrics, strict=True):
         for label, runs in groups.items():
             steps, values = read_curve(runs, metric)
-            (line,) = panel.plot(steps, values.mean(0), label=label)
+            (line,) = panel.plot(steps, values.mean(0), marker="o", label=label)
             panel.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)
         if baseline:
             steps, values = read_curve(next(iter(groups.values())), baseline)
-            panel.plot(steps, values.mean(0), ":", color="grey", label=baseline)
-        panel.set(xlabel="step", title=metric, ylim=(0, 1))
-        panel.legend()
-    figure.tight_layout()
+            panel.plot(steps, values.mean(0), ":", color="grey", label=f"baseline: {baseline}")
+        panel.set(xlabel="step", title=metric, ylim=(0, None))
+        panel.set_xticks(steps)
+        panel.grid(alpha=0.3)
+    # One legend below both: on a panel it would cover curves.
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="lower center", ncols=len(groups) + 1, fontsize=9)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=120)
     plt.close(figure)

@@ -1,8 +1,7 @@
 """The rooms of the house and what they import, as one figure: tools/draw_architecture.py [--out FILE.svg]
 
-The floors are the table below, which tests/test_house.py holds the code to; the lines are read from the import
-statements, lazy ones and those for the type checker included, so that the figure cannot say what is not so. A line is
-left out where a longer way says the same (cli -> predict -> tasks needs no line cli -> tasks).
+The floors are the table below, which tests/test_house.py holds the code to; the lines are read from all import
+statements, lazy ones too. One is left out where a longer way says the same (cli -> predict -> tasks, cli -> tasks).
 """
 
 import argparse
@@ -35,6 +34,8 @@ FLOORS: tuple[dict[str, str], ...] = (
     {
         "distributed": "ranks, gathers, exchanges",
         "cards": "how cards compute, and how fast",
+        "countdown": "what a long job shows",
+        "recompute": "activations computed twice",
         "errors": "errors of one line",
     },
 )
@@ -139,11 +140,10 @@ def draw() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=REPO / "docs" / "figures" / "architecture.svg")
-    arguments = parser.parse_args()
-    arguments.out.write_text(draw())
-    print(f"wrote {arguments.out}")
+    (out := parser.parse_args().out).write_text(draw())
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

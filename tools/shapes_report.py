@@ -12,21 +12,14 @@ import argparse
 import json
 from pathlib import Path
 
-import matplotlib
-import numpy as np
-
 import fiber
 from fiber.coarse.model import CoarseModel
-from fiber.data.records import annotation_text
 from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
 from fiber.evaluation.progress import Progress
 from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
 from fiber.evaluation.visual_words import evaluate_visual_words
-from fiber.images.codec import decode
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from shapes_figures import draw_curves, draw_retrieval
 
 
 def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 64) -> tuple[dict, Retrieval]:
@@ -75,53 +68,6 @@ def table(figures: dict) -> str:
         ),
     ]
     return "\n".join(lines)
-
-
-def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top: int = 5) -> None:
-    """For a few captions, the best images by the dual encoder and after re-ranking; the true one is framed."""
-    shards = ShardSet(folder)
-    images = [decode(shards.read(i).images[0][1]) for i in range(len(shards))]
-    counts = shards.counts("captions").tolist()
-    texts = [annotation_text(shards.record(i), "captions", a) for i, count in enumerate(counts) for a in range(count)]
-    chosen = np.linspace(0, len(texts) - 1, queries).astype(int)
-    figure, axes = plt.subplots(queries, 2 * top, figsize=(2 * top * 1.05, queries * 1.45), squeeze=False)
-    for row, query in enumerate(chosen):
-        for half, scores in enumerate((found.contrastive, found.text_to_image)):
-            best = np.argsort(-scores[:, query])[:top]
-            for column, image in enumerate(best):
-                axis = axes[row, half * top + column]
-                axis.imshow(images[image])
-                axis.set(xticks=[], yticks=[])
-                right = image == found.image_row[query]
-                for spine in axis.spines.values():
-                    spine.set(color="#1a9850" if right else "#cccccc", linewidth=4 if right else 1)
-        axes[row, 0].set_title(texts[query], loc="left", fontsize=9)
-    figure.suptitle("text → image: dual encoder (left half), re-ranked by the fused model (right half)", fontsize=11)
-    figure.subplots_adjust(left=0.02, right=0.98, bottom=0.02, top=0.88, wspace=0.08, hspace=0.45)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-
-
-def draw_curves(run: Path, out: Path) -> None:
-    """Losses, in-batch accuracies and gates along training, from metrics.jsonl."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [row for row in rows if "loss/itc" in row]
-    panels = {
-        "losses": ["loss/itc", "loss/itm", "loss/mlm"],
-        "accuracy in the batch": ["accuracy/itc_t2i", "accuracy/itm", "accuracy/mlm"],
-        "gates": sorted({key for row in rows for key in row if key.startswith("gate/")}),
-    }
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
-    for axis, (title, keys) in zip(axes, panels.items(), strict=True):
-        for key in keys:
-            points = [(row["step"], row[key]) for row in rows if key in row]
-            axis.plot(*zip(*points, strict=True), label=key.split("/", 1)[1], linewidth=1.2)
-        axis.set(title=title, xlabel="step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 def main() -> None:

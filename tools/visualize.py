@@ -20,7 +20,7 @@ import torch
 from fiber.data.prompts import PromptBuilder
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError, WeightsError
-from fiber.evaluation.figures import draw_predictions
+from fiber.evaluation.figures import LEGEND, draw_predictions
 from fiber.evaluation.region_images import EvalImage
 from fiber.images.draw import tile
 from fiber.tasks.region_samples import REGION_FIELDS
@@ -56,9 +56,10 @@ def main() -> None:
         EvalImage(export.config.image_size, export.config.max_image_size or sys.maxsize),
         count=arguments.count,
         threshold=arguments.threshold,
+        legend=False,
     )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    tile(figures).save(arguments.out)
+    tile(figures, note=LEGEND).save(arguments.out)
     print(json.dumps({"out": str(arguments.out), "images": len(figures)}))
 
 

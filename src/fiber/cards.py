@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 
 import torch
 
@@ -43,3 +44,10 @@ def card_peak(name: str) -> float | None:
     words = re.sub(r"(?<=[A-Z0-9])-(?=[A-Z0-9])", " ", name).split()
     fitting = [card for card in PEAK_TFLOPS if set(card.split()) <= set(words)]
     return PEAK_TFLOPS[max(fitting, key=len)] if fitting else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that torch held on the card, or the most resident memory of the process on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

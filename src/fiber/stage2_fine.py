@@ -9,6 +9,7 @@ Running the same command again goes on where the run stopped. What is read, comp
 from fiber.config.command import Command
 from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.evaluation.report import report_of_run
+from fiber.tasks.preset import fitted
 from fiber.tasks.table import task_of
 from fiber.training import process, run
 from fiber.training.watchdog import Watchdog
@@ -16,7 +17,7 @@ from fiber.training.watchdog import Watchdog
 
 def stage2(command: Command, watchdog: Watchdog) -> None:
     """One run: shards -> batches -> backbone -> pyramid and head -> losses, until the end of `train.steps`."""
-    job = run.Job.open(command.config, task_of(command.config), watchdog, command.given)
+    job = run.Job.open(fitted(command), task_of(command.config), watchdog, command.given)
     if command.mode == "eval":
         job.evaluate_only()
         return

@@ -208,7 +208,7 @@ def test_selected_beams_go_on_as_if_they_had_been_alone():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_checkpointing_recomputes_the_same_gradients(dropout):
     found = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "selective"):
         backbone = make(checkpointing=checkpointing, dropout=dropout, drop=dropout).train()
         images, ids, mask = inputs()
         torch.manual_seed(7)
@@ -217,11 +217,12 @@ def test_checkpointing_recomputes_the_same_gradients(dropout):
         outputs = fused.image, fused.text, backbone.finish_image(image), backbone.finish_text(text)
         sum((x * torch.linspace(-1, 1, x.numel()).view(x.shape)).sum() for x in outputs).backward()
         found.append({name: p.grad for name, p in backbone.named_parameters() if p.grad is not None})
-    plain, recomputed = found
-    assert plain.keys() == recomputed.keys()
+    plain, recomputed, partly = found
+    assert plain.keys() == recomputed.keys() == partly.keys()
     assert len(plain) > 100
     for name, gradient in plain.items():
         assert torch.equal(gradient, recomputed[name]), name
+        assert torch.equal(gradient, partly[name]), name
 
 
 # ---------------------------------------------------------------------------------------------- combinations

@@ -60,6 +60,24 @@ def test_one_image_prints_one_line_of_json_and_draws_one_file(world, tmp_path, c
     assert out.is_file()
 
 
+@pytest.mark.parametrize(("verb", "model"), [("match", "coarse"), ("ground", "fine")])
+def test_heat_is_drawn_where_it_is_asked_for(world, tmp_path, capsys, verb, model):
+    """One cell for the image and one per word (match) or phrase (ground); of several images a sheet each."""
+    before = sorted((world / "images").iterdir())
+    image, text = str(world / "images" / "rgb.jpg"), "a [circle] left of a [dog]"
+    argv = [verb, "--model", str(world / model), "--text", text if verb == "ground" else "two dogs", "--heat"]
+    assert main([*argv, str(tmp_path / "new" / "h.png"), "--image", image]) == 0
+    with Image.open(tmp_path / "new" / "h.png") as sheet:
+        assert sheet.width == 3 * (320 + 8)
+    both = [image, str(world / "images" / "grey.png")]
+    assert main([*argv, str(tmp_path / "h.png"), "--image", *both, "--out", str(tmp_path / "x.json")]) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["h-000-rgb.png", "h-001-grey.png"]
+    assert sorted((world / "images").iterdir()) == before
+    capsys.readouterr()
+    assert main([*argv, str(tmp_path / "h.gif"), "--image", image]) == 1
+    assert "h.gif: give a name ending in .png" in capsys.readouterr().err
+
+
 def test_retrieve_searches_a_folder_with_its_index_or_ranks_texts_for_an_image(world, tmp_path, capsys):
     argv = ["retrieve", "--model", str(world / "coarse"), "--index", str(tmp_path / "index.npz")]
     folder, texts = str(world / "images"), ["a red circle", "two dogs", "a blue square"]
@@ -117,6 +135,27 @@ def test_errors_say_what_to_do(world, tmp_path, capsys):
         main(["detect", "--model", str(world / "fine"), "--image", image, "--threshold", "30"])
     assert wrong.value.code == 2
     assert "30 is not in 0..1" in capsys.readouterr().err
+
+
+def test_a_program_is_written_per_size(world, tmp_path, capsys, monkeypatch):
+    wrote = []
+    write = lambda _, path, size: wrote.append((path.name, size)) or 1e-7  # noqa: E731
+    monkeypatch.setattr("fiber.weights.program.export_onnx", write)
+    argv = ["convert", str(world / "coarse"), str(tmp_path / "m.onnx")]
+    assert main([*argv, "--size", "64x64", "64x96"]) == 0
+    assert main([*argv, "--size", "128x128"]) == 0
+    assert main(argv) == 0
+    assert wrote == [
+        ("m-64x64.onnx", (64, 64)),
+        ("m-64x96.onnx", (64, 96)),
+        ("m.onnx", (128, 128)),
+        ("m.onnx", None),
+    ]
+    for wrong in ("64", "64x", "0x64", "64x-1"):
+        with pytest.raises(SystemExit) as end:
+            main([*argv, "--size", wrong])
+        assert end.value.code == 2
+        assert f"'{wrong}' is no HEIGHTxWIDTH" in capsys.readouterr().err
 
 
 def test_the_console_script_runs(world):

@@ -65,10 +65,3 @@ def test_a_drift_is_found(key: str, row: list, message: str) -> None:
 
 def test_the_page_is_up_to_date() -> None:
     assert recipes_docs.PAGE.read_text() == recipes_docs.page(), "run python tools/recipes_docs.py"
-
-
-def test_sets_have_the_folders_that_the_page_on_data_makes() -> None:
-    """Visual Genome's one, for example: what a configuration reads is what a command of docs/data.md writes."""
-    data = (recipes_docs.REPO / "docs" / "data.md").read_text()
-    assert "OUT/visual_genome/all" in data
-    assert "visual_genome/all" in recipes_docs.values("stage1/fiber_base")["data.train"]

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from fiber.data.shards import ShardSet
 from fiber.evaluation import report as report_module
 from fiber.evaluation.report import ReportError, headline, make_report, report_of_run
 from fiber.evaluation.report_curves import curves, marks
+from fiber.evaluation.report_texts import retrieval_part
 from fiber.weights.export import read_export, write_run_export
 from tiny_exports import fine_export
 
@@ -216,3 +218,35 @@ def test_headline_figures_stand_beside_their_baselines() -> None:
     figures = {"a/accuracy": 0.7, "a/majority_accuracy": 0.4, "b/accuracy": 0.6, "ap": 0.3, "merged_r1": 0.2}
     rows = [["a/accuracy", 0.7, 0.4, "majority_accuracy"], ["b/accuracy", 0.6, None, ""], ["ap", 0.3, None, ""]]
     assert headline(figures) == rows
+
+
+def test_a_text_that_finds_another_image_shows_that_image_beside_its_own(tmp_path: Path) -> None:
+    """Two images, the second of which is found for the text of the first."""
+
+    class Two:
+        def counts(self, field: str) -> np.ndarray:
+            return np.array([1, 1])
+
+        def record(self, number: int) -> dict:
+            return {"image_id": f"i{number}"}
+
+    hits = [{"image_id": "i1", "score": 0.75}, {"image_id": "i0", "score": 0.5}]
+    by_text = [
+        {"text": "a dog", "image_id": "i0", "rank": 1, "images": hits},
+        {"text": "a cat", "image_id": "i1", "rank": 0, "images": hits},
+    ]
+    texts = [{"text": "a dog", "score": 0.5, "own": True}]
+    by_image = [
+        {"image_id": "i0", "rank": 0, "texts": texts},
+        {"image_id": "i1", "rank": 1, "texts": [texts[0] | {"own": False}]},
+    ]
+    (tmp_path / "text_to_image.json").write_text(json.dumps(by_text))
+    (tmp_path / "image_to_text.json").write_text(json.dumps(by_image))
+    first, second = retrieval_part(Two(), "captions", tmp_path).items  # type: ignore[arg-type]
+    assert (first.sample, first.other, first.error, dict(first.tags)) == (0, 1, 1.0, {"image not first": 1})
+    assert first.lines[0] == ("by text: rank 2 for “a dog”; first is the image beside it, i1 (0.75)", False)
+    assert (second.sample, second.other, second.error, dict(second.tags)) == (1, None, 1.0, {"text not first": 1})
+    assert second.lines[:2] == [
+        ("by text: rank 1 for “a cat”", True),
+        ("by image: rank 2 for a text of its own", False),
+    ]

@@ -11,6 +11,7 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
+from fiber.evaluation import retrieval
 from fiber.evaluation.gallery import PrefixCache
 from fiber.evaluation.retrieval import ITM_PRIOR, candidates, evaluate_retrieval
 
@@ -158,6 +159,17 @@ def test_candidates_are_the_best_with_ties_to_the_higher_index():
     scores = torch.tensor([[0.0, 1.0, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
     chosen = candidates(scores, 3)
     assert chosen.tolist() == [[False, False, True, True, True], [False, False, True, True, True]]
+
+
+@pytest.mark.parametrize("k", [1, 4, 30, 50])
+def test_candidates_among_many_equal_scores_are_those_of_a_full_sort(k, monkeypatch):
+    """Of a stable sort of every reversed row, in blocks that do not divide the rows."""
+    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 8)
+    scores = torch.randint(0, 5, (21, 30), generator=torch.Generator().manual_seed(k)).float()
+    order = scores.flip(1).sort(dim=1, descending=True, stable=True).indices[:, :k]
+    expected = torch.zeros(21, 30, dtype=torch.bool).scatter(1, 29 - order, True)
+    assert torch.equal(candidates(scores, k), expected)
+    assert torch.equal(candidates(scores.T.contiguous().T, k), expected)
 
 
 def test_half_precision_cache_changes_scores_a_little_and_the_mode_comes_back():

@@ -103,15 +103,16 @@ def test_token_logits_are_clamped() -> None:
 
 def test_checkpointing_changes_no_gradient() -> None:
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in (False, True, "selective"):
         made = head(checkpointing=checkpointing).train()
         levels = [x.requires_grad_() for x in levels_of(3, 8)]
         output = made(levels, torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2)))
         sum(x.square().sum() for x in (*output.deltas, *output.tokens)).backward()
         gradients.append([p.grad for p in made.parameters() if p.grad is not None] + [x.grad for x in levels])
-    assert len(gradients[0]) == len(gradients[1]) > 40
-    for plain, recomputed in zip(*gradients, strict=True):
+    assert len(gradients[0]) == len(gradients[1]) == len(gradients[2]) > 40
+    for plain, recomputed, partly in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
+        torch.testing.assert_close(plain, partly)
 
 
 def test_bfloat16_runs_close_to_float32() -> None:

@@ -15,7 +15,9 @@ from transformers import RobertaTokenizerFast
 
 from fiber import cards
 from fiber.data.prompts import PromptBuilder
+from fiber.fine import postprocess
 from fiber.fine.inference import Query, run_queries
+from fiber.fine.postprocess import BoxSelection, Detections, choose
 
 Configure = Callable[[Path, Path], Any]
 
@@ -82,7 +84,8 @@ def test_a_training_step(name: str, task_sets: Path, tmp_path: Path) -> None:
     "name", ["pretrain", "vqa", "nlvr2", "classification", "caption mle", "regions", "grounding"]
 )
 def test_an_evaluation(name: str, task_sets: Path, tmp_path: Path) -> None:
-    """Waits per batch: one for answers, three for boxes, six for captions; of retrieval a fixed number."""
+    """Waits per batch: one for answers, two for boxes of images of one size (here four times), six for
+    captions; of retrieval a fixed number."""
     with pretended_card() as card:
         figures = card_runs.evaluate(RUNS[name](task_sets, tmp_path))
     assert figures
@@ -93,8 +96,8 @@ def test_an_evaluation(name: str, task_sets: Path, tmp_path: Path) -> None:
         "nlvr2": 6,
         "classification": 3,
         "caption mle": 18,
-        "regions": 9,
-        "grounding": 9,
+        "regions": 8,
+        "grounding": 8,
     }
     assert card.waits.total() <= most[name], card.waits
 
@@ -109,8 +112,7 @@ def fused(card: Card) -> bool:
 def test_post_processing_waits_do_not_depend_on_the_number_of_prompts(
     prompts: int, tokenizer: RobertaTokenizerFast
 ) -> None:
-    """For how many candidates there are and for suppression, and once more for the result. Detections are those of
-    the CPU."""
+    """One for suppression, one for the result. Detections are those of the CPU."""
     model, builder = tiny_detector().eval(), PromptBuilder(tokenizer, LIMIT)
     asked = builder.chunks([f"dogs {i}" for i in range(2 * prompts)], max_classes=2)
     image = torch.randint(0, 256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -120,9 +122,29 @@ def test_post_processing_waits_do_not_depend_on_the_number_of_prompts(
         (found,) = run_queries(to_card(model), queries, card_runs.SELECTION, pairs=4)
     assert len(asked) == prompts
     assert len(expected.scores) >= prompts
-    assert card.waits.total() == 3, card.waits
+    assert card.waits.total() == 2, card.waits
     torch.testing.assert_close(found.scores, expected.scores)
     torch.testing.assert_close(found.boxes, expected.boxes)
+
+
+def test_more_candidates_than_a_card_takes_at_once_are_chosen_by_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal scores among them, entries that are none, and a pair that has no candidate: the same as on the CPU."""
+    draw = torch.Generator().manual_seed(1)
+    corner, side = torch.rand(2, 7, 40, 2, generator=draw) * 60
+    scores = torch.randint(-3, 9, (7, 40), generator=draw).clamp(min=-1) / 8
+    scores[3] = -1.0
+    found = Detections(torch.cat([corner, corner + side], 2), scores, torch.randint(0, 3, (7, 40), generator=draw))
+    sizes, selection = torch.tensor([[64, 100]]).expand(7, 2), BoxSelection(nms=0.3, keep=9)
+    expected = choose(found, sizes, 3, selection)
+    for most, waits in ((300, 2), (100, 6)):  # all; too many, then both halves
+        monkeypatch.setattr(postprocess, "AT_ONCE", most)
+        with pretended_card() as card:
+            on = Detections(*(CardTensor(x) for x in (found.boxes, found.scores, found.labels)))
+            chosen = choose(on, CardTensor(sizes), 3, selection)
+        for one, other in zip(chosen, expected, strict=True):
+            assert all(torch.equal(getattr(one, f), getattr(other, f)) for f in ("boxes", "scores", "labels"))
+        assert card.waits.total() == waits, card.waits
+    assert [len(one.scores) > 0 for one in expected] == [True, True, True, False, True, True, True]
 
 
 # ---------------------------------------------------------------------------------------------- the card itself

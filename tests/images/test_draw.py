@@ -1,9 +1,11 @@
 """Drawings show boxes where they are, in the colour of their label, and colour the right words."""
 
 import numpy as np
+import pytest
 from PIL import Image, ImageColor
+from scipy import ndimage
 
-from fiber.images.draw import COLOURS, contact_sheet, draw_boxes, draw_text
+from fiber.images.draw import COLOURS, HIT, contact_sheet, draw_boxes, draw_text, tile
 
 WHITE = Image.new("RGB", (400, 400), "white")
 
@@ -46,6 +48,47 @@ def test_labels_cover_no_other_label_and_no_side_crosses_one():
     for number in range(6):
         alone = draw_boxes(ground, size, [boxes[number]], [labels[number]], [number])
         assert patch(together, number) >= patch(alone, number) - 4, number
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 64), (640, 480), (3840, 2160)])
+def test_labels_are_readable_apart_and_whole_at_any_size(width, height):
+    """Twelve objects in two heaps, one of them at the upper right corner. The labels' patches, the only ones of their
+    colour, are as many connected areas as there are labels: none meets another, none is cut by the border."""
+    random = np.random.default_rng(0)
+    corners = np.concatenate([random.uniform(0.3, 0.4, (6, 2)), random.uniform(0.8, 0.85, (6, 2)) * (1, 0)])
+    boxes = np.concatenate([corners, corners + 0.15], 1) * (width, height, width, height)
+    labels = [f"cat {number / 12:.2f}" for number in range(12)]
+    drawn = draw_boxes(Image.new("RGB", (width, height), "white"), (width, height), boxes.tolist(), labels,
+                       hits=[True] * 12)  # fmt: skip
+    patches, found = ndimage.label((np.asarray(drawn) == ImageColor.getrgb(HIT)).all(-1))
+    large = [s for s in ndimage.find_objects(patches) if s[1].stop - s[1].start > 30]
+    assert len(large) == 12
+    widest = max(columns.stop - columns.start for _, columns in large)
+    for rows, columns in large:
+        assert rows.stop - rows.start >= 9 + 4  # letters of 9 px and the patch around them
+        assert rows.stop - rows.start >= max(drawn.size) / 60  # and no smaller part of a large image
+        # Whole: a patch cut by the border would be narrower than the others.
+        assert columns.stop - columns.start >= widest - 6
+    assert found < 12 * 12  # holes of letters at most
+
+
+def test_a_label_longer_than_the_image_is_cut_with_an_ellipsis():
+    drawn = draw_boxes(WHITE, (400, 400), [[300, 100, 390, 200]], ["a label that never ends " * 9], hits=[True])
+    columns = count(drawn, HIT)[:, 1]
+    assert columns.max() - columns.min() > 300
+    # Its end is on the image: to the right of the last letter is a rim of the patch, and three dots before it.
+    text = np.asarray(drawn.convert("L"))[85:99, 380:] > 200
+    assert not text[:, -2:].any()
+    assert text.any()
+
+
+def test_a_sheet_has_its_note_once_in_letters_as_large_as_those_of_its_images():
+    cell = Image.new("RGB", (320, 100), "grey")
+    sheet, noted = tile([cell] * 8), tile([cell] * 8, note="dashed: true")
+    assert noted.width == sheet.width
+    assert noted.crop((0, 0, *sheet.size)).tobytes() == sheet.tobytes()
+    rows = np.flatnonzero((np.asarray(noted.convert("L"))[sheet.height :] < 100).any(1))
+    assert 9 <= rows.max() - rows.min() + 1 <= 16
 
 
 def test_labels_stay_on_images_that_are_lower_than_a_label():

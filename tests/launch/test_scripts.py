@@ -29,6 +29,11 @@ def metrics(run: Path) -> list[dict]:
 
 
 def summary(run: Path) -> dict:
+    """The run's summary; what it has predicted, of whatever kind, is in its report."""
+    report = (run / "report" / "data.js").read_text()
+    parts = json.loads(report.removeprefix("const REPORT = ").removesuffix(";\n"))["parts"]
+    assert parts, run
+    assert all(part["items"] for part in parts), run
     return json.loads((run / "summary.json").read_text())
 
 

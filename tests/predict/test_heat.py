@@ -7,7 +7,8 @@ from PIL import Image
 
 import fiber
 from fiber.backbone.fusion import TextToImage
-from fiber.predict.heat import draw_heat, overlay, word_heat
+from fiber.predict.base import TaskError
+from fiber.predict.heat import draw_heat, heat_sheet, overlay, word_heat
 from tiny_exports import coarse_export, fine_export
 
 
@@ -71,9 +72,24 @@ def test_closed_gates_look_nowhere_in_particular(models: dict) -> None:
         for layer in layers:
             layer.gate.zero_()
         (one,) = word_heat(models["coarse"], Image.new("RGB", (64, 64)), "dogs")
+        with pytest.raises(TaskError, match="gates of this model's cross-attention are closed"):
+            heat_sheet(models["coarse"], Image.new("RGB", (64, 64)), "dogs")
         for layer, gate in zip(layers, gates, strict=True):
             layer.gate.copy_(gate)
     assert one.heat == pytest.approx(np.full((16, 16), 1 / 256), abs=1e-6)
+
+
+def test_the_map_of_a_phrase_is_the_mean_over_its_tokens(models: dict) -> None:
+    predictor, image = models["fine"], Image.fromarray(np.eye(64, dtype=np.uint8) * 255)
+    text = "a red dog"
+    red, dog, phrase = word_heat(predictor, image, text, [(2, 5), (5, 9), (2, 9)])
+    assert (phrase.word, phrase.span) == ("red dog", (2, 9))
+    places = predictor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    reds, dogs = (sum(a <= start < end <= b for start, end in places) for a, b in ((2, 5), (5, 9)))
+    assert reds
+    assert dogs
+    np.testing.assert_allclose(phrase.heat, (reds * red.heat + dogs * dog.heat) / (reds + dogs), atol=1e-7)
+    assert heat_sheet(predictor, image, text, [(2, 9)]).width == 2 * (320 + 8)  # the image and one phrase
 
 
 def test_light_falls_where_it_is_looked_at() -> None:

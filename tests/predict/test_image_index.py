@@ -14,7 +14,7 @@ from fiber.predict.base import Predictor
 from fiber.predict.image_index import ImageIndex, build_index, cache_file, read_index
 from fiber.predict.listing import ImageList
 from fiber.predict.sources import ImageError, Prepared, open_image
-from fiber.predict.stream import Countdown, load_ahead
+from fiber.predict.stream import load_ahead
 
 
 class Counting:
@@ -239,18 +239,3 @@ def test_images_are_loaded_ahead_in_order_and_no_further() -> None:
     assert all(isinstance(value, ImageError) for item, value in rest if item % 7 == 3)
     with pytest.raises(ZeroDivisionError):  # a fault of the program is not taken for one of an image
         list(load_ahead([1, 0], lambda n: 1 // n, ahead=5))
-
-
-def test_the_time_left_is_that_of_this_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    now = [0.0]
-    monkeypatch.setattr("fiber.predict.stream.time.monotonic", lambda: now[0])
-    shown = Countdown("embed", 1_000)
-    shown.skip(600)  # by an earlier run
-    now[0] = 20.0
-    shown.add(50)
-    assert capsys.readouterr().err == ""
-    now[0] = 40.0
-    shown.add(50)
-    assert capsys.readouterr().err == "embed: 700 of 1,000 images, 2.5 images per second, 0:02:00 left\n"

@@ -66,6 +66,7 @@ def test_a_user_drops_an_image_and_asks(fine: ModelServer, folder: Path, tmp_pat
         assert page.script("[...document.getElementById('verb').options].map((o) => o.value).join()") == (
             "detect,ground,refer"
         )
+        assert page.script("document.getElementById('level').value") == f"{predictor.threshold:.2f}"
         ask = "document.getElementById('ask').click()"
         idle = "document.body.dataset.state === 'idle' && document.getElementById('found').rows.length > 0"
         page.script(ask)
@@ -78,6 +79,11 @@ def test_a_user_drops_an_image_and_asks(fine: ModelServer, folder: Path, tmp_pat
         page.wait_for(idle)
         (expected,) = predictor.detect(image, ["square", "circle"], threshold=0.05)
         assert page.script("document.querySelectorAll('#boxes rect').length") == len(expected) > 0
+        assert page.script("[...document.querySelectorAll('.tag')].map((tag) => tag.textContent)") == [
+            f"{region.label} {region.score:.2f}" for region in expected
+        ]
+        # Whole and not distorted: 90 x 60 px.
+        assert page.script("shown.clientWidth / shown.clientHeight") == pytest.approx(1.5, rel=0.02)
         drawn = page.script("document.querySelector('#boxes rect').getAttribute('x')")
         assert float(drawn) == pytest.approx(expected[0].box[0], abs=0.06)
         assert page.script("document.getElementById('found').rows[0].innerText").startswith(expected[0].label)

@@ -10,6 +10,8 @@ from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.fine.model import FiberDetector
 from fiber.tasks.flops import PairCost, count, image_cost, pair_cost
+from fiber.training import speed
+from fiber.training.speed import SpeedMeter
 
 
 def test_a_linear_map_and_a_convolution_cost_two_flop_a_multiply_add():
@@ -69,7 +71,7 @@ def test_an_image_costs_the_count_of_a_real_forward():
         images, ids = torch.zeros(3, 3, height, width), torch.full((3, 6), 4)
         sizes = torch.tensor([[height, width]] * 3)
         real = count(model.eval(), images, sizes, ids, torch.ones_like(ids))[1]
-        assert 3 * cost({"images": images}) == pytest.approx(real, rel=tolerance, abs=0.5), (height, width)
+        assert 3 * cost(images.shape) == pytest.approx(real, rel=tolerance, abs=0.5), (height, width)
 
 
 def test_the_dynamic_head_costs_what_its_shapes_say():
@@ -123,3 +125,23 @@ def test_a_cpu_has_no_peak():
 )
 def test_a_card_is_known_by_its_whole_name(name, peak):
     assert card_peak(name) == peak
+
+
+def test_the_cost_is_counted_when_the_log_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the model as it was: what ZeRO has made of its parameters meanwhile does not matter. The meter divides the
+    FLOP of all passes by the seconds of all steps."""
+    model = detector()
+    cost, asked = image_cost(model, (64, 128), 6), []
+    for parameter in model.parameters():
+        parameter.data = torch.empty(0)
+    monkeypatch.setattr(speed.time, "perf_counter", iter(range(100)).__next__)
+    meter = SpeedMeter(3, 6, lambda shape: asked.append(shape) or cost(shape))
+    for side in (64, 128):
+        meter.begin()
+        meter.fetched([{"images": torch.empty(3, 3, side, side)}] * 2)
+        meter.end()
+    assert asked == []
+    figures = meter.read()
+    assert figures["seconds/step"] == 2  # a tick for the data, one for computing
+    both = sum(cost(torch.Size([3, 3, side, side])) for side in (64, 128))
+    assert figures["tflops"] == pytest.approx(3 * 3 * 2 * both / (2 * 2) / 1e12)

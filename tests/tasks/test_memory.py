@@ -1,9 +1,15 @@
 """What autograd keeps, against sums by hand and against the sizes it must grow with."""
 
+from typing import Any
+
+import pytest
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
-from fiber.config.base import TowersConfig
+from fiber.backbone.build import build_backbone
+from fiber.coarse.model import CoarseModel
+from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig, TowersConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, Stage2Config
 from fiber.tasks import memory
@@ -48,3 +54,26 @@ def test_a_published_model_needs_what_cards_have() -> None:
     state, pair = memory.pair_bytes(config, 50_265, 4)
     assert 4e9 < state < 6e9
     assert 1e9 < pair < 3e9
+
+
+@pytest.mark.parametrize("checkpointing", [False, "selective"])
+def test_the_count_is_what_a_real_pass_holds(checkpointing: Any) -> None:
+    """Bytes allocated and not freed while a real model runs forward on the CPU, as torch's profiler sees them."""
+    image = ImageTowerConfig(embed_dim=32, depths=(2, 2, 2), heads=(2, 4, 8), window=4)
+    text = TextTowerConfig(width=64, layers=3, heads=4, intermediate=256)
+    towers = ModelConfig(image=image, text=text, num_fused=2, head_width=32, checkpointing=checkpointing)
+    config = Stage1Config(output="x", image_size=128, max_text=24, model=towers)
+    counted = memory.pair_bytes(config, 300, 2)[1] / memory.PEAK
+    model = CoarseModel(build_backbone(towers, 300, 1, 24), head_width=32, vocab_size=300)
+    images, ids = torch.rand(1, 3, 128, 128), torch.ones(1, 24, dtype=torch.int64)
+
+    def run() -> list[Any]:
+        image_state, text_state = model.image_prefix(images), model.text_prefix(ids, ids)
+        fused = [model.fuse(image_state, text_state) for _ in range(2)]
+        return [*fused, model.image_embedding(image_state), model.text_embedding(text_state)]
+
+    run()  # what is made once, such as the masks of windows
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        held = run()
+    assert len(held) == 4
+    assert counted == pytest.approx(sum(event.self_cpu_memory_usage for event in seen.events()), rel=0.1)

@@ -62,6 +62,18 @@ def test_phrases_that_were_not_found_still_show_the_truth() -> None:
     assert share(figure, COLOURS[0], (19, 24, 21, 96)) > 0.3
 
 
+def test_objects_that_were_not_found_are_marked_as_missed() -> None:
+    """Of a phrase one true box is enough; of a class each is to be found."""
+    image, true = Image.new("RGB", (160, 160), "white"), [[10, 60, 70, 120], [90, 60, 150, 120]]
+    for every, missed in ((False, False), (True, True)):
+        one = Shown((2, 5), found=[true[0]], labels=["0.90"], true=true, every=every)
+        figure = draw_regions(image, "a cat", [one])
+        assert (share(figure, MISS, (180, 80, 320, 120)) > 0.05) == missed
+        assert share(figure, MISS, (0, 0, 170, 320)) == 0.0
+    none = draw_regions(image, "a cat", [Shown((2, 5), true=true[:1])])
+    assert share(none, MISS, (0, 0, 320, 320)) > 0.001
+
+
 def test_tiles_keep_every_pixel() -> None:
     images = [Image.new("RGB", (20 + 10 * i, 30), COLOURS[i]) for i in range(5)]
     sheet = np.asarray(tile(images, columns=2))

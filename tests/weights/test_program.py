@@ -15,21 +15,30 @@ from fiber.weights.program import export_onnx, largest_difference, write_program
 from tiny_exports import coarse_export, fine_export
 
 
-def test_the_dual_encoder_program_gives_the_features(tmp_path):
-    export = read_export(coarse_export(tmp_path / "e"))
-    assert write_program(export, tmp_path / "dual.pt2") < 1e-4
-    run = torch.export.load(tmp_path / "dual.pt2").module()
-    predictor = fiber.load(tmp_path / "e", device="cpu")
-    ids = torch.tensor(predictor.tokenizer("two dogs", padding="max_length", max_length=12).input_ids)[None]
-    image, text = run(torch.full((1, 3, 64, 64), 200, dtype=torch.uint8), ids, (ids != 1).long())
+@pytest.fixture(scope="module")
+def dual(tmp_path_factory):
+    """An export at image level and its program."""
+    folder = tmp_path_factory.mktemp("dual")
+    export = coarse_export(folder / "e")
+    assert write_program(read_export(export), folder / "dual.pt2") < 1e-4
+    return export, folder / "dual.pt2"
+
+
+@pytest.mark.parametrize("texts", [["two dogs"], ["a", "two red dogs", "dogs"]])
+def test_the_dual_encoder_program_gives_the_features(dual, texts):
+    """Of any number of images, with texts of any length."""
+    export, program = dual
+    run, predictor = torch.export.load(program).module(), fiber.load(export, device="cpu")
+    ids = torch.tensor(predictor.tokenizer(texts, padding=True).input_ids)
+    image, text = run(torch.full((len(texts), 3, 64, 64), 200, dtype=torch.uint8), ids, (ids != 1).long())
     grey = Image.new("RGB", (64, 64), (200, 200, 200))
-    torch.testing.assert_close(image, predictor.embed_images(grey), atol=1e-5, rtol=0)
-    torch.testing.assert_close(text, predictor.embed_texts(["two dogs"]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(image, predictor.embed_images([grey] * len(texts)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(text, predictor.embed_texts(texts), atol=1e-5, rtol=0)
 
 
 def test_the_detector_program_gives_the_outputs_of_the_head_at_its_size(tmp_path):
     export = read_export(fine_export(tmp_path / "e", anchor_sizes=(64, 128, 256), strides=(8, 16, 32)))
-    assert write_program(export, tmp_path / "detector.pt2", (64, 96), 20) < 1e-4
+    assert write_program(export, tmp_path / "detector.pt2", (64, 96)) < 1e-4
     run = torch.export.load(tmp_path / "detector.pt2").module()
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     ids = torch.randint(4, 200, (1, 20))
@@ -54,45 +63,60 @@ def test_a_program_that_computes_something_else_is_refused(fault):
         largest_difference(model, other, inputs)
 
 
-@pytest.mark.parametrize("size", [(64, 64), (128, 128)])
-def test_onnx_of_the_dual_encoder_in_onnxruntime(tmp_path, size):
-    """Names, fixed sizes, opset, and the features of an image and a text that the predictor gives."""
-    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+def test_onnx_of_the_dual_encoder_in_onnxruntime(tmp_path):
+    """Names, free axes, opset, and the features of images and texts that the predictor gives, in three sizes."""
+    onnx, onnxruntime, size = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime"), (128, 128)
     export = read_export(coarse_export(tmp_path / "e"))
     assert export_onnx(export, tmp_path / "dual.onnx", size) <= 1e-4
     assert [entry.version for entry in onnx.load(tmp_path / "dual.onnx").opset_import if not entry.domain] == [20]
     session = onnxruntime.InferenceSession(str(tmp_path / "dual.onnx"), providers=["CPUExecutionProvider"])
     assert {one.name: one.shape for one in session.get_inputs()} == {
-        "images": [1, 3, *size], "ids": [1, 12], "mask": [1, 12],
+        "images": ["batch", 3, *size], "ids": ["batch", "length"], "mask": ["batch", "length"],
     }  # fmt: skip
     predictor = fiber.load(tmp_path / "e", device="cpu")
-    ids = np.array([predictor.tokenizer("two dogs", padding="max_length", max_length=12).input_ids])
-    given = {"images": np.full((1, 3, *size), 200, np.uint8), "ids": ids, "mask": (ids != 1).astype(np.int64)}
-    image, text = session.run(["image_features", "text_features"], given)
-    np.testing.assert_allclose(text, predictor.embed_texts(["two dogs"]), atol=1e-5)
-    state = predictor.model.image_prefix(torch.from_numpy(given["images"]))
-    np.testing.assert_allclose(image, predictor.model.image_embedding(state), atol=1e-5)
+    for texts in (["a"], ["a", "two dogs", "red"], ["two red dogs"] * 5):
+        ids = np.array(predictor.tokenizer(texts, padding=True).input_ids)
+        images = np.random.default_rng(0).integers(0, 256, (len(texts), 3, *size), dtype=np.uint8)
+        given = {"images": images, "ids": ids, "mask": (ids != 1).astype(np.int64)}
+        image, text = session.run(["image_features", "text_features"], given)
+        np.testing.assert_allclose(text, predictor.embed_texts(texts), atol=1e-4)
+        state = predictor.model.image_prefix(torch.from_numpy(images))
+        np.testing.assert_allclose(image, predictor.model.image_embedding(state), atol=1e-4)
 
 
 def test_onnx_of_the_detector_in_onnxruntime(tmp_path):
-    size, length = (64, 96), 20
-    onnxruntime = pytest.importorskip("onnxruntime")
+    """The head's outputs for one image, for several, and for texts of three lengths, in one file."""
+    onnxruntime, size = pytest.importorskip("onnxruntime"), (64, 96)
     export = read_export(fine_export(tmp_path / "e", anchor_sizes=(64, 128, 256), strides=(8, 16, 32)))
-    assert export_onnx(export, tmp_path / "d.onnx", size, length) <= 1e-4
+    assert export_onnx(export, tmp_path / "d.onnx", size) <= 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "d.onnx"), providers=["CPUExecutionProvider"])
-    ids = torch.randint(4, 200, (1, length), generator=torch.Generator().manual_seed(7))
-    images = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(8))
-    given = {"images": images, "sizes": torch.tensor([[size[0] - 3, size[1] - 5]]), "ids": ids, "mask": ids * 0 + 1}
+    assert {one.name: one.shape for one in session.get_inputs()} == {
+        "images": ["batch", 3, *size], "sizes": ["batch", 2], "ids": ["batch", "length"], "mask": ["batch", "length"],
+    }  # fmt: skip
     names = [
         f"{name}_{n}" for name in ("token_logits", "box_deltas", "centerness_logits", "anchors") for n in range(3)
     ]
     assert [one.name for one in session.get_outputs()] == names
-    found = session.run(names, {name: tensor.numpy() for name, tensor in given.items()})
-    output, places = fiber.load(tmp_path / "e", device="cpu").model(*given.values())
-    expected = [*output.tokens, *output.deltas, *output.centerness, *places]
-    assert len(expected) == len(found) == 12
-    for ours, theirs in zip(found, expected, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    model = fiber.load(tmp_path / "e", device="cpu").model
+    for rows, length in ((1, 20), (2, 5), (3, 32)):
+        ids = torch.randint(4, 200, (rows, length), generator=torch.Generator().manual_seed(7))
+        images = torch.randint(0, 256, (rows, 3, *size), dtype=torch.uint8)
+        sizes = torch.tensor([[size[0] - 3 * row, size[1] - 5] for row in range(rows)])
+        given = {"images": images, "sizes": sizes, "ids": ids, "mask": ids * 0 + 1}
+        found = session.run(names, {name: tensor.numpy() for name, tensor in given.items()})
+        output, places = model(*given.values())
+        expected = [*output.tokens, *output.deltas, *output.centerness, *places]
+        assert len(expected) == len(found) == 12
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_size_that_the_model_cannot_take_is_one_line(tmp_path):
+    with pytest.raises(WeightsError, match="size 64x70: a detector takes multiples of 32 px"):
+        write_program(read_export(fine_export(tmp_path / "f")), tmp_path / "x.pt2", (64, 70))
+    with pytest.raises(WeightsError, match=r"size 70x64: .*multiple of"):
+        write_program(read_export(coarse_export(tmp_path / "c")), tmp_path / "x.pt2", (70, 64))
+    assert not (tmp_path / "x.pt2").exists()
 
 
 def test_onnx_without_its_packages_is_one_line(tmp_path, monkeypatch):

@@ -37,7 +37,7 @@ def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = No
     """`attention` written out, shapes the same; the softmax runs in the dtype of its input."""
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if bias is not None:
-        logits = (logits.unflatten(0, (-1, len(bias))) + bias.to(logits.dtype)).flatten(0, 1)
+        logits = (logits.unflatten(0, (-1, bias.shape[0])) + bias.to(logits.dtype)).flatten(0, 1)
     weights = logits.softmax(dim=-1)
     if dropout:
         weights = F.dropout(weights, dropout)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention, causal_bias, merge_heads, padding_bias, split_heads
 from fiber.backbone.image import SwinTower
@@ -21,6 +20,7 @@ from fiber.backbone.stack import Stack
 from fiber.backbone.states import ImageState, TextState
 from fiber.backbone.text import KeyValue, RobertaTower
 from fiber.backbone.windows import Grid
+from fiber.recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,8 @@ class FusionBackbone(nn.Module):
         image-text pair."""
         y, bias = text.tokens, padding_bias(text.mask, text.tokens.dtype)
         for pair, place in enumerate(self.image.places[-self.num_fused :]):
-            if self.training and (self.image.checkpointing or self.text.checkpointing):
-                x, y = checkpoint(self.run_pair, pair, image.tokens, image.grid, y, bias, use_reentrant=False)
+            if self.training and (how := self.image.checkpointing or self.text.checkpointing):
+                x, y = recomputed(how, self.run_pair, pair, image.tokens, image.grid, y, bias)
             else:
                 x, y = self.run_pair(pair, image.tokens, image.grid, y, bias)
             image = self._end_block(ImageState(x, image.grid, image.stages, image.stage_grids), place)

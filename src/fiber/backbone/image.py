@@ -11,11 +11,11 @@ Shape letters: B batch, (H, W) grid, N = H*W tokens, C channels, h heads, w wind
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention
 from fiber.backbone.stack import Stack
 from fiber.backbone.windows import Grid, partition, region_mask, relative_index, unpartition
+from fiber.recompute import Checkpointing, recomputed
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PATCH = 4  # side of a token in pixels
@@ -41,7 +41,7 @@ class SwinTower(nn.Module):
         drop_path: float = 0.1,
         padded: bool = False,
         stage_norms: bool = False,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         if len(depths) != len(heads):
@@ -88,7 +88,7 @@ class SwinTower(nn.Module):
         """One unfused block, (B,N,C) -> (B,N,C), recomputed in backward when checkpointing."""
         block = self.block(place)
         if self.checkpointing and self.training:
-            return checkpoint(block, x, grid, use_reentrant=False)
+            return recomputed(self.checkpointing, block, x, grid)
         return block(x, grid)
 
     def stage_map(self, stage: int, x: Tensor, grid: Grid) -> Tensor:

@@ -6,10 +6,10 @@ Shape letters: B batch, L text length, T width, h heads.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fiber.backbone.attention import attention, merge_heads, split_heads
 from fiber.backbone.stack import Stack
+from fiber.recompute import Checkpointing, recomputed
 
 KeyValue = tuple[Tensor, Tensor]  # keys and values (B,h,L,d) of the positions so far
 
@@ -30,7 +30,7 @@ class RobertaTower(nn.Module):
         pad_id: int = 1,
         dropout: float = 0.1,
         eps: float = 1e-5,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -44,7 +44,7 @@ class RobertaTower(nn.Module):
     def run_layer(self, index: int, y: Tensor, bias: Tensor) -> Tensor:
         """One unfused layer, (B,L,T) -> (B,L,T), recomputed in backward when checkpointing."""
         if self.checkpointing and self.training:
-            return checkpoint(self.layers[index], y, bias, use_reentrant=False)
+            return recomputed(self.checkpointing, self.layers[index], y, bias)
         return self.layers[index](y, bias)
 
 

@@ -14,8 +14,10 @@ DESCRIPTION = """Describe images:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     on_images.common(parser)
-    parser.add_argument("--method", choices=("beam", "greedy", "nucleus"), default="beam")
-    parser.add_argument("--beams", type=on_images.count, default=5)
+    parser.add_argument(
+        "--method", choices=("beam", "greedy", "nucleus"), default="beam", help="how words are chosen"
+    )
+    parser.add_argument("--beams", type=on_images.count, default=5, help="captions kept at each step of beam search")
     parser.add_argument("--top", type=int, default=5, help="how many of the beams (default: %(default)s)")
     parser.add_argument("--top-p", type=float, default=0.9, help="of nucleus sampling")
     parser.add_argument("--temperature", type=float, default=1.0, help="of nucleus sampling")

@@ -31,7 +31,7 @@ WITH_CONFIGURATIONS = ("train", "eval", "plan", "config")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
-    parser.add_argument("shell", choices=("bash", "zsh"))
+    parser.add_argument("shell", choices=("bash", "zsh"), help="the shell that is to know the command")
 
 
 def run(arguments: argparse.Namespace) -> int:

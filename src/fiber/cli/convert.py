@@ -13,12 +13,13 @@ DESCRIPTION = """Turn weights into an export folder that every verb reads, or an
     fiber convert fiber_pretrain.ckpt model             weights of the release
     fiber convert model model.pt2                       a torch.export program
     fiber convert model model.onnx                      an ONNX file (extra `onnx`)
+    fiber convert model m.onnx --size 384x384 384x640   one per size: m-384x384.onnx, m-384x640.onnx
 
 SRC                                          DST
 official stage-1 .ckpt, stage-2 .pth/.pt     export folder
 run directory of this project                export folder (of its best checkpoint, or else its newest)
 export folder                                file ending in .ckpt, .pth or .pt: official names
-export folder                                file ending in .pt2 or .onnx: a program (see --size, --text-length)
+export folder                                file ending in .pt2 or .onnx: a program (see --size)
 
 The configuration is derived from the shapes in the file; what shapes do not tell is listed with its origin. Every
 tensor is reported as used, unused or missing. Files are read without running code of theirs; a file that would is
@@ -28,8 +29,10 @@ refused.
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
-    parser.add_argument("src", type=Path)
-    parser.add_argument("dst", type=Path)
+    parser.add_argument("src", type=Path, metavar="SRC", help="what there is, as above")
+    parser.add_argument(
+        "dst", type=Path, metavar="DST", help="what it becomes: a new folder, or a file by its ending"
+    )
     parser.add_argument("--tokenizer", default="roberta-base", help="of an official file (default: %(default)s)")
     parser.add_argument("--answers", type=Path, help="JSON list of the question head's answers, in class order")
     parser.add_argument("--categories", type=Path, help="JSON list of class names a detector was trained on")
@@ -37,8 +40,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text-heads", type=int, help="attention heads of the text tower, which shapes do not tell")
     parser.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
     parser.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
-    parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of a program's images, in pixels")
-    parser.add_argument("--text-length", type=int, help="of a program's texts, in tokens")
+    parser.add_argument(
+        "--size",
+        type=size,
+        nargs="+",
+        metavar="HxW",
+        help="of a program's images in pixels; of several, a file each",
+    )
+
+
+def size(text: str) -> tuple[int, int]:
+    """(height, width) px from "HxW"."""
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no HEIGHTxWIDTH in pixels, such as 384x640")
+    return int(height), int(width)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -49,10 +49,10 @@ def convert_back(arguments: argparse.Namespace) -> None:
 
     export, target = read_export(arguments.src), arguments.dst
     if target.suffix in PROGRAMS:
-        size = tuple(arguments.size) if arguments.size else None
-        write = getattr(program, PROGRAMS[target.suffix])
-        difference = write(export, target, size, arguments.text_length)
-        print(f"wrote {target}: largest difference from the model {difference:.1e}")
+        write, sizes = getattr(program, PROGRAMS[target.suffix]), arguments.size or [None]
+        for size in sizes:
+            file = target.with_stem(f"{target.stem}-{size[0]}x{size[1]}") if len(sizes) > 1 else target
+            print(f"wrote {file}: largest difference from the model {write(export, file, size):.1e}")
         return
     if target.suffix not in OFFICIAL:
         raise WeightsError(

@@ -1,14 +1,22 @@
 """`fiber ground`: a region for each phrase of a sentence."""
 
+from __future__ import annotations
+
 import argparse
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fiber.cli import on_images
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from fiber.predict.sources import ImageFile
 
 DESCRIPTION = """A region for each phrase of a sentence:
 
     fiber ground --model runs/demo/stage2 --image photo.jpg --text "[a red circle] left of [two dogs]"
+    ... --heat heat.png                                  and what each phrase looked at
 """
 
 
@@ -20,6 +28,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threshold", type=on_images.share, default=0.0, help="least score, 0..1")
     parser.add_argument("--top", type=int, default=1, help="how many (default: %(default)s)")
+    on_images.heat(parser, "phrase")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         how = "spaCy's parser" if by == "spacy" else "a rule (spaCy is not installed)"
         listed = " ".join(f"[{arguments.text[start:end]}]" for start, end in spans)
         print(f"phrases by {how}: {listed}", file=sys.stderr)
-    return on_images.over_images(arguments, results)
+    return on_images.over_images(arguments, results, sheet=sheet)
 
 
 def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
@@ -43,3 +52,12 @@ def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) ->
     phrases = [sentence[start:end] for start, end in spans]
     found = predictor.ground(images, sentence, phrases, arguments.top, arguments.threshold)
     return [{"sentence": sentence, "regions": on_images.plain(regions)} for regions in found]
+
+
+def sheet(predictor: Any, file: ImageFile, arguments: argparse.Namespace) -> Image.Image:
+    """What each phrase looked at."""
+    from fiber.predict.heat import heat_sheet
+    from fiber.predict.phrases import find_phrases
+
+    sentence, spans = find_phrases(arguments.text, None)
+    return heat_sheet(predictor, file, sentence, spans)

@@ -44,8 +44,7 @@ def run(options: argparse.Namespace) -> int:
 
 def verify(shards: ShardSet) -> Counter[str]:
     """Everything wrong with the set: reason -> count. Prints the first examples of each."""
-    from tqdm import tqdm
-
+    from fiber.countdown import Countdown
     from fiber.data.records import validate_record
     from fiber.errors import SampleFault
     from fiber.images.codec import decode
@@ -63,7 +62,7 @@ def verify(shards: ShardSet) -> Counter[str]:
     except OSError as error:
         report("unreadable shard", str(error))
     known = {category["id"] for category in shards.categories} or None
-    for i in tqdm(range(len(shards)), unit="img", desc="verify", file=sys.stderr):
+    for i in Countdown("checking", len(shards), leave=True).over(range(len(shards))):
         where = "{} {}".format(*shards.place(i))
         try:
             sample = shards.read(i)

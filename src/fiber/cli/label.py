@@ -23,5 +23,6 @@ def run(arguments: argparse.Namespace) -> int:
     if not any(out.name.endswith(".coco.json") for out in arguments.out):
         raise ValueError("label writes COCO's format: give --out FILE.coco.json")
     classes = detect.names(arguments)
-    order = {"classes": lambda model: model.class_order(classes)}
-    return on_images.over_images(arguments, detect.results, verb="detect", **order)
+    return on_images.over_images(
+        arguments, detect.results, classes=lambda model: model.class_order(classes), verb="detect"
+    )

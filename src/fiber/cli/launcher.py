@@ -129,6 +129,8 @@ def batches(overrides: Sequence[str], file: Path, ranks: int) -> list[str]:
     from fiber.config.loading import read_tree
 
     given = read_tree(file, overrides).get("train") or {}
+    if given.get("preset", TrainConfig.preset) != "off":  # the entrypoint chooses both sizes
+        return []
     whole, micro, accumulation = (
         given.get(key, getattr(TrainConfig, key)) for key in ("global_batch", "micro_batch", "accumulation")
     )

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]  # of one image: "image" and what the verb found
 Compute = Callable[[Any, "list[Prepared]", argparse.Namespace], list[Result]]
+Sheet = Callable[[Any, "ImageFile", argparse.Namespace], "Image.Image"]  # --heat of one image
 NAMED = 10  # unreadable images that are named; of more only the number is told
 
 
@@ -38,7 +39,7 @@ def common(parser: argparse.ArgumentParser, image: bool = True) -> None:
         "--out", type=Path, action="append", default=[], help="FILE.json, .jsonl, .parquet, .coco.json or .png"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in")
     parser.add_argument(
         "--batch", type=count, help="images at a time (default: 64 on a card, halved where it is full)"
     )
@@ -53,6 +54,13 @@ def detection(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--all-labels", action="store_true", help="every label of a place, not only the one with the best score"
+    )
+
+
+def heat(parser: argparse.ArgumentParser, of: str) -> None:
+    """The option that draws where each word or phrase looked."""
+    parser.add_argument(
+        "--heat", metavar="FILE.png", help=f"what each {of} looked at; several images: FILE-NUMBER-NAME.png each"
     )
 
 
@@ -101,6 +109,10 @@ def check_outs(arguments: argparse.Namespace) -> list[Path]:
         if kind is not None:
             tables.append(out)
         out.parent.mkdir(parents=True, exist_ok=True)
+    if sheet := getattr(arguments, "heat", None):
+        if Path(sheet).suffix != ".png":
+            raise ValueError(f"--heat {sheet}: give a name ending in .png")
+        Path(sheet).parent.mkdir(parents=True, exist_ok=True)
     return tables
 
 
@@ -110,10 +122,11 @@ def over_images(
     *,
     classes: Callable[[Any], Sequence[str]] | None = None,
     verb: str | None = None,
+    sheet: Sheet | None = None,
 ) -> int:
     """One result per image, in batches, to stdout, tables and drawings; images that cannot be read are skipped and
     named. `compute` gives what is found in each image of a batch; `classes`: of a COCO file, given the model; `verb`:
-    what the model must offer."""
+    what the model must offer; `sheet`: draws what --heat asks for."""
     from fiber.predict.journal import Journal
     from fiber.predict.listing import ImageList
     from fiber.predict.results import COCO, kind_of_file, write_table
@@ -123,11 +136,12 @@ def over_images(
     model, files = predictor(arguments, verb), ImageList(arguments.image)
     total = len(files)
     if not tables:
-        faults = [entry.fault for entry in _entries(model, files, compute, arguments, None) if entry.fault]
+        found = _entries(model, files, compute, arguments, None, sheet)
+        faults = [entry.fault for entry in found if entry.fault]
     else:
         journal = Journal(tables[0], _asked(arguments, model))
         try:
-            for _ in _entries(model, files, compute, arguments, journal):
+            for _ in _entries(model, files, compute, arguments, journal, sheet):
                 pass
             faults = [entry.fault for entry in journal if entry.fault]
             for out in tables if len(faults) < total else ():
@@ -143,14 +157,19 @@ def over_images(
 
 
 def _entries(
-    model: Predictor, files: ImageList, compute: Compute, arguments: argparse.Namespace, journal: Journal | None
+    model: Predictor,
+    files: ImageList,
+    compute: Compute,
+    arguments: argparse.Namespace,
+    journal: Journal | None,
+    sheet: Sheet | None,
 ) -> Iterator[Entry]:
     """The entries of the images that the journal lacks, drawn where drawings are wanted and added to the journal,
     or printed where there is none."""
+    from fiber.countdown import Countdown
     from fiber.predict.journal import each_batch, entry_of
     from fiber.predict.results import as_json, rounded
     from fiber.predict.sources import Prepared
-    from fiber.predict.stream import Countdown
 
     total, number = len(files), 0 if journal is None else sum(1 for _ in journal)
     shown = Countdown(arguments.verb, total, show=total > model.batch)
@@ -162,7 +181,11 @@ def _entries(
             if isinstance(image, Prepared):
                 about = {"image": file.name, "width": image.width, "height": image.height}
                 row = rounded(about | next(found))
-                _draw(row, file, number, total, arguments.out)
+                for out in arguments.out:
+                    if out.suffix == ".png":
+                        drawing(row, file).save(_numbered(out, file, number, total))
+                if sheet and arguments.heat:
+                    sheet(model, file, arguments).save(_numbered(Path(arguments.heat), file, number, total))
                 if journal is None:
                     print(as_json(row))
             entries.append(entry_of(file, image, row))
@@ -203,12 +226,9 @@ def plain(found: Iterable[Any]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------------------------------------- drawings
 
 
-def _draw(result: Result, file: ImageFile, number: int, total: int, outs: Sequence[Path]) -> None:
-    """The image of a result to every --out that is a drawing."""
-    for out in outs:
-        if out.suffix == ".png":
-            name = f"{out.stem}-{number:03d}-{Path(file.name).stem}.png"
-            drawing(result, file).save(out if total == 1 else out.with_name(name))
+def _numbered(out: Path, file: ImageFile, number: int, total: int) -> Path:
+    """Where the drawing of an image goes: `out`, or of several FILE-NUMBER-NAME.png each."""
+    return out if total == 1 else out.with_name(f"{out.stem}-{number:03d}-{Path(file.name).stem}.png")
 
 
 def drawing(result: Result, file: ImageFile) -> Image.Image:

@@ -13,14 +13,13 @@ DESCRIPTION = """What a run will take: steps, data to read, memory per GPU, FLOP
 
     fiber plan stage2/fiber_base --gpus 64 --card A100
     fiber plan stage1/vqa data=S --gpus 8 --card H100 --mfu 0.4
+    fiber plan stage1/fiber_base train.preset=24 --gpus 8
 
 Memory is an estimate from the structure of the model: weights, gradients and moments as ZeRO shares them, and what a
 forward pass of one micro-batch keeps. Hours go by the card's half-precision peak (half of it for fp32) and the share
 of it that a run reaches (--mfu; its own log says the true one). Evaluations are not counted.
 """
 GIB, GB = 2**30, 1e9
-ROBERTA = 50_265  # ids, where no tokenizer is at hand to count
-FUSED_PASSES = {"pretrain": 4, "retrieval_itm": 3, "nlvr2": 2}  # of a sample in training; 1 elsewhere
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from fiber.cards import PEAK_TFLOPS, card_peak
     from fiber.cli.launcher import Launch, batches
     from fiber.errors import ConfigError
+    from fiber.tasks.preset import fit, vocabulary_of
 
     if arguments.gpus < 1 or not 0 < arguments.mfu <= 1:
         raise ConfigError("--gpus is at least 1, --mfu a share above 0 and at most 1")
@@ -47,6 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ConfigError(f"--card {arguments.card}: no such card here; one of {', '.join(PEAK_TFLOPS)}")
     job = Launch.of(arguments.config, arguments.overrides, "train")
     config = resolve(job.file, [*job.overrides, *batches(job.overrides, job.file, arguments.gpus)])
+    config = fit(config, arguments.gpus)
     train, vocabulary = config.train, vocabulary_of(config)
     if train.micro_batch * train.accumulation * arguments.gpus != train.global_batch:
         raise ConfigError(
@@ -80,15 +81,6 @@ def resolve(file: Path, overrides: list[str]) -> Any:
         return load_config(kind, file, overrides)
 
 
-def vocabulary_of(config: Any) -> int:
-    """Ids of the tokenizer; RoBERTa's where it is not at hand."""
-    from fiber.data.text import load_tokenizer
-
-    if not Path(config.tokenizer).is_dir():  # a name of the hub is not fetched for a plan
-        return ROBERTA
-    return len(load_tokenizer(config.tokenizer))
-
-
 def data_rows(config: Any) -> list[tuple[str, str]]:
     """What the training data is, where it is here."""
     from fiber.data.order import MixedStream, Source
@@ -116,20 +108,11 @@ def data_rows(config: Any) -> list[tuple[str, str]]:
 
 def memory_rows(config: Any, vocabulary: int, gpus: int) -> list[tuple[str, str]]:
     """Estimated memory per GPU."""
-    from fiber.config.stage2 import Stage2Config
-    from fiber.tasks.memory import STATE_BYTES, detector_bytes, pair_bytes
+    from fiber.tasks.memory import run_bytes
 
     train = config.train
-    if isinstance(config, Stage2Config):
-        state, sample = detector_bytes(config, vocabulary, *padded(config, max(config.regions.short_sides)))
-    else:
-        state, sample = pair_bytes(config, vocabulary, FUSED_PASSES.get(config.task, 1))
-    parameters, half = state // STATE_BYTES, train.precision != "fp32"
-    weights, gradients, moments = (2, 6, 12) if half else (4, 4, 10)  # bytes per parameter; fp32 masters and sums
-    shared = [train.zero_stage >= stage for stage in (3, 2, 1)]
-    sizes = [size / (gpus if split else 1) for size, split in zip((weights, gradients, moments), shared, strict=True)]
-    held = sizes[:2] if train.offload == "optimizer" else [] if train.offload == "all" else sizes
-    fixed, kept = parameters * sum(held) / GIB, train.micro_batch * sample / (2 if half else 1) / GIB
+    parameters, state, sample = run_bytes(config, vocabulary, gpus)
+    fixed, kept = state / GIB, train.micro_batch * sample / GIB
     text = (
         f"about {fixed + kept:.1f} GiB per GPU: {fixed:.1f} of weights, gradients, moments; {kept:.1f} of activations"
     )
@@ -148,17 +131,18 @@ def cost_rows(
     import torch
 
     from fiber.config.stage2 import Stage2Config
+    from fiber.tasks.memory import padded
     from fiber.tasks.table import task_of
 
     whole = replace(config, tuning=replace(config.tuning, mode="full"))
     per_sample = task_of(config).flops(whole, SimpleNamespace(model=weightless(whole, vocabulary)))
     if per_sample is None:
         return [("cost", f"not counted for task {config.task}")]
-    batch: dict[str, Any] = {}
+    shape = torch.Size([1, 3])
     if isinstance(config, Stage2Config):
         sides = config.regions.short_sides
-        batch = {"images": torch.empty(1, 3, *padded(config, sum(sides) / len(sides)), device="meta")}
-    sample = 3 * per_sample(batch)  # a backward costs two forwards
+        shape = torch.Size([1, 3, *padded(config, sum(sides) / len(sides))])
+    sample = 3 * per_sample(shape)  # a backward costs two forwards
     total = sample * config.train.steps * config.train.global_batch
     frozen = "" if config.tuning.mode == "full" else ", as if everything trained"
     rows = [("cost", f"{sample / 1e9:,.1f} GFLOP per sample, {total / 1e18:,.3g} EFLOP in all{frozen}")]
@@ -190,9 +174,3 @@ def weightless(config: Any, vocabulary: int) -> Any:
         if fine:
             return FiberDetector(backbone, **detector_options(config))
         return CoarseModel(backbone, head_width=config.model.head_width, vocab_size=vocabulary)
-
-
-def padded(config: Any, side: float) -> tuple[int, int]:
-    """(height, width) px of an image of shape 3 : 4 whose short side is `side`, padded as the detector has it."""
-    long = min(side * 4 / 3, config.regions.max_side)
-    return -int(-side // 32) * 32, -int(-long // 32) * 32

@@ -33,14 +33,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def texts(folders: Sequence[Path]) -> Iterator[str]:
     """Every text of every record."""
-    from tqdm import tqdm
-
+    from fiber.countdown import Countdown
     from fiber.data import records
     from fiber.data.shards import ShardSet
 
     for folder in folders:
         shards = ShardSet(folder)
-        for index in tqdm(range(len(shards)), desc=f"reading {folder.name}"):
+        for index in Countdown(f"reading {folder.name}", len(shards), "records").over(range(len(shards))):
             record = shards.read(index).record
             for field in TEXT_FIELDS:
                 for number in range(records.count(record, field)):

@@ -69,7 +69,7 @@ class TowersConfig:
     num_fused: Size = 6  # image-block / text-layer pairs that exchange, counted from the top
     query_norm: bool = True  # LayerNorm on the image query of the cross-attention
     init: Literal["normal", "fan_in"] = "normal"  # N(0, 0.02) as published, or scaled to the width (from nothing)
-    checkpointing: bool = False  # recompute activations block by block in the backward pass
+    checkpointing: bool | Literal["selective"] = False  # recompute blocks in the backward pass; all but the products
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -136,8 +136,9 @@ class TrainConfig:
 
     steps: Count = 100_000  # updates
     global_batch: Count = 4096  # = micro_batch x accumulation x ranks, checked
+    preset: Literal["off", "auto", 24, 40, 80, 141] = "off"  # GB of a card, by which the next two, checkpointing, ...
     micro_batch: Count = 64  # samples per rank and forward pass
-    accumulation: Count = 1  # forward passes per update
+    accumulation: Count = 1  # forward passes per update; ... and precision are chosen
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_truth_value)] = 1  # 0 shards nothing, 3 all
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     offload: Literal["none", "optimizer", "all"] = "none"  # to host memory: optimizer states, or weights too

@@ -47,7 +47,7 @@ def validate_training(config: Any, world: int | None) -> None:
 def _check_train(train: TrainConfig, world: int) -> None:
     product = train.micro_batch * train.accumulation * world
     require(
-        product == train.global_batch,
+        product == train.global_batch or train.preset != "off",
         f"train.global_batch: {train.global_batch} is not micro_batch {train.micro_batch} x accumulation "
         f"{train.accumulation} x {world} ranks = {product}",
     )

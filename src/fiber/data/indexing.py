@@ -93,9 +93,7 @@ class IndexBuilder:
 
     def build(self) -> Index:
         """The index, in memory."""
-        columns: dict[str, Any] = {
-            name: np.concatenate([np.zeros(0, dtype), *self._blocks(name)]) for name, dtype in COLUMNS.items()
-        }
+        columns: dict[str, Any] = {n: np.concatenate([np.zeros(0, t), *self._blocks(n)]) for n, t in COLUMNS.items()}
         return Index(self.shards, **columns)
 
     def save(self, folder: Path) -> None:
@@ -103,13 +101,9 @@ class IndexBuilder:
         aside = folder / f".index.{os.getpid()}.npz"
         with zipfile.ZipFile(aside, "w") as archive:
             for name, dtype in COLUMNS.items():
-                header = {
-                    "descr": dtype.base.str,
-                    "fortran_order": False,
-                    "shape": (self.lengths[name], *dtype.shape),
-                }
+                header = {"descr": dtype.base.str, "fortran_order": False}
                 with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                    npy.write_array_header_1_0(file, header)
+                    npy.write_array_header_1_0(file, header | {"shape": (self.lengths[name], *dtype.shape)})
                     for rows in self._blocks(name):
                         file.write(rows.tobytes())
         os.replace(aside, folder / "index.npz")

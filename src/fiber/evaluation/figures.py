@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.ops import box_iou, nms
 
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
@@ -18,41 +17,48 @@ from fiber.evaluation.regions import Classes, Phrases, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil
-from fiber.images.draw import Box, draw_boxes, draw_lines
+from fiber.images.draw import Box, Line, draw_boxes, draw_lines
 
 OVERLAP = 0.6  # IoU above which two boxes stand on one place
 MOST = 30  # boxes drawn in an image: with a thousand classes asked for, more would hide it
 HIT_OVERLAP = 0.5  # IoU with a true box of its phrase or class from which a found box is a hit
-LEGEND = "solid: found, with its score (green: hit, red: miss); dashed: true"
+LEGEND = "solid: found, with its score (green: hit, red: wrong); dashed: true (red: missed)"
 
 
 @dataclass
 class Shown:
     """One colour of a figure: characters [start, end) of the text, found boxes with their labels, true boxes; all in
-    pixels of the stored image."""
+    pixels of the stored image. `every`: each true box is to be found (of a phrase one of them will do)."""
 
     span: tuple[int, int]
     found: list[Box] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
     true: list[Box] = field(default_factory=list)
+    every: bool = False
 
 
-def draw_regions(image: Image.Image, text: str, shown: Sequence[Shown]) -> Image.Image:
-    """The figure of one image; each of `shown` has a colour of its own, up to seven."""
+def draw_regions(image: Image.Image, text: str, shown: Sequence[Shown], legend: bool = True) -> Image.Image:
+    """The figure of one image; each of `shown` has a colour of its own, up to seven. `legend`: whether it stands
+    below, which a sheet of several figures does once for all."""
+    from torchvision.ops import box_iou  # slow to import, as in fine/postprocess.py
+
     drawn: list[tuple[Box, str, int, bool, bool | None]] = []
     for number, one in enumerate(shown):
-        hits = [False] * len(one.found)
+        hits, met = [False] * len(one.found), [False] * len(one.true)
         if one.found and one.true:
             overlaps = box_iou(torch.tensor(one.found, dtype=torch.float64), torch.tensor(one.true).double())
-            hits = (overlaps.amax(1) >= HIT_OVERLAP).tolist()
+            hits, met = ((overlaps.amax(axis) >= HIT_OVERLAP).tolist() for axis in (1, 0))
+        if any(hits) and not one.every:
+            met = [True] * len(met)
         drawn += [
             (box, label, number, False, hit) for box, label, hit in zip(one.found, one.labels, hits, strict=True)
         ]
-        drawn += [(box, "", number, True, None) for box in one.true]
+        drawn += [(box, "" if hit else "missed", number, True, hit) for box, hit in zip(one.true, met, strict=True)]
     drawn.sort(key=lambda entry: not entry[3])  # first means on top: a true box shows over one that meets it
     boxes, labels, colours, dashed, marks = zip(*drawn, strict=True) if drawn else [()] * 5
     canvas = draw_boxes(image, image.size, boxes, labels, colours, dashed=dashed, hits=marks)
-    return draw_lines(canvas, [(text, [one.span for one in shown], range(len(shown))), (LEGEND, (), ())])
+    below: list[Line] = [(text, [one.span for one in shown], range(len(shown)))]
+    return draw_lines(canvas, [*below, (LEGEND, (), ())] if legend else below)
 
 
 def draw_predictions(
@@ -65,8 +71,9 @@ def draw_predictions(
     count: int = 8,
     threshold: float = 0.3,
     chunk_classes: int | None = None,
+    legend: bool = True,
 ) -> list[Image.Image]:
-    """Figures of `count` images of a set, evenly spaced.
+    """Figures of `count` images of a set, evenly spaced; `legend` as in `draw_regions`.
 
     captions, expressions: the best box of each phrase of the image's first text that has any. boxes: the best
     detection of every place that has one with a score of at least `threshold`, MOST at most.
@@ -84,7 +91,7 @@ def draw_predictions(
         else:
             assert isinstance(asked, Phrases)
             text, shown = _phrases(stored.record, field, asked.targets(stored.record), found)
-        drawn.append(draw_regions(decode_pil(stored.images[0][1]), text, shown))
+        drawn.append(draw_regions(decode_pil(stored.images[0][1]), text, shown, legend))
     model.train(training)
     return drawn
 
@@ -114,6 +121,8 @@ def _classes(
     record: Record, names: dict[int, str], ids: list[int], found: Detections, threshold: float
 ) -> tuple[str, list[Shown]]:
     """Every class that is there or found, in the order of the set; of boxes on one place the best, whatever class."""
+    from torchvision.ops import nms  # slow to import, as in fine/postprocess.py
+
     sure = found.best(int((found.scores >= threshold).sum()))
     best = nms(sure.boxes, sure.scores, OVERLAP)[:MOST] if len(sure.scores) else torch.zeros(0, dtype=torch.int64)
     boxes, scores = sure.boxes[best], sure.scores[best]
@@ -126,5 +135,5 @@ def _classes(
         own = torch.tensor([label == category for label in labels], dtype=torch.bool)
         tags = [f"{names[category]} {score:.2f}" for score in scores[own].tolist()]
         true = [box["box"] for box in record["boxes"] if box["category"] == category]
-        shown.append(Shown((start, len(text)), boxes[own].tolist(), tags, true))
+        shown.append(Shown((start, len(text)), boxes[own].tolist(), tags, true, every=True))
     return text or "nothing", shown

@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 
-from tqdm import tqdm
-
 from fiber import distributed
+from fiber.countdown import Countdown
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,7 @@ class Progress:
     def __call__(self, batches: Iterable, what: str, total: int | None = None) -> Iterable:
         """The batches, counted; `total` for a stream that does not know how many it has."""
         total = len(batches) if isinstance(batches, Sized) else total
-        hidden = not (self.show and distributed.is_main())
-        for batch in tqdm(batches, desc=what, total=total, unit="batch", disable=hidden, leave=False):
+        show = self.show and distributed.is_main()
+        for batch in Countdown(f"evaluating, {what}", total, "batches", show=show).over(batches):
             yield batch
             self.beat()

@@ -195,15 +195,16 @@ def _plain(part: Part, entry: dict[str, Any], shards: ShardSet, thumbnails: Thum
         "tables": part.tables,
         "charts": part.charts,
         "matrix": part.matrix,
-        "items": [_tile(item, thumbnails.of(shards, item.sample), shards) for item in worst],
+        "items": [_tile(item, thumbnails, shards) for item in worst],
     }
 
 
-def _tile(item: ReportItem, images: list[str], shards: ShardSet) -> dict[str, Any]:
+def _tile(item: ReportItem, thumbnails: Thumbnails, shards: ShardSet) -> dict[str, Any]:
     """An item as the page reads it; boxes in tenths of a pixel are enough."""
+    beside = [] if item.other is None else thumbnails.of(shards, item.other)
     return {
         "id": shards.record(item.sample)["image_id"],
-        "images": images,
+        "images": thumbnails.of(shards, item.sample) + beside,
         "error": round(item.error, 4),
         "tags": dict(item.tags),
         "classes": list(item.classes),

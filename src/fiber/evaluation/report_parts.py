@@ -17,7 +17,8 @@ class ReportItem:
     """One tile of the gallery. `sample`: its number in the set. `error`: the greater, the worse. `tags`: what is
     wrong with it and how often. `classes`: what the class filter knows it by. `lines`: words below the image, each
     with whether it is right (None: neither). `boxes`: [x0, y0, x1, y1] in px of the stored image, whose (width,
-    height) is `size`; "found" or "true"; what became of it; its label; its score (-1: none)."""
+    height) is `size`; "found" or "true"; what became of it; its label; its score (-1: none). `other`: the number of
+    a sample whose image stands beside."""
 
     sample: int
     error: float
@@ -27,6 +28,7 @@ class ReportItem:
     boxes: Sequence[tuple[list[float], str, str, str, float]] = ()
     size: tuple[int, int] = (0, 0)
     score: float = -1.0
+    other: int | None = None
 
 
 @dataclass

@@ -136,28 +136,34 @@ def retrieval_part(shards: ShardSet, field: str, folder: Path) -> Part:
     names = ("image_to_text", "text_to_image")
     by_image, by_text = (json.loads((folder / f"{name}.json").read_text()) for name in names)
     numbers = {shards.record(i)["image_id"]: i for i in np.flatnonzero(shards.counts(field)).tolist()}
-    worst: dict[Any, tuple[int, str]] = defaultdict(lambda: (0, ""))
+    worst: dict[Any, dict[str, Any]] = {}
     for row in by_text:
-        worst[row["image_id"]] = max(worst[row["image_id"]], (row["rank"], row["text"]))
+        if row["rank"] > worst.get(row["image_id"], {"rank": -1})["rank"]:
+            worst[row["image_id"]] = row
     part = Part("retrieval", "texts that stand before the image's own, plus images before it for its worst text")
     for row in by_image:
-        rank, text = worst[row["image_id"]]
+        asked = worst[row["image_id"]]
+        rank, first = asked["rank"], asked["images"][0]
         error = rank + row["rank"]
-        lines = [(f"its text stands at {row['rank'] + 1}, it stands at {rank + 1} for: {text}", error == 0)]
+        found = f"by text: rank {rank + 1} for “{asked['text']}”"
+        if rank:
+            found += f"; first is the image beside it, {first['image_id']} ({first['score']:.2f})"
+        lines = [(found, rank == 0), (f"by image: rank {row['rank'] + 1} for a text of its own", row["rank"] == 0)]
         for n, hit in enumerate(row["texts"][:5], 1):
             lines.append((f"{n}. {hit['text']} ({hit['score']:.2f})", hit["own"]))
         wrong = {"text not first": row["rank"] > 0, "image not first": rank > 0}
         tags = {name: 1 for name, there in wrong.items() if there}
-        part.items.append(ReportItem(numbers[row["image_id"]], float(error), tags, (), lines))
+        other = numbers[first["image_id"]] if rank else None
+        part.items.append(ReportItem(numbers[row["image_id"]], float(error), tags, (), lines, other=other))
     ranks = {"image to text": [r["rank"] for r in by_image], "text to image": [r["rank"] for r in by_text]}
     rows = []
-    for way, found in ranks.items():
-        recalls = [float(np.mean(np.array(found) < k)) for k in (1, 5, 10)]
-        rows.append([way, len(found), *recalls, float(np.median(found)) + 1])
+    for way, ranked in ranks.items():
+        recalls = [float(np.mean(np.array(ranked) < k)) for k in (1, 5, 10)]
+        rows.append([way, len(ranked), *recalls, float(np.median(ranked)) + 1])
     columns = ["way", "queries", "R@1", "R@5", "R@10", "median rank"]
     part.tables = [{"title": "Recall, as ranked last", "columns": columns, "rows": rows}]
     bars = ["1", "2", "3-5", "6-10", "11-50", "later"]
-    part.charts = [histogram(f"Rank, {way}", "rank", found, RANKS, bars) for way, found in ranks.items()]
+    part.charts = [histogram(f"Rank, {way}", "rank", ranked, RANKS, bars) for way, ranked in ranks.items()]
     return part
 
 

@@ -26,6 +26,7 @@ from fiber.images.resize import load_image
 
 ITM_PRIOR = math.log(3) - 2 / 3 * math.log(2)  # entropy of one match to two non-matches: 0.6365
 KS = (1, 5, 10)
+ROWS_AT_ONCE = 256  # bounds the memory of choosing candidates
 
 
 @dataclass(frozen=True)
@@ -112,11 +113,14 @@ def rerank(
 
 def candidates(scores: Tensor, k: int) -> Tensor:
     """(Q,C) -> bool (Q,C): the k best columns of each row, ties to the higher index as in `retrieval_recall`."""
-    columns = scores.shape[1]
     chosen = torch.zeros_like(scores, dtype=torch.bool)
-    for start in range(0, len(scores), 256):  # bounds the memory of the sort
-        order = scores[start : start + 256].flip(1).sort(dim=1, descending=True, stable=True).indices
-        chosen[start : start + 256].scatter_(1, columns - 1 - order[:, :k], True)
+    for start in range(0, len(scores), ROWS_AT_ONCE):
+        rows = scores[start : start + ROWS_AT_ONCE]
+        least = rows.topk(min(k, rows.shape[1])).values[:, -1:]
+        above, equal = rows > least, rows == least
+        from_the_end = equal.flip(1).cumsum(1).flip(1)
+        wanted = k - above.sum(1, keepdim=True)
+        chosen[start : start + ROWS_AT_ONCE] = above | (equal & (from_the_end <= wanted))
     return chosen
 
 

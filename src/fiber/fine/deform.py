@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import deform_conv2d
 
 TAPS = 9
 
@@ -32,6 +31,8 @@ def operator_deform_conv(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
 ) -> Tensor:
     """`deform_conv` through torchvision's operator; all tensors float32."""
+    from torchvision.ops import deform_conv2d  # brings torch's compiler with it: a second of processor time
+
     return deform_conv2d(x, offset, weight, bias, stride=stride, padding=1, mask=mask)
 
 
@@ -49,6 +50,6 @@ def sampled_deform_conv(
     )
     sampled = F.grid_sample(x, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
     # In place and with the bias inside the product: these maps are nine times the input, each pass over them costs.
-    taps = sampled.view(len(x), x.shape[1], TAPS, -1).mul_(mask.flatten(2)[:, None]).flatten(1, 2)
-    kernel = weight.flatten(1).expand(len(x), -1, -1)
-    return torch.baddbmm(bias[:, None], kernel, taps).view(len(x), -1, rows, columns)
+    taps = sampled.view(x.shape[0], x.shape[1], TAPS, -1).mul_(mask.flatten(2)[:, None]).flatten(1, 2)
+    kernel = weight.flatten(1).expand(x.shape[0], -1, -1)
+    return torch.baddbmm(bias[:, None], kernel, taps).view(x.shape[0], -1, rows, columns)

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fiber.fine.deform import TAPS, deform_conv
+from fiber.recompute import Checkpointing, recomputed
 
 LOGIT_LIMIT = 50000.0
 PRIOR = 0.01  # probability that a token matches, before any training
@@ -51,7 +51,7 @@ class DynamicHead(nn.Module):
         blocks: int = 6,
         groups: int = 16,
         log_scale: float = 0.0,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
@@ -74,7 +74,7 @@ class DynamicHead(nn.Module):
         levels = list(levels)
         for block in self.blocks:
             if self.checkpointing and self.training:
-                levels = checkpoint(block, levels, use_reentrant=False)
+                levels = recomputed(self.checkpointing, block, levels)
             else:
                 levels = block(levels)
         deltas = [flatten(self.box(x)) * scale for x, scale in zip(levels, self.box_scales, strict=True)]

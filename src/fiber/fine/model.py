@@ -19,6 +19,7 @@ from fiber.fine.boxes import make_anchors
 from fiber.fine.dyhead import DynamicHead, HeadOutput
 from fiber.fine.fpn import FeaturePyramid
 from fiber.fine.postprocess import DETECTION, BoxSelection, Detections, candidates, choose, class_weights
+from fiber.recompute import Checkpointing
 
 PROMPT_ROWS = 1000  # positions that prompt tuning can learn, as in the release
 
@@ -58,7 +59,7 @@ class FiberDetector(nn.Module):
         log_scale: float = 0.0,
         text_limit: int = 256,
         prompt_tuning: bool = False,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = False,
     ) -> None:
         super().__init__()
         widths = backbone.image.widths[1:]

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchvision.ops import nms
 
 from fiber.fine.boxes import clip, decode
 from fiber.fine.dyhead import HeadOutput
 
-AT_ONCE = 32768  # boxes that a card suppresses in one call; its memory grows with the square
+AT_ONCE = 16384  # boxes that a card suppresses in one call; its time and memory (34 MB) grow with the square
 
 
 @dataclass(frozen=True)
@@ -92,23 +91,33 @@ def choose(found: Detections, sizes: Tensor, classes: int, selection: BoxSelecti
     """`candidates` of P pairs of image and prompt, (P,T), to the detections of each, best first, on the CPU.
 
     sizes (P,2): to which boxes are clipped. classes: more than any label. On a card the pairs are suppressed in one
-    call, and the host waits three times, whatever their number: for how many candidates there are, for
-    suppression, and for the result. On the CPU, where suppression costs the square, pair by pair.
+    call, and the host waits twice, whatever their number: for suppression and for the result, with which it learns
+    how many candidates there were. More than `AT_ONCE` are chosen again, by halves of the pairs. On the CPU, where
+    suppression costs the square, pair by pair.
     """
-    pair, slot = (found.scores >= 0).nonzero(as_tuple=True)
-    boxes, scores = clip(found.boxes[pair, slot], sizes[pair]), found.scores[pair, slot].sqrt()
-    every = Detections(boxes, scores, found.labels[pair, slot] + classes * pair)
-    counts = [len(pair)]
-    if not pair.is_cuda or len(pair) > AT_ONCE:
-        counts = torch.bincount(pair, minlength=len(sizes)).tolist()
-    columns = (column.split(counts) for column in (every.boxes, every.scores, every.labels))
+    scores, each = found.scores.flatten(), found.scores.shape[1]
+    if scores.is_cuda:  # a fixed number, in order; with some that are none, each like the other, so that one is left
+        slots = scores.topk(min(max(AT_ONCE, each), len(scores))).indices.sort().values
+        counts = [len(slots)]
+    else:
+        slots = (scores >= 0).nonzero().flatten()
+        counts = torch.bincount(slots // each, minlength=len(sizes)).tolist()
+    pair, none = slots // each, scores[slots] < 0
+    boxes = clip(found.boxes.flatten(0, 1)[slots], sizes[pair]).masked_fill(none[:, None], 0.0)
+    root = scores[slots].sqrt().masked_fill(none, -1.0)
+    label = (found.labels.flatten()[slots] + classes * pair).masked_fill(none, -1)
+    columns = (column.split(counts) for column in (boxes, root, label))
     kept = Detections.cat([suppress(Detections(*part), selection.nms) for part in zip(*columns, strict=True)])
-    table = torch.cat([kept.boxes.double(), kept.scores.double()[:, None], kept.labels.double()[:, None]], 1).cpu()
-    of, label = table[:, 5].long() // classes, table[:, 5].long() % classes
+    table = torch.cat([kept.boxes.double(), kept.scores.double()[:, None], kept.labels.double()[:, None]], 1)
+    table = torch.cat([table, (scores >= 0).sum().double().expand(1, 6)]).cpu()
+    if table[-1, 0] > len(slots):
+        halves = zip(*(x.chunk(2) for x in (found.boxes, found.scores, found.labels, sizes)), strict=True)
+        return [one for *part, of in halves for one in choose(Detections(*part), of, classes, selection)]
+    of, label = table[:-1, 5].long() // classes, table[:-1, 5].long() % classes
     result = []
     for number in range(len(sizes)):
         rows = (of == number).nonzero().flatten()[: selection.keep]
-        result.append(Detections(table[rows, :4].to(boxes.dtype), table[rows, 4].to(scores.dtype), label[rows]))
+        result.append(Detections(table[rows, :4].to(boxes.dtype), table[rows, 4].to(root.dtype), label[rows]))
     return result
 
 
@@ -118,6 +127,8 @@ def suppress(every: Detections, overlap: float) -> Detections:
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
     to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
     """
+    from torchvision.ops import nms  # brings torch's compiler with it: a second of processor time
+
     if len(every.boxes) == 0:
         return every
     boxes = every.boxes.double()

@@ -1,7 +1,7 @@
 """Every drawing of the project, with Pillow alone: boxes with labels, sentences with coloured phrases, sheets."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -32,7 +32,7 @@ def draw_boxes(
 
     `colours`: a number per box (default: by label). `dashed`: boxes with dashed sides (default: none). `hits`: True
     or False puts the label on the colour HIT or MISS, None on that of the box. A label stands at a corner of its box
-    where it covers no other label, as far as there is such a corner.
+    where it covers no other label; where all corners are taken, at the nearest free place, with a line to its box.
     """
     canvas = _fit(image)
     if colours is None:
@@ -54,15 +54,7 @@ def draw_boxes(
             _dashed(pen, corners, colour, width)
         else:
             pen.rectangle(corners, outline=colour, width=width)
-    taken: list[Area] = []
-    for corners, label, _, _, ground in drawn:
-        if not label:
-            continue
-        left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
-        area = _place(corners, (right - left + 4, bottom - top + 4), canvas.size, width, taken)
-        taken.append(area)
-        pen.rectangle(area, fill=ground)
-        pen.text((area[0] + 2 - left, area[1] + 2 - top), label, fill=_ink(ground), font=font)
+    _draw_labels(pen, drawn, canvas.size, width, font)
     return canvas
 
 
@@ -77,7 +69,11 @@ def draw_text(
 def draw_lines(image: Image.Image, lines: Sequence[Line]) -> Image.Image:
     """`draw_text` of several texts, each on lines of its own."""
     fitted = _fit(image)
-    font = _font(fitted)
+    return _with_lines(fitted, lines, _font(fitted))
+
+
+def _with_lines(fitted: Image.Image, lines: Sequence[Line], font: ImageFont.FreeTypeFont) -> Image.Image:
+    """`lines` in `font` below an image that keeps its size."""
     measure = ImageDraw.Draw(fitted)
     height = round(font.size * 1.5)
     placed: list[tuple[int, float, str, int, Line]] = []  # row, x, word, first character, its line
@@ -106,8 +102,8 @@ def draw_lines(image: Image.Image, lines: Sequence[Line]) -> Image.Image:
     return canvas
 
 
-def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
-    """All images in rows on white, none reduced."""
+def tile(images: Sequence[Image.Image], columns: int = 4, note: str = "") -> Image.Image:
+    """All images in rows on white, none reduced; `note` below them, once, in letters as large as theirs."""
     rows = [images[i : i + columns] for i in range(0, len(images), columns)]
     heights = [max(image.height for image in row) for row in rows]
     width = max(sum(image.width + GAP for image in row) for row in rows)
@@ -118,7 +114,7 @@ def tile(images: Sequence[Image.Image], columns: int = 4) -> Image.Image:
             sheet.paste(image, (x, y))
             x += image.width + GAP
         y += height + GAP
-    return sheet
+    return _with_lines(sheet, [(note, (), ())], _font(max(images, key=lambda image: image.width))) if note else sheet
 
 
 def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], columns: int = 5) -> Image.Image:
@@ -130,28 +126,84 @@ def contact_sheet(images: Sequence[Image.Image], labels: Sequence[str], columns:
     return tile(cells, columns)
 
 
+def _draw_labels(
+    pen: ImageDraw.ImageDraw,
+    drawn: Sequence[tuple[Area, str, str, bool, str]],
+    canvas: tuple[int, int],
+    width: int,
+    font: ImageFont.FreeTypeFont,
+) -> None:
+    """The label of each box of `drawn` (box, label, its colour, dashed, ground of its label), lines first: none
+    crosses a label."""
+    taken: list[Area] = []
+    patches = []
+    for corners, label, colour, _, ground in drawn:
+        if not label:
+            continue
+        label = _shortened(label, canvas[0] - 6, font)
+        left, top, right, bottom = pen.textbbox((0, 0), label, font=font)
+        area = _place(corners, (right - left + 4, bottom - top + 4), canvas, width, taken)
+        taken.append(area)
+        patches.append((area, label, ground, (area[0] + 2 - left, area[1] + 2 - top)))
+        if (
+            area[0] > corners[2] + 3
+            or corners[0] > area[2] + 3
+            or area[1] > corners[3] + 3
+            or corners[1] > area[3] + 3
+        ):
+            ends = [((box[0] + box[2]) / 2, (box[1] + box[3]) / 2) for box in (area, corners)]
+            pen.line(ends, fill=colour, width=width)
+    for area, label, ground, at in patches:
+        pen.rectangle(area, fill=ground)
+        pen.text(at, label, fill=_ink(ground), font=font)
+
+
 def _place(box: Area, label: tuple[float, float], canvas: tuple[int, int], width: int, taken: Sequence[Area]) -> Area:
-    """Where a label of (width, height) covers least of the labels that stand: above its box, inside it, below it, at
-    the left or the right, always on the canvas."""
+    """Where a label of (width, height) covers none of the labels that stand: above its box, inside it, below it, at
+    the left or the right, else the nearest place of the canvas, rows of labels tried; on a canvas that is full, where
+    it covers least."""
     x0, y0, x1, y1 = box
     wide, high = label
+    last = max(canvas[0] - wide - 1, 0), max(canvas[1] - high - 1, 0)
 
-    def areas() -> Iterator[Area]:
-        for y in (y0 - high - 2, y0 + width, y1 + 2, y1 - high - width):
-            for x in (x0, x1 - wide):
-                if 0 <= y <= canvas[1] - high - 1:
-                    left = min(max(x, 0), max(canvas[0] - wide, 0))
-                    yield left, y, left + wide, y + high
-        yield x0, 0, x0 + wide, high  # a canvas lower than a label
+    def area(x: float, y: float) -> Area:
+        left, top = round(min(max(x, 0), last[0])), round(y)
+        return left, top, left + wide, top + high
 
-    def covered(area: Area) -> float:
-        return sum(
-            max(0, min(area[2], other[2]) - max(area[0], other[0]) + 1)
-            * max(0, min(area[3], other[3]) - max(area[1], other[1]) + 1)
-            for other in taken
-        )
+    corners = [
+        area(x, y)
+        for y in (y0 - high - 2, y0 + width, y1 + 2, y1 - high - width)
+        for x in (x0, x1 - wide)
+        if 0 <= y <= last[1]
+    ]
+    best = min(corners or [area(x0, 0)], key=lambda one: _covered(one, taken))
+    if not _covered(best, taken):
+        return best
+    rows = range(0, int(last[1]) + 1, max(1, round(high) + 2))
+    free = [area(x, y) for y in rows for x in (x0, x1 - wide, *range(0, int(last[0]) + 1, max(1, round(high))))]
+    middle = (x0 + x1) / 2, (y0 + y1) / 2
+    free = [one for one in free if not _covered(one, taken)]
+    return min(
+        free, key=lambda one: abs(one[0] + wide / 2 - middle[0]) + abs(one[1] + high / 2 - middle[1]), default=best
+    )
 
-    return min(areas(), key=covered)
+
+def _covered(area: Area, taken: Sequence[Area]) -> float:
+    """Pixels of `taken`, and of a rim of one pixel around them, that an area covers."""
+    return sum(
+        max(0, min(area[2], other[2]) - max(area[0], other[0]) + 2)
+        * max(0, min(area[3], other[3]) - max(area[1], other[1]) + 2)
+        for other in taken
+    )
+
+
+def _shortened(label: str, width: float, font: ImageFont.FreeTypeFont) -> str:
+    """The label, cut to `width` px and with an ellipsis where it is longer."""
+    if font.getlength(label) <= width:
+        return label
+    while label and font.getlength(label + "…") > width:
+        label = label[:-1]
+    return label + "…"
 
 
 def _dashed(pen: ImageDraw.ImageDraw, box: Area, colour: str, width: int) -> None:

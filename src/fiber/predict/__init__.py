@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:
     import torch
@@ -12,13 +12,39 @@ if TYPE_CHECKING:
     from fiber.predict.region import FinePredictor
 
 
+@overload
 def load(
-    path_or_hub_id: str | Path, device: str | torch.device | None = None, dtype: str = "fp32"
+    path_or_hub_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str = "fp32",
+    *,
+    level: Literal["image"],
+) -> CoarsePredictor: ...
+@overload
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str = "fp32",
+    *,
+    level: Literal["region"],
+) -> FinePredictor: ...
+@overload
+def load(
+    path_or_hub_id: str | Path, device: str | torch.device | None = None, dtype: str = "fp32", *, level: None = None
+) -> CoarsePredictor | FinePredictor: ...
+def load(
+    path_or_hub_id: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str = "fp32",
+    *,
+    level: Literal["image", "region"] | None = None,
 ) -> CoarsePredictor | FinePredictor:
     """A predictor from an export folder, a run directory or a hub id.
 
-    device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". Raises WeightsError where the folder is
-    not a whole export, ValueError for another dtype.
+    device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". level: what the model must be, "image"
+    (match, retrieve, caption, answer, ...) or "region" (ground, refer, detect), so that a type checker knows its
+    methods; without it, tell the two apart by `isinstance`. Raises WeightsError where the folder is not a whole
+    export or is of the other level, ValueError for another dtype or level.
     """
     import torch  # only here: `import fiber` takes no time
 
@@ -31,6 +57,8 @@ def load(
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     if dtype not in dtypes:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
+    if level not in (None, "image", "region"):
+        raise ValueError(f"level {level!r} is not one of image, region")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         export = read_export(path_or_hub_id)
@@ -45,6 +73,9 @@ def load(
         raise WeightsError(f"{path_or_hub_id}: the tokenizer has {words}; copy or export it again")
     if odd := [name for name, tensor in export.tensors.items() if not tensor.isfinite().all()]:
         raise WeightsError(f"{path_or_hub_id}: {len(odd)} weights are not finite, such as {odd[0]}")
+    found: Literal["image", "region"] = "image" if isinstance(model, CoarseModel) else "region"
+    if level not in (None, found):
+        raise WeightsError(f"{path_or_hub_id}: a model at {found} level, asked for was one at {level} level")
     cards.choose_kernels(device)
     model = model.to(device, dtypes[dtype]).eval().requires_grad_(False)
     if isinstance(model, CoarseModel):

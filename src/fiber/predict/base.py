@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import filter as matching
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -65,10 +65,12 @@ class Predictor(ABC):
         self.batch = 64 if device.type == "cuda" else 16
         self.workers: int | None = None
 
-    def __getattr__(self, name: str) -> Any:
-        if name in VERBS:
-            self.require(name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    if not TYPE_CHECKING:  # a type checker would take every name for one that is there
+
+        def __getattr__(self, name: str) -> Any:
+            if name in VERBS:
+                self.require(name)
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def require(self, task: str) -> None:
         """Raises TaskError unless the model can do `task`."""

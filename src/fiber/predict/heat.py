@@ -1,13 +1,14 @@
-"""What each word looked at: the attention that text pays to the image in the fused layers.
+"""What each word or phrase looked at: the attention that text pays to the image in the fused layers.
 
 In every fused pair the text layer asks the image (`TextToImage`): each token spreads a weight of 1 over the places of
-the image. The map of a word is the mean over its tokens, heads and layers, each layer counted by its open gate. It
-says where the model looked, not why it decided.
+the image. The map of a word is the mean over its tokens, heads and layers, each layer counted by its open gate; that
+of a phrase the mean over the tokens of its words. It says where the model looked, not why it decided.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,17 +42,22 @@ RawImage = str | Path | ImageFile | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class WordHeat:
-    """`word`, its characters [start, end) of the text, and the share of its attention that each place of the upright
-    image gets: float32 (rows, columns), sum 1, all equal where no layer looks (closed gates)."""
+    """`word` (or phrase), its characters [start, end) of the text, and the share of its attention that each place of
+    the upright image gets: float32 (rows, columns), sum 1, all equal where no layer looks (closed gates)."""
 
     word: str
     span: tuple[int, int]
     heat: np.ndarray
 
 
-def word_heat(predictor: CoarsePredictor | FinePredictor, image: RawImage, text: str) -> list[WordHeat]:
-    """A map of every word of `text` that the model reads. Raises ValueError for an empty text, ImageError, TaskError
-    for a model without fusion."""
+def word_heat(
+    predictor: CoarsePredictor | FinePredictor,
+    image: RawImage,
+    text: str,
+    spans: Sequence[tuple[int, int]] | None = None,
+) -> list[WordHeat]:
+    """A map of every word of `text` (or of its characters [start, end) in each of `spans`) that the model reads.
+    Raises ValueError for an empty text, ImageError, TaskError for a model without fusion."""
     if not text.strip():
         raise ValueError("the text is empty")
     opened = open_image(image).image
@@ -84,14 +90,30 @@ def word_heat(predictor: CoarsePredictor | FinePredictor, image: RawImage, text:
         total = torch.ones_like(total)
     return [
         WordHeat(text[start:end], (start, end), _shares(total[places].mean(0)))
-        for (start, end), places in _words(predictor, text, int(mask.sum()))
+        for (start, end), places in _places(
+            predictor, text, _words(text) if spans is None else spans, int(mask.sum())
+        )
     ]
 
 
+def heat_sheet(
+    predictor: CoarsePredictor | FinePredictor,
+    image: RawImage,
+    text: str,
+    spans: Sequence[tuple[int, int]] | None = None,
+) -> Image.Image:
+    """`draw_heat` of `word_heat`. Raises what `word_heat` raises, and TaskError where no word looks anywhere."""
+    heats = word_heat(predictor, image, text, spans)
+    if all(np.ptp(one.heat) == 0 for one in heats):
+        raise TaskError("no word looks at the image: the gates of this model's cross-attention are closed")
+    return draw_heat(image, heats)
+
+
 def draw_heat(image: RawImage, heats: Sequence[WordHeat]) -> Image.Image:
-    """One sheet: for each word the image under its map (dark: not looked at), the word below."""
+    """One sheet: the image, then for each word the image under its map (dark: not looked at), the word below."""
     opened = open_image(image).image
-    return contact_sheet([overlay(opened, one.heat) for one in heats], [one.word for one in heats])
+    shown = [opened, *(overlay(opened, one.heat) for one in heats)]
+    return contact_sheet(shown, ["the image", *(one.word for one in heats)])
 
 
 def overlay(image: Image.Image, heat: np.ndarray, floor: float = 0.25) -> Image.Image:
@@ -135,22 +157,23 @@ def _grid(places: int, padded: Sequence[int]) -> tuple[int, int]:
     return next((rows, columns) for rows, columns in grids if rows * columns == places)
 
 
-def _words(
-    predictor: CoarsePredictor | FinePredictor, text: str, tokens: int
-) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Characters of each word (between blanks, without punctuation around it) and places of its tokens."""
-    offsets = predictor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: tokens - 1]
-    start = 0
-    for word in text.split():
-        first = text.index(word, start)
-        start = first + len(word)
-        bare = word.strip(".,;:!?\"'()[]")
+def _words(text: str) -> Iterator[tuple[int, int]]:
+    """Characters [start, end) of each word: between blanks, without the punctuation around it."""
+    for word in re.finditer(r"\S+", text):
+        bare = word[0].strip(".,;:!?\"'()[]")
         if bare:
-            first += word.index(bare)
-            end = first + len(bare)
-            places = [n for n, (a, b) in enumerate(offsets) if a < end and b > first and a < b]
-            if places:
-                yield (first, end), places
+            first = word.start() + word[0].index(bare)
+            yield first, first + len(bare)
+
+
+def _places(
+    predictor: CoarsePredictor | FinePredictor, text: str, spans: Iterable[tuple[int, int]], tokens: int
+) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Every span that has tokens among the first `tokens`, and the places of these."""
+    offsets = predictor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"][: tokens - 1]
+    for start, end in spans:
+        if places := [n for n, (a, b) in enumerate(offsets) if a < end and b > start and a < b]:
+            yield (start, end), places
 
 
 def _shares(heat: Tensor) -> np.ndarray:

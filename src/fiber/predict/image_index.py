@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fiber.countdown import Countdown
 from fiber.predict.feature_file import KnownFeatures, read_features, read_known, write_features, write_parquet
 from fiber.predict.journal import Journal, each_batch, entry_of, key_of, stamp_of
 from fiber.predict.listing import ImageList
 from fiber.predict.sources import ImageError, ImageFile, Prepared
-from fiber.predict.stream import Countdown
 
 CHUNK = 4096  # rows copied at a time
 
@@ -102,7 +102,7 @@ def build_index(predictor: Embedder, files: ImageList, out: Path, *, progress: b
             rows.truncate(journal.rows * row_bytes)
             rows.seek(0, os.SEEK_END)
             report = IndexReport()
-            shown = Countdown("embed", len(files), progress)
+            shown = Countdown("embed", len(files), show=progress)
             for found in each_batch(predictor, files, known.rows.keys() | journal.done, shown):
                 images = [image for _, image in found if isinstance(image, Prepared)]
                 features = predictor.fitting(images, predictor.features) if images else []

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fiber.countdown import Countdown
 from fiber.predict.sources import ImageError, ImageFile, Prepared
-from fiber.predict.stream import Countdown, in_groups
+from fiber.predict.stream import in_groups
 
 SYNC_S = 5.0  # seconds between two calls of fsync: what a failing machine may cost
 

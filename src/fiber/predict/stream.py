@@ -5,12 +5,9 @@ threads need no copy of the model, no shared memory and no guard in a user's scr
 """
 
 import os
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from datetime import timedelta
 from typing import TypeVar
 
 from fiber.predict.sources import ImageError
@@ -60,44 +57,3 @@ def in_groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
             group = []
     if group:
         yield group
-
-
-class Countdown:
-    """Progress on stderr: images done, images per second, time left. In a terminal one line that is written over,
-    elsewhere a line every half a minute."""
-
-    def __init__(self, what: str, total: int, show: bool = True) -> None:
-        self.what, self.total, self.show = what, total, show
-        self.done = self.skipped = 0
-        self.start = self.last = time.monotonic()
-        self.every = 0.2 if sys.stderr.isatty() else 30.0
-        self.written = False
-
-    def skip(self, count: int = 1) -> None:
-        """Images that an earlier run has done: the rate is that of this one."""
-        self.skipped += count
-
-    def add(self, count: int) -> None:
-        """Images that are done."""
-        self.done += count
-        if self.show and time.monotonic() - self.last >= self.every:
-            self.last = time.monotonic()
-            self._write(self.text())
-
-    def text(self) -> str:
-        """What is shown."""
-        rate = self.done / max(time.monotonic() - self.start, 1e-9)
-        left = (self.total - self.skipped - self.done) / max(rate, 1e-9)
-        clock = str(timedelta(seconds=round(min(left, 1e8))))
-        at = self.skipped + self.done
-        return f"{self.what}: {at:,} of {self.total:,} images, {rate:.1f} images per second, {clock} left"
-
-    def close(self) -> None:
-        """End the line."""
-        if self.written and sys.stderr.isatty():
-            self._write("")
-
-    def _write(self, text: str) -> None:
-        self.written = True
-        terminal = sys.stderr.isatty()
-        print(f"\r{text}\x1b[K" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)

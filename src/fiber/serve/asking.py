@@ -30,7 +30,10 @@ class Asking:
     def about(self) -> dict[str, Any]:
         """What the page shows before anything is asked."""
         verbs = [verb for verb in SHOWN_VERBS if verb in self.predictor.tasks]
-        return {"name": self.name, "verbs": verbs, "categories": list(self.predictor.categories)}
+        # The score that a detector was calibrated to.
+        threshold = self.predictor.threshold if "detect" in verbs else None
+        about = {"name": self.name, "verbs": verbs, "categories": list(self.predictor.categories)}
+        return about | {"threshold": threshold}
 
     def ask(self, verb: str, text: str, threshold: float, image: bytes) -> dict[str, Any]:
         """What `verb` finds in an image file. Raises ValueError (an image that cannot be read, a text that is missing

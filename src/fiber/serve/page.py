@@ -8,41 +8,57 @@ PAGE = """<!doctype html>
 <title>fiber</title>
 <link rel="icon" href="data:,">
 <style nonce="NONCE">
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 1.5rem auto; padding: 0 1rem; color: #1b1b1b; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 1.5rem auto; padding: 0 1rem; color: #1b1b1b; }
 h1 { font-size: 1.3rem; margin: 0 0 1rem; }
-#drop { position: relative; border: 2px dashed #888; border-radius: 6px; min-height: 10rem; display: grid;
-  place-items: center; cursor: pointer; background: #fafafa; }
+main { display: grid; grid-template-columns: minmax(16rem, 3fr) minmax(18rem, 2fr); gap: 1.5rem; align-items: start; }
+@media (max-width: 50rem) { main { grid-template-columns: 1fr; } }
+#drop { position: relative; border: 2px dashed #888; border-radius: 6px; min-height: 18rem; display: grid;
+  place-items: center; cursor: pointer; background: #fafafa; overflow: hidden; }
 #drop.over { border-color: #0072b2; background: #eef6fb; }
-#stage { position: relative; display: none; line-height: 0; }
-#stage.shown { display: inline-block; }
-#shown { max-width: 100%; min-width: 16rem; image-rendering: auto; }
+#invite { color: #555; padding: 1rem; text-align: center; }
+#invite:empty { display: none; }
+#stage { position: relative; display: none; line-height: 0; width: min(100%, calc(80vh * var(--ratio, 1))); }
+#stage.shown { display: block; }
+#shown { width: 100%; height: auto; }
 #boxes, #heat { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
 #heat { mix-blend-mode: multiply; }
-#boxes rect { fill: none; stroke-width: 2; vector-effect: non-scaling-stroke; }
-form { display: flex; flex-wrap: wrap; gap: .6rem; margin: 1rem 0; align-items: center; }
-#text { flex: 1 1 20rem; padding: .4rem; font: inherit; }
+#boxes rect { fill: none; stroke-width: 2.5; vector-effect: non-scaling-stroke; }
+.tag { position: absolute; font-size: .8rem; line-height: 1.25; padding: 0 .25rem; white-space: nowrap;
+  pointer-events: none; transform: translateY(-100%); }
+.tag.low { transform: none; }
+form { display: grid; gap: .6rem; }
+#text { padding: .45rem; font: inherit; }
 select, button { font: inherit; padding: .4rem .7rem; }
-#error { color: #a40000; font-weight: 600; min-height: 1.5rem; }
-#found { border-collapse: collapse; margin-top: .5rem; }
-#found td { padding: .15rem .8rem .15rem 0; }
+#ask { background: #0072b2; color: white; border: 0; border-radius: 4px; }
+#ask:disabled { background: #888; }
+#least { display: flex; gap: .5rem; align-items: center; }
+#least[hidden] { display: none; }
+#threshold { flex: 1; }
+#error { color: #a40000; font-weight: 600; }
+#found { border-collapse: collapse; margin-top: 1rem; width: 100%; }
+#found td { padding: .25rem .8rem .25rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .4rem; }
+#words { margin-top: .6rem; }
 #words button { margin: 0 .3rem .3rem 0; }
 #words button.on { background: #0072b2; color: white; }
-.hint { color: #555; font-size: .9rem; }
+.hint { color: #555; font-size: .9rem; margin: 0; }
 </style>
 </head>
 <body>
 <h1>fiber: <span id="name"></span></h1>
+<main>
 <div id="drop" tabindex="0" role="button" aria-label="choose an image">
   <span id="invite">Drop an image here, or click to choose one</span>
   <div id="stage"><img id="shown" alt="the chosen image"><canvas id="heat"></canvas><svg id="boxes"
-    preserveAspectRatio="none"></svg></div>
+    preserveAspectRatio="none"></svg><div id="tags"></div></div>
 </div>
+<div>
 <input id="file" type="file" accept="image/*" hidden>
 <form id="form">
   <select id="verb" aria-label="what to do"></select>
+  <p class="hint" id="hint"></p>
   <input id="text" aria-label="text" maxlength="2000" autocomplete="off">
-  <label id="least">from <input id="threshold" type="range" min="0" max="1" step="0.05" value="0.3">
+  <label id="least">least score <input id="threshold" type="range" min="0" max="1" step="0.01" value="0.3">
     <output id="level">0.30</output></label>
   <button id="ask">Ask</button>
   <button id="look" type="button">What each word looked at</button>
@@ -50,7 +66,8 @@ select, button { font: inherit; padding: .4rem .7rem; }
 <div id="error" role="alert"></div>
 <div id="words"></div>
 <table id="found"></table>
-<p class="hint" id="hint"></p>
+</div>
+</main>
 <script nonce="NONCE">
 "use strict";
 const HINTS = {
@@ -61,13 +78,22 @@ const HINTS = {
   caption: "No text is needed.",
   match: "A text, or several with semicolons between them.",
 };
+const EXAMPLES = {
+  ground: "[a red circle] left of [two dogs]", refer: "the left dog", answer: "how many dogs are there?",
+  match: "two dogs; a red circle",
+};
+const VERBS = {
+  detect: "Detect objects", ground: "Ground the phrases of a sentence", refer: "Find what an expression means",
+  answer: "Answer a question", caption: "Describe the image", match: "Match texts",
+};
 const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#000000"];
 const at = (id) => document.getElementById(id);
-let file = null;
+let file = null, classes = "";
 
 function show(error) { at("error").textContent = error || ""; }
 function clear() {
-  at("boxes").replaceChildren(); at("found").replaceChildren(); at("words").replaceChildren(); darken(null); show("");
+  for (const name of ["boxes", "tags", "found", "words"]) at(name).replaceChildren();
+  darken(null); show("");
 }
 function choose(chosen) {
   clear();
@@ -75,6 +101,8 @@ function choose(chosen) {
   if (!file) return;
   at("invite").textContent = "";
   at("stage").className = "shown";
+  at("shown").onload = ({ target }) =>
+    at("stage").style.setProperty("--ratio", target.naturalWidth / target.naturalHeight);
   at("shown").onerror = () => { at("stage").className = ""; at("invite").textContent = file.name; };
   at("shown").src = URL.createObjectURL(file);
 }
@@ -107,13 +135,24 @@ function draw(found) {
     Object.entries({ x: x0, y: y0, width: x1 - x0, height: y1 - y0, stroke: colour })
       .forEach(([key, value]) => box.setAttribute(key, value));
     svg.append(box);
+    tag(region, colour, x0 / found.width, y0 / found.height);
     row(colour, [region.label, region.score.toFixed(2), region.box.join(", ")]);
   }
   for (const one of found.texts || []) row("", [one.text, one.score.toFixed(3)]);
   for (const one of found.matches || []) row("", [one.text,
     one.probability === null ? "" : "fits " + one.probability.toFixed(3),
     one.similarity === null ? "" : "similarity " + one.similarity.toFixed(3)]);
-  if (!at("found").rows.length) row("", ["nothing found"]);
+  if (!at("found").rows.length) row("", [at("least").hidden ? "nothing found" :
+    `nothing found with a score of at least ${at("level").value}: lower it, or name other things`]);
+}
+function tag(region, colour, left, top) {
+  const words = document.createElement("span");
+  words.className = top < 0.06 ? "tag low" : "tag"; // no room above a box at the upper edge
+  words.textContent = `${region.label} ${region.score.toFixed(2)}`;
+  const dark = ["#0072b2", "#009e73", "#d55e00", "#000000"].includes(colour);
+  Object.assign(words.style, { left: `${100 * left}%`, top: `${100 * top}%`, background: colour,
+    color: dark ? "white" : "black" });
+  at("tags").append(words);
 }
 function darken(word) {
   const canvas = at("heat"), pen = canvas.getContext("2d");
@@ -126,6 +165,7 @@ function darken(word) {
 }
 function busy(on) {
   at("ask").disabled = at("look").disabled = on;
+  at("ask").textContent = on ? "Asking …" : "Ask";
   document.body.dataset.state = on ? "busy" : "idle";
 }
 async function guarded(work) {
@@ -144,6 +184,7 @@ at("drop").addEventListener("drop", (e) => {
 at("verb").addEventListener("change", () => {
   const verb = at("verb").value;
   at("hint").textContent = HINTS[verb];
+  at("text").placeholder = verb === "detect" ? classes : EXAMPLES[verb] || "";
   at("least").hidden = !["detect", "ground"].includes(verb);
   at("text").hidden = at("look").hidden = verb === "caption";
 });
@@ -168,8 +209,10 @@ at("look").addEventListener("click", () => guarded(async () => {
 }));
 fetch("/about").then((answer) => answer.json()).then((about) => {
   at("name").textContent = about.name;
-  for (const verb of about.verbs) at("verb").add(new Option(verb, verb));
-  at("text").placeholder = about.categories.slice(0, 6).join(", ");
+  for (const verb of about.verbs) at("verb").add(new Option(VERBS[verb], verb));
+  if (about.threshold !== null) at("threshold").value = about.threshold;
+  at("threshold").dispatchEvent(new Event("input"));
+  classes = about.categories.slice(0, 6).join(", ");
   at("verb").dispatchEvent(new Event("change"));
   document.body.dataset.state = "idle";
 });

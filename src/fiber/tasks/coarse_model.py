@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor
@@ -19,7 +19,7 @@ from fiber.config.base import TuningConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.data.collate import collate
 from fiber.errors import WeightsError
-from fiber.tasks.flops import PairCost, pair_cost
+from fiber.tasks.flops import PairCost, pair_cost, weightless
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
 from fiber.weights.export import Export, read_export
@@ -113,8 +113,9 @@ def image_text_flops(
     if config.tuning.mode != "full":
         return None
     masked = round(config.pretrain.mask_probability * config.max_text)
-    flops = forward(pair_cost(module.model, config.image_size, config.max_text, masked))
-    return lambda batch: flops
+    model = weightless(module.model)
+    flops = cache(lambda: forward(pair_cost(model, config.image_size, config.max_text, masked)))
+    return lambda shape: flops()
 
 
 def match_flops(config: Stage1Config, module: CoarseTask) -> FlopsPerSample | None:

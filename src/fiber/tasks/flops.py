@@ -6,13 +6,13 @@ checkpointing computes again is not counted: it is no useful work.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fiber.coarse.model import CoarseModel
 from fiber.training.speed import FlopsPerSample
@@ -65,7 +65,7 @@ def pair_cost(model: CoarseModel, image_size: int, text_length: int, masked_toke
     Counted on a weightless copy, so it takes no time or memory at any size. Weights must be whole (before ZeRO-3
     partitions them). FIBER-B at 384 px and 40 tokens: 252 GFLOP (126 GMAC) shared, 546 (273) in five passes.
     """
-    model = _weightless(model).eval()
+    model = weightless(model).eval()
     images = torch.empty(1, 3, image_size, image_size, device="meta")
     ids = torch.ones(1, text_length, dtype=torch.int64, device="meta")
     image, image_prefix = count(model.image_prefix, images)
@@ -82,21 +82,24 @@ def pair_cost(model: CoarseModel, image_size: int, text_length: int, masked_toke
 
 
 def image_cost(model: nn.Module, sides: tuple[int, int], text_length: int) -> FlopsPerSample:
-    """Cost of a `fine.model.FiberDetector`: a function of a batch -> forward FLOP of one of its images, towers,
-    fusion, pyramid and head, at the padded size (padding counts: it is computed).
+    """Cost of a `fine.model.FiberDetector`: a function of a batch's shape -> forward FLOP of one of its images,
+    towers, fusion, pyramid and head, at the padded size (padding counts: it is computed).
 
     Counted at both `sides` (px, squares) and at `text_length` tokens; between, and beyond, linear in the area, which
     only the padding of windows disturbs (2 % for FIBER-B at 480 to 800 px). Shorter texts are counted as full ones
     (5 % at most there). FIBER-B at 800 px and 256 tokens: 746 GFLOP. Deformable convolutions count as ordinary ones.
     """
-    model = _weightless(model).eval()
-    small, large = (float(_detector_flops(model, side, side, text_length)) for side in sides)
+    model = weightless(model).eval()
     areas = [side * side for side in sides]
-    slope = (large - small) / (areas[1] - areas[0]) if areas[1] != areas[0] else small / areas[0]
 
-    def cost(batch: Mapping[str, Any]) -> float:
-        height, width = batch["images"].shape[-2:]
-        return small + slope * (height * width - areas[0])
+    @cache
+    def line() -> tuple[float, float]:
+        small, large = (float(_detector_flops(model, side, side, text_length)) for side in sides)
+        return small, (large - small) / (areas[1] - areas[0]) if areas[1] != areas[0] else small / areas[0]
+
+    def cost(shape: torch.Size) -> float:
+        small, slope = line()
+        return small + slope * (shape[-2] * shape[-1] - areas[0])
 
     return cost
 
@@ -110,12 +113,14 @@ def _detector_flops(model: nn.Module, height: int, width: int, text_length: int)
 @torch.no_grad()
 def count(function: Callable[..., T], *arguments: Any) -> tuple[T, int]:
     """Result of a call and its forward FLOP."""
+    from torch.utils.flop_counter import FlopCounterMode  # slow to import
+
     with FlopCounterMode(display=False) as counter:
         result = function(*arguments)
     return result, counter.get_total_flops()
 
 
-def _weightless(model: M) -> M:
+def weightless(model: M) -> M:
     """A copy whose tensors have shapes and no contents."""
     empty: dict[int, Any] = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
     empty |= {id(b): torch.empty_like(b, device="meta") for b in model.buffers()}

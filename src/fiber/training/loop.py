@@ -15,7 +15,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fiber import distributed
 from fiber.errors import NonFiniteError
@@ -42,7 +41,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> None:
         rehearse(run)
     if run.due(start) and run.record.evaluated < start:  # a signal or a failure came before it
         evaluate(run, start)
-    progress = _progress(start, settings.steps)
+    run.shown.restart()
     for step in range(start, start if run.exhausted else settings.steps):
         # ---- fetch
         run.watchdog.beat(step, "data")
@@ -64,10 +63,11 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> None:
         if done % settings.log_every == 0 or last or stopping:
             metrics = outcome.average() | rates | {"grad_norm": outcome.grad_norm} | meter.read() | run.counts()
             run.tracker.log(step, metrics)
-            speed = f"{metrics['pairs_per_second']:.1f} pairs/s"
-            progress.set_postfix_str(f"loss {metrics['loss/total']:.3f}, {speed}", refresh=False)
+            losses = (f"{k[5:]} {v:.3f}" for k, v in metrics.items() if k[:5] == "loss/" and k != "loss/total")
+            speed = f"{metrics['pairs_per_second']:.1f} {run.samples} per second"
+            run.shown.note = ", ".join([speed, "loss: " + ", ".join(losses)])
             run.stop |= distributed.is_main() and run.lost is not None and run.lost()
-        progress.update()
+        run.shown.add()
 
         # ---- save
         due = run.due(done) and not stopping
@@ -80,7 +80,7 @@ def train(run: Run, batches: Iterable[Batch], start: int) -> None:
         run.stopped = stopping
         if stopping or run.exhausted:
             break
-    progress.close()
+    run.shown.close()
     if run.exhausted and distributed.is_main():
         since = f"no gain in {settings.best} since step {run.record.step}"
         print(f"{since}: {run.done} steps are enough", file=sys.stderr)
@@ -199,7 +199,7 @@ def _account(run: Run, step: int, norm: float, bad_keys: list[str], micro_batche
         run.counters["skipped/nonfinite"] += 1
         keys = chain.from_iterable(distributed.gather_objects(bad_keys))
         if distributed.is_main():
-            tqdm.write(f"step {step}: loss not finite, update skipped; samples {', '.join(keys)}", file=sys.stderr)
+            run.shown.say(f"step {step}: loss not finite, update skipped; samples {', '.join(keys)}")
     elif not math.isfinite(norm):
         run.counters["skipped/overflow"] += 1
         # fp16 finds its loss scale by overflowing; elsewhere it is a fault like a non-finite loss, and in fp32 the
@@ -214,17 +214,4 @@ def _raise_nonfinite(what: str, step: int, keys: list[str]) -> None:
     raise NonFiniteError(
         f"step {step}: the {what} is not finite; samples {', '.join(everywhere) or 'unknown'} "
         "(train.max_nonfinite skips such steps; the last checkpoint is from before it)"
-    )
-
-
-def _progress(start: int, steps: int) -> tqdm:
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        initial=start,
-        total=steps,
-        disable=not distributed.is_main(),
-        mininterval=0.5 if terminal else 15.0,
-        dynamic_ncols=terminal,
-        desc="training",
-        unit="step",
     )

@@ -4,6 +4,7 @@ evaluations have said."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -113,14 +114,17 @@ class AdamW(torch.optim.AdamW):
     """AdamW that leaves weights and moments alone while `skip` is set.
 
     A step whose loss is not finite still has to run through DeepSpeed's backward and step, so that its buffers and
-    counters stay in order; only the update must not happen.
+    counters stay in order; only the update must not happen. torch's own two methods are called without their
+    wrappers, which import its compiler (a second of processor time) to say that it is not to be used.
     """
 
     skip = False
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
 
+    @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         if not self.skip:
-            super().step()
+            unwrap(torch.optim.AdamW.step)(self)
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW:

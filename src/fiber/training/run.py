@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fiber import distributed
 from fiber.config.loading import to_yaml
+from fiber.countdown import Countdown
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.shards import ShardSet
@@ -203,7 +205,8 @@ class Job:
         lock = RunLock(folder) if distributed.is_main() else None
         seed_all(config.seed)
         self.watchdog.beat(0, "preparation")
-        flops, told = self.task.flops(config, module), about(config, self.task, module, stream)
+        told = about(config, self.task, module, stream)
+        flops = self.task.flops(config, module) if distributed.is_main() else None  # for the log, which has one rank
         engine, optimizer = zero.build_engine(module, config.train, config.optim)
         ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
         checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
@@ -235,9 +238,13 @@ class Job:
             rehearse=lambda engine: self.rehearse(self._plain(engine)),
             lost=None if lock is None else lock.lost,
             flops_per_sample=flops,
+            shown=Countdown(
+                "training", config.train.steps, "steps", done=start, show=distributed.is_main(), leave=True
+            ),
+            samples="pairs" if self.task.stage == "coarse" else "images",
         )
         _resume_counts(run, state)
-        with run.tracker.failure_known():
+        with run.tracker.failure_known(), closing(run.shown):
             loop.train(run, self.batches(stream, start), start)
             if not run.stopped:
                 _finish(run, partial(self.export, module))

@@ -13,6 +13,7 @@ from typing import Any
 
 from fiber import distributed
 from fiber.config.base import OptimConfig, TrainConfig
+from fiber.countdown import Countdown
 from fiber.training.checkpoint import Checkpoints
 from fiber.training.ema import Ema
 from fiber.training.optim import AdamW
@@ -46,6 +47,8 @@ class Run:
     rehearse: Callable[[Engine], None] | None = None  # tries a batch of every evaluation set
     lost: Callable[[], bool] | None = None  # whether the run's folder has gone; asked on rank 0
     flops_per_sample: FlopsPerSample | None = None
+    samples: str = "pairs"  # what the task trains on, as its speed names them
+    shown: Countdown = field(default_factory=lambda: Countdown("training", show=False))
     counters: Counter = field(default_factory=Counter)  # skipped steps, and faults by reason: the same on all ranks
     new_faults: list[dict[str, Any]] = field(default_factory=list)  # of this rank, not yet in `counters`
     stop: bool = False  # this rank was asked to

@@ -62,10 +62,10 @@ class Task:
     sets): what training needs besides, once. start_from(module, path, tokenizer): weights of a run or export.
     evaluate(config, tokenizer, module, sets, step, beat): figures; step None rehearses on one batch of each set.
     export(config, tokenizer, module, weights of the module by name): what an export folder holds. flops(config,
-    module): useful FLOP of a training sample. sections: sections of the configuration that only some tasks read.
-    verbs: what the `fiber` command can do with a model of the task, each with patterns of the parameters that it
-    needs. headline: the figures of `evaluate` that a model is judged by, best first, higher is better. per(config):
-    what an epoch walks.
+    module): useful FLOP of a training sample; the module is whole, ZeRO has not divided it. sections: sections of the
+    configuration that only some tasks read. verbs: what the `fiber` command can do with a model of the task, each
+    with patterns of the parameters that it needs. headline: the figures of `evaluate` that a model is judged by, best
+    first, higher is better. per(config): what an epoch walks.
     """
 
     name: str

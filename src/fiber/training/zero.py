@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,7 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
     """Wrap `task` (on the CPU) -> (DeepSpeed engine on this rank's device, the AdamW inside it). Raises ConfigError
     where the device cannot compute in the precision."""
     import deepspeed
+    from deepspeed.runtime import compiler
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     on_card = distributed.device().type == "cuda"
@@ -86,7 +88,10 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
         raise ConfigError("train.precision: fp16 needs a CUDA card; on the CPU use bf16 or fp32")
     optimizer = build_optimizer(task, optim, fused=on_card and train.offload == "none")
     exact = {name: p.detach().clone() for name, p in task.named_parameters()} if train.precision != "fp32" else None
-    with redirect_stdout(io.StringIO()):  # its bf16 optimizer prints memory use
+    with (
+        redirect_stdout(io.StringIO()),  # its bf16 optimizer prints memory use
+        patch.object(compiler, "compile", lambda *_: lambda f: f),  # of Muon, which is not used: a second of imports
+    ):
         engine, *_ = deepspeed.initialize(
             model=task, optimizer=optimizer, config=deepspeed_json(train, optim.clip), dist_init_required=False
         )

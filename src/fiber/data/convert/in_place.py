@@ -11,14 +11,13 @@ import hashlib
 import itertools
 import json
 import os
-import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from fiber.countdown import Countdown
 from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.convert.pieces import make_key, write_json
@@ -66,13 +65,13 @@ def _index(source: RawDataset, builder: IndexBuilder, packing: Packing, records:
     """All tars, one after the other; one that gives no sample is listed, too."""
     groups = itertools.groupby(_placed(source, drops), lambda item: item.images[0].paths[0])
     waiting = next(groups, None)
-    with tqdm(unit="img", desc=source.name, file=sys.stderr, smoothing=0.05) as bar:
+    with closing(Countdown(f"indexing {source.name}", source.total, leave=True)) as shown:
         for path in source.tars:
             members: list[Members] = []
             digest = hashlib.sha256()
             if waiting is not None and waiting[0] == str(path):
                 for item in waiting[1]:
-                    bar.update()
+                    shown.add()
                     if (member := _member(item, len(members), packing, records, digest, drops)) is not None:
                         members.append(member)
                 waiting = next(groups, None)

@@ -9,19 +9,18 @@ import multiprocessing
 import os
 import re
 import shutil
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from fiber.countdown import Countdown
 from fiber.data.convert.items import ConversionError, Drop, Made, RawItem, UnusableItem
 from fiber.data.convert.packing import Packing, pack
 from fiber.data.convert.verdict import Contents
@@ -75,21 +74,21 @@ def run_pieces(
 ) -> list[Path]:
     """Makes every piece that is not there yet; the folders of all pieces in order."""
     folders: list[Path] = []
-    bar = tqdm(total=total, unit="img", desc=piece.name, file=sys.stderr, smoothing=0.05)
+    shown = Countdown(f"converting {piece.name}", total, leave=True)
 
     def missing() -> Iterator[tuple[int, list[Any]]]:
         for number, items in pieces:
             folders.append(partial / f"{number:06d}")
             if folders[-1].exists():
-                bar.update(len(items))
+                shown.skip(len(items))
             else:
                 yield number, items
 
-    with bar:
+    with closing(shown):
         if workers == 1:
             _start_worker(piece, None)
             for number, items in missing():
-                bar.update(_make_piece(number, items))
+                shown.add(_make_piece(number, items))
             return folders
         context = multiprocessing.get_context("spawn")
         pool = ProcessPoolExecutor(workers, context, _start_worker, (piece, os.getpid()))
@@ -98,9 +97,9 @@ def run_pieces(
             for number, items in missing():
                 waiting.append(pool.submit(_make_piece, number, items))
                 if len(waiting) > 2 * workers:
-                    bar.update(waiting.popleft().result())
+                    shown.add(waiting.popleft().result())
             while waiting:
-                bar.update(waiting.popleft().result())
+                shown.add(waiting.popleft().result())
         except BrokenProcessPool:
             raise ConversionError(
                 "a worker process died (out of memory?); run the same command again to go on, with fewer --workers"

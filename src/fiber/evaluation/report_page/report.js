@@ -69,9 +69,9 @@ function lines({ title, x, y, series, choice, range }, marks) {
     const parts = [];
     for (const at of ticks(y0, y1)) {
       parts.push(svg("line", { x1: left, x2: width - right, y1: py(at), y2: py(at), stroke: "var(--line)" }));
-      parts.push(svg("text", { x: left - 5, y: py(at) + 4, "text-anchor": "end" }, at));
+      parts.push(svg("text", { x: left - 5, y: py(at) + 4, "text-anchor": "end" }, Math.abs(at) < 1e-3 && at ? at.toExponential() : at));
     }
-    for (const at of ticks(x0, x1)) parts.push(svg("text", { x: px(at), y: height - bottom + 14, "text-anchor": "middle" }, at));
+    for (const at of ticks(x0, x1).filter((at) => x !== "step" || Number.isInteger(at))) parts.push(svg("text", { x: px(at), y: height - bottom + 14, "text-anchor": "middle" }, at));
     for (const [index, [step, words]] of (marks || []).filter(([step]) => step > x0 && step < x1).entries()) {
       parts.push(svg("line", { x1: px(step), x2: px(step), y1: top, y2: height - bottom, stroke: "var(--quiet)", "stroke-dasharray": "3 3" }));
       parts.push(svg("text", { x: px(step) + 3, y: top + 8 + 12 * index, class: "mark" }, words));
