@@ -18,6 +18,9 @@ if [[ -n ${SMALL:-} ]]; then
   stage2=(train.steps=6 train.log_every=2)
   report=(--rerank-k 4)
 fi
+# Memory of one step is kept for the next instead of going back to the system: 5 to 8 % of the processor's time on this
+# small model (glibc; other systems do not read these).
+export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
 began=$(date +%s)
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 

@@ -39,7 +39,7 @@ def blocks(description: str) -> Iterator[str]:
         elif re.search(r"\S {3,}\S", part):
             yield f"```text\n{part}\n```"
         else:
-            yield part
+            yield re.sub(r"\bdocs/(\w+)\.md", r"[\1](\1.md)", part)
 
 
 def value_of(action: argparse.Action) -> tuple[str, str]:

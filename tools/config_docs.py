@@ -31,7 +31,8 @@ HEAD = """# Configuration keys
 
 Written by `python tools/config_docs.py`; a test holds that it is up to date. A run is configured by one YAML file and
 `key.path=value` overrides after it, which win. An unknown key, a wrong type or a value out of its range ends in one
-line that names the key, with exit status 2, before anything is loaded.
+line that names the key, with exit status 2, before anything is loaded. How a run goes: [training](training.md); the
+values of the paper's recipes beside the release's: [recipes](recipes.md).
 
 YAML is read as YAML 1.2: `1e-5` is a number, `010` is ten, `off`, `1:30` and `2026-01-31` are words. In an override a
 plain word keeps what follows a `#`; nothing after the `=` is an empty text, `null` is no value.

@@ -24,6 +24,7 @@ from benchmark_common import machine as described
 from fiber import cards, distributed
 from fiber.backbone.attention import explicit_attention, fused_attention
 from fiber.config.loading import load_config
+from fiber.tasks.compiled import compile_blocks
 from fiber.tasks.flops import pair_cost
 from fiber.tasks.pretrain import PretrainTask
 from fiber.tasks.regions import GroundingTask
@@ -241,11 +242,10 @@ def parity(dry: bool) -> dict:
 
 
 def compiled(dry: bool) -> dict:
-    """A stage-1 step with compiled halves of blocks and layers: static shapes, so one graph a stage and form."""
-    task, config = coarse_task(dry, "fp32" if dry else "bf16")
-    backend = "eager" if dry else "inductor"
-    for block in [b for stage in task.model.backbone.image.stages for b in stage.blocks][: 2 if dry else None]:
-        block.finish = torch.compile(block.finish, backend=backend, dynamic=False)
+    """A stage-1 step with train.compile; dry, one layer is traced."""
+    task, config = coarse_task(dry, "fp32" if dry else "bf16", "train.compile=true")
+    part = task.model.backbone.text.layers[0] if dry else task.model
+    compile_blocks(part, config, backend="eager" if dry else "inductor")
     task.train()
     step = step_of(task, make_batch(config, 2 if dry else 64))
     return {"first_seconds": timed(step), "seconds": seconds(step)}

@@ -23,7 +23,8 @@ HEAD = """# Recipes beside the release's
 
 Written by `python tools/recipes_docs.py` from `configs/recipes.yaml`; `tests/config/test_recipes.py` holds that every
 number of a configuration has a row, that it is the configuration's, and that a difference has its reason. Files are
-those of github.com/microsoft/FIBER; a number after the colon is a line.
+those of [the release](https://github.com/microsoft/FIBER); a number after the colon is a line. What each key means:
+[configuration keys](config.md).
 
 In every configuration our own choice: {own}.
 

@@ -37,6 +37,7 @@ SUFFIXES = (
 )  # train.txt is a file, train.steps a key
 
 
+LISTS = ("CHANGELOG.md", "LOG.md", "benchmarks.md", "shapes.md")  # of what was done or measured: they end there
 MODULES = sorted((REPO / "src" / "fiber").rglob("*.py"))
 NO_MODULES = ("data.train", "backbone.image_tail")  # a key, a method of a module's `backbone`
 WORD = re.compile(r"\w+")
@@ -166,6 +167,34 @@ def test_links_and_sections() -> None:
             page = (text.where.parent / file).resolve() if file else text.where
             if not page.exists() or (section and section not in sections(page)):
                 offenders.append(f"{text.where.relative_to(REPO)}: {target}")
+    none(offenders)
+
+
+def test_links_to_other_places_have_the_form_of_one() -> None:
+    """They are not fetched: https, a host with a dot, and nothing of the sentence around them."""
+    found = [
+        (text.where, target)
+        for text in TEXTS
+        for target in re.findall(r"\]\((\w+:[^)\s]*)\)|(?<![(\w`])(https?://[^\s)>`]+)", text.text)
+        for target in filter(None, target)
+    ]
+    assert len(found) > 20
+    form = re.compile(r"https://(?:[\w-]+\.)+[a-z]{2,}(?::\d+)?(?:/[\w./%+~@#?=&-]*)?")
+    none([f"{where.relative_to(REPO)}: {target}" for where, target in found if not form.fullmatch(target)])
+
+
+def test_a_page_that_names_another_links_it_and_leads_on() -> None:
+    """No page is an end: each has a link to another one. A page named in words is a link."""
+    offenders = []
+    for text in TEXTS:
+        where, page = text.where.relative_to(REPO), text.where
+        if page.suffix != ".md" or page.name in LISTS:
+            continue
+        prose = re.sub(r"^```.*?^```", "", text.text, flags=re.M | re.S)
+        targets = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s:]+)\)", prose)}
+        offenders += [f"{where}: no link to another page"] if not any(t.endswith(".md") for t in targets) else []
+        linked = re.sub(r"\[[^\]]*\]\([^)]*\)", "", prose)
+        offenders += [f"{where}: {word} is no link" for word in re.findall(r"\bdocs/\w+\.md\b", linked)]
     none(offenders)
 
 

@@ -15,6 +15,7 @@ from fiber.config.base import TowersConfig, TuningConfig
 from fiber.config.loading import load_config
 from fiber.config.stage2 import DetectorConfig, RegionConfig, RegionOptimConfig, Stage2Config, validate_stage2
 from fiber.data.records import Sample, SetFacts
+from fiber.data.shapes.world import WORLDS
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, WeightsError
 from fiber.tasks import regions
@@ -261,6 +262,12 @@ def test_wrong_configurations_are_named(tmp_path: Path, override: str, message: 
     overrides = [*paths, "init_from=null", override]
     with pytest.raises(ConfigError, match=message):
         validate_stage2(load_config(Stage2Config, REPO / "configs/stage2/shapes_tiny.yaml", overrides), world=2)
+
+
+def test_the_demo_asks_for_no_more_classes_at_once_than_its_training_prompts_hold() -> None:
+    regions = load_config(Stage2Config, REPO / "configs/stage2/shapes_tiny.yaml").regions
+    assert regions.chunk_classes is not None
+    assert regions.chunk_classes <= WORLDS["easy"].objects[1] + regions.max_negatives
 
 
 def test_boxes_are_assigned_to_anchors_once_per_micro_batch(

@@ -141,6 +141,7 @@ class TrainConfig:
     accumulation: Count = 1  # forward passes per update; ... and precision are chosen
     zero_stage: Annotated[Literal[0, 1, 2, 3], BeforeValidator(_no_truth_value)] = 1  # 0 shards nothing, 3 all
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False  # blocks by torch.compile: minutes at the start, then faster steps
     offload: Literal["none", "optimizer", "all"] = "none"  # to host memory: optimizer states, or weights too
     log_every: Count = 10  # steps
     save_every: Count = 1000  # steps

@@ -19,6 +19,7 @@ from fiber.config.base import TuningConfig
 from fiber.config.stage1 import Stage1Config
 from fiber.data.collate import collate
 from fiber.errors import WeightsError
+from fiber.tasks.compiled import compile_blocks
 from fiber.tasks.flops import PairCost, pair_cost, weightless
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
@@ -52,6 +53,7 @@ def build_model(
     )
     initialise(model, config.model.init, config.seed)
     tune(model, config.tuning, config.seed)
+    compile_blocks(model, config)
     return model
 
 

@@ -48,7 +48,7 @@ def fit(config: Any, world: int) -> Any:
     if train.zero_stage == 0:
         raise ConfigError(f"train.preset: {precision} needs train.zero_stage 1 or more")
     wanted = min(max(train.micro_batch, FEWEST_IMAGES if isinstance(config, Stage2Config) else 1), share)
-    for how in (False, "selective", True):
+    for how in (False, True) if train.compile else (False, "selective", True):
         config = replace(
             config,
             model=replace(config.model, checkpointing=how),

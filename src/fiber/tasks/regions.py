@@ -40,6 +40,7 @@ from fiber.fine.losses import (
     totals,
 )
 from fiber.fine.model import FiberDetector
+from fiber.tasks.compiled import compile_blocks
 from fiber.tasks.flops import image_cost
 from fiber.tasks.region_samples import REGION_FIELDS, RegionSample, check_set, collate_regions
 from fiber.training.speed import FlopsPerSample
@@ -160,6 +161,7 @@ def build_detector(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> 
     else:
         model.tune(tuning.mode, config.regions.frozen_stages)
     backbone.fusion.caption_maps.requires_grad_(False)  # of captioning; no gradient would ever reach them here
+    compile_blocks(model, config)
     return model
 
 
