@@ -55,7 +55,8 @@ cells() { # cells under the microscope: published split; the same schedule from 
         init_from="$out/$name.small" seed="$seed" "$@"
     done
   done
-  python tools/visualize.py "$out/$name" --shards "$out/shards/bccd/test" --field boxes --count 10 --out "$out/bccd.png"
+  python tools/visualize.py "$out/$name" --shards "$out/shards/bccd/test" --field boxes --count 10 --threshold 0.5 \
+    --out "$out/bccd.png"
 }
 
 objects() { # photographs with objects of 71 classes: learned by heart, and what that is worth on others
