@@ -34,7 +34,7 @@ start() {
   else
     where=(--include "localhost:$(cut -d, -f"1-${RANKS:-}" <<<"$cards")") # with --num_gpus it would count from GPU 0
   fi
-  port=${MASTER_PORT:-$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
+  port=${MASTER_PORT:-$(python -c 'from fiber.cli.launcher import free_port; print(free_port())')}
   trap '' INT # Ctrl-C is for the ranks, which save; the launcher waits for them
   exec deepspeed --quiet "${where[@]}" --master_port "$port" "$@"
 }

@@ -7,7 +7,6 @@ gathers concatenate.
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import warnings
 from datetime import timedelta
@@ -70,9 +69,9 @@ def initialize(timeout_s: float) -> torch.device:
     setattr(sys.modules["deepspeed.comm.torch"], "build_shm_op", lambda: None)  # noqa: B010 (mypy knows no such name)
     # It calls collectives by names that torch 2.14 deprecates, with a warning on every rank.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)
-    if "RANK" not in os.environ:  # the port last: another process may take it while a package is imported
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        os.environ.update(alone, MASTER_PORT=str(_free_port()))
+    if "RANK" not in os.environ:  # a world of one listens where the system has a place
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        os.environ.update(alone)
     backend = "nccl" if here.type == "cuda" else "gloo"
     deepspeed.init_distributed(
         dist_backend=backend, timeout=timedelta(seconds=timeout_s + GRACE_S), verbose=False, auto_mpi_discovery=False
@@ -91,12 +90,6 @@ def shutdown() -> None:
     """Leave the group of ranks, if there is one."""
     if is_initialized():
         dist.destroy_process_group()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 # ---------------------------------------------------------------------------------------------- gathers

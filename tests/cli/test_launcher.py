@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -248,3 +249,17 @@ def test_the_launcher_itself_with_two_ranks(folder: Path) -> None:
     assert done.stderr.startswith("error: train.steps: expected int, got 'none'\n")
     assert "Traceback" not in done.stderr
     assert not (folder / "run").exists()
+
+
+def test_the_port_of_a_job_is_not_one_that_an_outgoing_connection_may_take() -> None:
+    """Between the choice and the job's own use of it lie seconds of imports."""
+    ports = {launcher.free_port() for _ in range(20)}
+    assert len(ports) > 10
+    outgoing = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    first = int(outgoing.read_text().split()[0]) if outgoing.exists() else 32768
+    assert all(1024 < port < first for port in ports)
+    with socket.socket() as taken, pytest.MonkeyPatch.context() as patch:
+        taken.bind(("", 0))
+        patch.setattr(launcher, "PORTS", [taken.getsockname()[1]] * 100)
+        with pytest.raises(OSError, match="no free port"):
+            launcher.free_port()

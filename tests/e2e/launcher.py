@@ -5,22 +5,17 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fiber.cli.launcher import free_port as free_port  # for the tests that start jobs
+
 REPO = Path(__file__).resolve().parents[2]
 STAGE1 = REPO / "src" / "fiber" / "stage1_coarse.py"
 DEEPSPEED = Path(sys.executable).parent / "deepspeed"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(folder: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import shutil
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +23,9 @@ from fiber.errors import ConfigError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler sends before its limit: the ranks save and leave."""
+
+PORTS = range(20_000, 32_000)
+"""Of which a job takes one; Linux gives those from 32,768 to outgoing connections."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -117,10 +122,13 @@ def cards() -> list[str]:
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))  # on every address, as the job will
-        return int(probe.getsockname()[1])
+    """A port that nothing listens on, below those that the system gives to outgoing connections: one of these may be
+    gone before the job listens, which takes seconds. Raises OSError where none is free."""
+    for port in random.SystemRandom().sample(PORTS, 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))  # on every address, as the job will
+            return port
+    raise OSError(f"no free port among {PORTS[0]} to {PORTS[-1]}: choose one by --port or MASTER_PORT")
 
 
 def batches(overrides: Sequence[str], file: Path, ranks: int) -> list[str]:
