@@ -17,7 +17,7 @@ from fiber.images.draw import draw_text, tile
 from fiber.predict.listing import ImageList
 
 SENTENCE = "a large blue square right of a large orange triangle"
-CLASSES = ["orange cross", "green triangle", "yellow circle"]
+CLASSES = ["orange cross", "orange triangle", "green triangle", "yellow circle"]
 
 
 def main() -> None:

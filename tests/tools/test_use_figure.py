@@ -7,9 +7,19 @@ from pathlib import Path
 
 from PIL import Image
 
+import use_figure
 from tiny_exports import fine_export
 
 TOOL = Path(__file__).resolve().parents[2] / "tools" / "use_figure.py"
+
+
+def test_the_texts_are_those_of_the_readme() -> None:
+    readme = (TOOL.parents[1] / "README.md").read_text()
+    assert (
+        f'fiber ground --model runs/demo/stage2 --image runs/demo/images/5.png --text "{use_figure.SENTENCE}"'
+        in readme
+    )
+    assert f'images/4.png --text "{", ".join(use_figure.CLASSES)}"' in readme
 
 
 def test_three_commands_stand_side_by_side(tmp_path: Path) -> None:
