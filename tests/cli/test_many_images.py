@@ -226,6 +226,9 @@ def test_every_command_and_line_of_the_page_runs(world, tmp_path, monkeypatch, c
         path = world / "many" / "part0" / f"{number:02d}.png"
         (demo / "images").mkdir(exist_ok=True)
         (demo / "images" / f"{number}.png").write_bytes(path.read_bytes())
+    (demo / "shards" / "test").mkdir(parents=True)
+    with tarfile.open(demo / "shards" / "test" / "shapes_easy-000000.tar", "w") as tar:
+        tar.add(demo / "images", "scenes")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FIBER_CACHE", str(tmp_path / "cache"))
     commands = "".join(re.findall(r"```bash\n(.*?)```", page, re.DOTALL)).splitlines()
