@@ -34,7 +34,15 @@ start() {
   else
     where=(--include "localhost:$(cut -d, -f"1-${RANKS:-}" <<<"$cards")") # with --num_gpus it would count from GPU 0
   fi
-  port=${MASTER_PORT:-$(python -c 'from fiber.cli.launcher import free_port; print(free_port())')}
+  # Below the ports of outgoing connections, one of which may be taken before the job listens.
+  port=${MASTER_PORT:-$(python -c 'import random, socket
+for port in random.sample(range(20000, 32000), 100):
+    try:
+        socket.socket().bind(("", port))
+    except OSError:
+        continue
+    print(port)
+    break')}
   trap '' INT # Ctrl-C is for the ranks, which save; the launcher waits for them
   exec deepspeed --quiet "${where[@]}" --master_port "$port" "$@"
 }
