@@ -1,13 +1,13 @@
 """Gathers and row exchange on three real gloo processes, against plain indexing of the concatenated tensor."""
 
 import os
-import socket
 
 import pytest
 import torch
 import torch.multiprocessing as mp
 
 from fiber import distributed as fd
+from fiber.cli.launcher import free_port
 
 WORLD, ROWS, ASKED = 3, 4, 5
 
@@ -62,9 +62,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mp.spawn(_rank, (port, str(folder)), nprocs=WORLD)
     return [torch.load(folder / f"{r}.pt", weights_only=True) for r in range(WORLD)]
 

@@ -4,7 +4,6 @@ the same for any batch size and number of ranks."""
 import io
 import json
 import os
-import socket
 import time
 import tracemalloc
 from collections import defaultdict
@@ -19,6 +18,7 @@ from PIL import Image, ImageColor
 from torch import Tensor, nn
 
 from fiber.backbone.build import build_backbone
+from fiber.cli.launcher import free_port
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
 from fiber.data.convert.writer import write_dataset
 from fiber.data.prompts import PromptBuilder
@@ -216,9 +216,7 @@ def test_figures_do_not_depend_on_ranks_and_batches(scenes: Path, tokenizer: Pat
     assert alone["grounding_upper_bound"] > 0
     assert len((tmp_path / "alone" / "scenes_boxes.jsonl").read_text().splitlines()) > 100
     together = everything(scenes, tokenizer, tmp_path / "together", batch=5)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = tmp_path / "ranks"
     ranks.mkdir()
     mp.spawn(_rank, (port, scenes, tokenizer, ranks), nprocs=2)

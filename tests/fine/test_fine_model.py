@@ -1,7 +1,6 @@
 """The detector and its task as wholes: padding, shared prefixes, variants, tuning, degenerate batches, ranks."""
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from transformers import RobertaTokenizerFast
 
 from fiber import distributed
 from fiber.backbone.image import IMAGENET_MEAN, IMAGENET_STD
+from fiber.cli.launcher import free_port
 from fiber.data.prompts import PromptBuilder
 from fiber.fine.losses import LossWeights
 from fiber.fine.model import FiberDetector
@@ -256,9 +256,7 @@ def test_two_ranks_and_two_micro_batches_equal_one_batch(tmp_path: Path) -> None
     """Losses and gradients of the undivided batch: on two gloo processes, also when one has no boxes, and as two
     micro-batches whose totals the loop averages."""
     cases = [(BOXES, [0, 0, 1]), (BOXES, [1, 1, 1])]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     mp.spawn(_rank, (port, str(tmp_path), cases), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for case, (boxes, images) in enumerate(cases):

@@ -58,9 +58,10 @@ def test_a_text_beside_an_image_is_no_table_whatever_it_says(tmp_path):
     images(tmp_path / "set")
     for name, text in zip("abc", ("image, caption of a cat", "a dog", '{"captions": 1}'), strict=True):
         put(tmp_path / f"set/{name}.txt", text)
+    (tmp_path / "set/a.jpg").rename(tmp_path / "set/a.JPG")
     put(tmp_path / "set/b.json", [{"image": "a.jpg", "caption": "a label tool's own"}])
     assert run(tmp_path / "set", tmp_path / "out") == {
-        "set_a.jpg": ["image, caption of a cat"],
+        "set_a.JPG": ["image, caption of a cat"],
         "set_b.jpg": ["a dog"],
         "set_c.jpg": ['{"captions": 1}'],
     }

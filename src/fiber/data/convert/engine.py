@@ -178,7 +178,7 @@ def _finish(
     source: RawDataset, job: ConversionOptions, plan: dict[str, Any], partial: Path, folders: list[Path]
 ) -> dict[str, Any]:
     """Moves the shards to the output folder and writes the index, drops.jsonl and, last, dataset.json."""
-    builder = IndexBuilder(partial)
+    builder = IndexBuilder(job.out)
     reasons: Counter[str] = Counter()
     noted: Counter[str] = Counter()
     items = 0

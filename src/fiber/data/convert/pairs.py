@@ -123,7 +123,7 @@ def _lists(folder: Path) -> list[Path]:
 
 def _belongs_to_an_image(path: str) -> bool:
     stem = os.path.splitext(path)[0]
-    return any(os.path.exists(stem + extension) for extension in EXTENSIONS)
+    return any(os.path.exists(stem + end) for extension in EXTENSIONS for end in (extension, extension.upper()))
 
 
 def _has_texts(path: Path, request: Request) -> bool:
