@@ -7,6 +7,7 @@
     loader   the stage-1 loader, beside decoding and resizing alone on the same cores
     index    opening a set of `bench.index_samples` samples on two ranks: time and memory
     rerank   matching of pairs with cached prefixes and with full forwards
+    rank     the best candidates of every image and every text of a gallery: time and memory
     caption  decoding with five beams, cached and with the whole prefix computed at every step
     detect   1,203 classes in prompts of 40, prefixes shared and the whole model run again for each
     embed    features of a folder's images as `fiber embed` makes them, beside decoding and forward pass alone
@@ -32,6 +33,7 @@ import benchmark_fine_step
 import benchmark_index
 import benchmark_loader
 import benchmark_pairs
+import benchmark_rank
 import benchmark_rerank
 import benchmark_step
 from benchmark_common import BenchConfig, machine
@@ -43,6 +45,7 @@ COMMANDS = {
     "loader": (BenchConfig, benchmark_loader.run),
     "index": (BenchConfig, benchmark_index.run),
     "rerank": (BenchConfig, benchmark_rerank.run),
+    "rank": (BenchConfig, benchmark_rank.run),
     "caption": (BenchConfig, benchmark_caption.run),
     "detect": (benchmark_detect.DetectBenchConfig, benchmark_detect.run),
     "embed": (benchmark_embed.EmbedBenchConfig, benchmark_embed.run),

@@ -27,7 +27,7 @@ PAD = 1
 class BenchOptions:
     """`repeats` timed runs after `warmup` others. `vocabulary`: ids of the model; no tokenizer is read. `images`
     images and `samples` read of them in `loader`; `index_samples` samples of the set of `index`; pairs matched at
-    once and in all in `rerank`."""
+    once and in all in `rerank`; images of the gallery of `rank`."""
 
     repeats: int = 5
     warmup: int = 1
@@ -37,6 +37,7 @@ class BenchOptions:
     index_samples: int = 10_000_000
     pairs: int = 96
     pair_batch: int = 24
+    gallery: int = 20_000
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,13 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
     figure, axes = plt.subplots(queries, 2 * top + 1, figsize=size, squeeze=False, gridspec_kw=widths)
     for row, query in enumerate(chosen):
         axes[row, top].axis("off")
-        for half, scores in enumerate((found.contrastive, found.text_to_image)):
-            best = np.argsort(-scores[:, query])[:top]
-            for column, image in enumerate(best):
+        for half, ranking in enumerate((found.dual_text_to_image, found.text_to_image)):
+            best = zip(ranking.columns[query, :top].tolist(), ranking.scores[query, :top].tolist(), strict=True)
+            for column, (image, score) in enumerate(best):
                 axis = axes[row, half * (top + 1) + column]
                 axis.imshow(images[image])
                 axis.set(xticks=[], yticks=[])
-                axis.set_xlabel(f"{column + 1}.  {scores[image, query]:.2f}", fontsize=8, labelpad=3)
+                axis.set_xlabel(f"{column + 1}.  {score:.2f}", fontsize=8, labelpad=3)
                 right = image == found.image_row[query]
                 for spine in axis.spines.values():
                     spine.set(color=HIT if right else "#cccccc", linewidth=4 if right else 1)

@@ -11,9 +11,9 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.evaluation import retrieval
 from fiber.evaluation.gallery import PrefixCache
-from fiber.evaluation.retrieval import ITM_PRIOR, candidates, evaluate_retrieval
+from fiber.evaluation.metrics.ranking import Ranking
+from fiber.evaluation.retrieval import ITM_PRIOR, evaluate_retrieval
 
 IMAGES, LENGTH, VOCABULARY = 7, 6, 50
 CAPTIONS = [1, 3, 2, 1, 4, 1, 2]  # an image
@@ -90,12 +90,19 @@ def own_pairs() -> np.ndarray:
     return np.arange(IMAGES)[:, None] == rows[None]
 
 
+def full(ranking: Ranking) -> np.ndarray:
+    """Scores (Q,C) of a ranking that has kept all candidates."""
+    scores = torch.full(ranking.columns.shape, torch.nan)
+    return scores.scatter(1, ranking.columns, ranking.scores).numpy()
+
+
 def test_all_candidates_equal_scoring_every_pair():
     contrastive, matching = full_scores()
     found, own = run(rerank_k=1000), own_pairs()
-    np.testing.assert_allclose(found.contrastive, contrastive, atol=1e-6)
-    np.testing.assert_allclose(found.image_to_text, matching, atol=1e-5)
-    np.testing.assert_allclose(found.text_to_image, matching, atol=1e-5)
+    np.testing.assert_allclose(full(found.dual_image_to_text), contrastive, atol=1e-6)
+    np.testing.assert_allclose(full(found.dual_text_to_image), contrastive.T, atol=1e-6)
+    np.testing.assert_allclose(full(found.image_to_text), matching, atol=1e-5)
+    np.testing.assert_allclose(full(found.text_to_image), matching.T, atol=1e-5)
     assert found.figures["pairs"] == matching.size
     for k in (1, 5):
         for prefix, scores in (("", contrastive), ("reranked_", matching)):
@@ -107,14 +114,16 @@ def test_reranking_orders_the_candidates_by_matching_and_leaves_the_rest_behind_
     contrastive, matching = full_scores()
     found, k = run(rerank_k=3), 3
     pairs = set()
-    for ours, itc, itm in (
-        (found.image_to_text, contrastive, matching),
-        (found.text_to_image.T, contrastive.T, matching.T),
+    for ours, itc, itm, own in (
+        (found.image_to_text, contrastive, matching, own_pairs()),
+        (found.text_to_image, contrastive.T, matching.T, own_pairs().T),
     ):
-        for row, (query, contrast, match) in enumerate(zip(ours, itc, itm, strict=True)):
+        for row, (contrast, match) in enumerate(zip(itc, itm, strict=True)):
             by_contrast = np.argsort(-contrast)
             expected = [*sorted(by_contrast[:k], key=lambda c, m=match: -m[c]), *by_contrast[k:]]
-            assert np.argsort(-query).tolist() == expected
+            assert ours.columns[row].tolist() == expected[: ours.columns.shape[1]]
+            assert (ours.scores[row].diff() <= 0).all()
+            assert ours.rank[row] == np.flatnonzero(own[row][expected])[0]
             pairs |= {(row, c) if itc is contrastive else (c, row) for c in by_contrast[:k]}
     assert found.figures["pairs"] == len(pairs)
 
@@ -155,27 +164,9 @@ def test_the_matching_loss_of_a_model_that_knows_only_the_prior_is_the_prior():
     assert "reranked_t2i_r1" not in found.figures
 
 
-def test_candidates_are_the_best_with_ties_to_the_higher_index():
-    scores = torch.tensor([[0.0, 1.0, 1.0, 1.0, 2.0], [0.0, 0.0, 0.0, 0.0, 0.0]])
-    chosen = candidates(scores, 3)
-    assert chosen.tolist() == [[False, False, True, True, True], [False, False, True, True, True]]
-
-
-@pytest.mark.parametrize("k", [1, 4, 30, 50])
-def test_candidates_among_many_equal_scores_are_those_of_a_full_sort(k, monkeypatch):
-    """Of a stable sort of every reversed row, in blocks that do not divide the rows."""
-    monkeypatch.setattr(retrieval, "ROWS_AT_ONCE", 8)
-    scores = torch.randint(0, 5, (21, 30), generator=torch.Generator().manual_seed(k)).float()
-    order = scores.flip(1).sort(dim=1, descending=True, stable=True).indices[:, :k]
-    expected = torch.zeros(21, 30, dtype=torch.bool).scatter(1, 29 - order, True)
-    assert torch.equal(candidates(scores, k), expected)
-    assert torch.equal(candidates(scores.T.contiguous().T, k), expected)
-
-
 def test_half_precision_cache_changes_scores_a_little_and_the_mode_comes_back():
     exact, halved = run(), run(cache=PrefixCache(device="cpu", dtype=torch.bfloat16))
-    matched = exact.image_to_text > exact.image_to_text.min(1, keepdims=True)
-    difference = np.abs(exact.image_to_text - halved.image_to_text)[matched]
+    difference = (exact.image_to_text.scores[:, :2] - halved.image_to_text.scores[:, :2]).abs()
     assert 0 < difference.max() < 0.1
     model, (images, texts) = make_model().train(), make_data()
     evaluate_retrieval(model, batches(images, 3), batches(texts, 4), rerank_k=1, batch=4)
@@ -186,7 +177,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     found = run(rank, world)
-    torch.save({"figures": found.figures, "scores": torch.from_numpy(found.image_to_text)}, f"{folder}/{rank}.pt")
+    torch.save({"figures": found.figures, "scores": found.image_to_text.scores}, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -196,7 +187,7 @@ def test_two_ranks_find_what_one_finds(tmp_path):
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")
         assert found["figures"] == pytest.approx(alone.figures, abs=1e-6)
-        np.testing.assert_allclose(found["scores"].numpy(), alone.image_to_text, atol=1e-5)
+        np.testing.assert_allclose(found["scores"], alone.image_to_text.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from fiber.data.shapes.world import WORLDS, answers, generate, generate_pairs
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.evaluation.metrics import vqa_accuracy as vqa
-from fiber.tasks.retrieval import best
+from fiber.evaluation.retrieval import HITS
 from fiber.tasks.table import TABLE, task_of
 
 SCENES, PAIRS = 9, 12
@@ -200,12 +200,10 @@ def test_hits_are_the_texts_and_images_that_recall_counts(sets: Path, tmp_path: 
         assert figures[f"reranked_i2t_r{k}"] == pytest.approx(np.mean(own))
         there = [row["image_id"] in [hit["image_id"] for hit in row["images"][:k]] for row in by_text]
         assert figures[f"reranked_t2i_r{k}"] == pytest.approx(np.mean(there))
-    assert all(len(row["texts"]) == 10 for row in by_image)
+        assert figures[f"reranked_i2t_r{k}"] == pytest.approx(np.mean([row["rank"] < k for row in by_image]))
+        assert figures[f"reranked_t2i_r{k}"] == pytest.approx(np.mean([row["rank"] < k for row in by_text]))
+    assert all(len(row["texts"]) == HITS for row in by_image)
     assert figures["chance_t2i_r1"] == pytest.approx(1 / SCENES)
-
-
-def test_best_breaks_ties_as_recall_does() -> None:
-    assert best(np.array([0.0, 2.0, 1.0, 2.0, 1.0])) == [3, 1, 4, 2, 0]
 
 
 @pytest.mark.parametrize("task", TASKS)

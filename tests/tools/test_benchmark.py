@@ -79,6 +79,12 @@ def test_rerank_compares_equal_logits(config, benchmark):
     assert results["flop_ratio"] > 1.2
 
 
+def test_rank_takes_a_gallery_and_half_of_it(config, benchmark):
+    results = benchmark("rank", "--config", config, "bench.gallery=40", *OPTIONS)
+    assert results.keys() == {"20_images", "40_images"}
+    assert all(part["seconds"] > 0 and part["grown_mb"] >= 0 for part in results.values())
+
+
 def test_loader_is_measured_against_decoding_alone(config, benchmark):
     results = benchmark("loader", "--config", config, "bench.images=40", "bench.samples=60")
     assert 50e3 < results["mean_file_bytes"] < 90e3

@@ -20,27 +20,26 @@ from fiber.data.shards import ShardSet
 from fiber.data.text import encode
 from fiber.evaluation.gallery import Images, PrefixCache, Texts, encode_images, encode_texts, match_logits
 from fiber.evaluation.loader import EvalLoader
-from fiber.evaluation.metrics.retrieval_recall import retrieval_recall
+from fiber.evaluation.metrics.ranking import Ranking, both_ways, rank_candidates, rerank
 from fiber.evaluation.progress import Progress
 from fiber.images.resize import load_image
 
 ITM_PRIOR = math.log(3) - 2 / 3 * math.log(2)  # entropy of one match to two non-matches: 0.6365
-KS = (1, 5, 10)
-ROWS_AT_ONCE = 256  # bounds the memory of choosing candidates
+HITS = 10  # best candidates of each query that are kept where fewer are re-ranked
 
 
 @dataclass(frozen=True)
 class Retrieval:
-    """What `evaluate_retrieval` found: its figures, and for images the score matrices (N,M) fp32 on the host,
-    the ids (N,) of the rows and the row (M,) of each text's image. Without re-ranking the last two scores are
-    the first."""
+    """What `evaluate_retrieval` found: its figures, the row (M,) of each text's image, and on the host the rankings
+    of texts by image (N queries) and of images by text (M queries): by the dual encoder, and as matching re-ranks
+    them; without re-ranking these are the same."""
 
     figures: dict[str, float]
-    image_id: np.ndarray
     image_row: np.ndarray
-    contrastive: np.ndarray
-    image_to_text: np.ndarray
-    text_to_image: np.ndarray
+    dual_image_to_text: Ranking
+    dual_text_to_image: Ranking
+    image_to_text: Ranking
+    text_to_image: Ranking
 
 
 @torch.no_grad()
@@ -59,7 +58,8 @@ def evaluate_retrieval(
     `images`, `texts`: this rank's batches, see `gallery.encode_images` and `encode_texts`; texts may bring
     "swapped_ids" and "swapped_mask" (B,L), the caption with its relation reversed (mask all 0: no relation).
     `rerank_k`: candidates of each query that matching scores (0: none; at least the size of the gallery: all pairs);
-    the other candidates keep their contrastive order behind these. `batch`: pairs a fused pass.
+    the other candidates keep their contrastive order behind these. `batch`: pairs a fused pass. Memory is linear in
+    images and texts: no score is kept but those of the best candidates.
 
     Every rank must call and gets the same figures, for any number of ranks: `i2t_r{1,5,10}`, `t2i_r{1,5,10}`,
     `r_mean`, the same with `reranked_` before them, `itm_loss` (batches of `batch` texts with hard negatives drawn as
@@ -73,76 +73,64 @@ def evaluate_retrieval(
     model.eval()
     gallery = encode_images(model, images, cache, progress)
     captions, columns = encode_texts(model, texts, gallery.image_id, cache, progress)
-    contrastive = gallery.features @ captions.features.T
     figures: dict[str, float] = {"images": len(gallery.image_id), "texts": len(captions.image_row)}
     figures["chance_t2i_r1"] = 1 / len(gallery.image_id)
-    figures |= _itm_loss(model, gallery, captions, contrastive, batch, progress)
+    figures |= _itm_loss(model, gallery, captions, batch, progress)
     if "swapped_ids" in columns:
         figures |= _swap_accuracy(model, gallery, captions, columns, batch, progress)
-    by_image, by_text = contrastive, contrastive
+    rows, keep = captions.image_row, max(rerank_k, HITS)
+    numbers = torch.arange(len(gallery.image_id), device=rows.device)
+    by_image = rank_candidates(gallery.features, captions.features, numbers, rows, keep)
+    by_text = rank_candidates(captions.features, gallery.features, rows, numbers, keep)
+    figures |= both_ways(by_image, by_text)
+    image_to_text, text_to_image = by_image, by_text
     if rerank_k:
-        by_image, by_text, pairs = rerank(model, gallery, captions, contrastive, rerank_k, batch, progress)
-        figures["pairs"] = pairs
+        image_to_text, text_to_image, figures["pairs"] = rerank_both(
+            model, gallery, captions, by_image, by_text, rerank_k, batch, progress
+        )
+        figures |= {f"reranked_{k}": v for k, v in both_ways(image_to_text, text_to_image).items()}
     model.train(training)
-    dual, image_to_text, text_to_image = (x.cpu().numpy() for x in (contrastive, by_image, by_text))
-    ids, rows = gallery.image_id.cpu().numpy(), captions.image_row.cpu().numpy()
-    figures |= _recall(dual, dual, rows)
-    if rerank_k:
-        figures |= {f"reranked_{k}": v for k, v in _recall(image_to_text, text_to_image, rows).items()}
-    return Retrieval(figures, ids, rows, dual, image_to_text, text_to_image)
+    return Retrieval(figures, rows.cpu().numpy(), by_image, by_text, image_to_text, text_to_image)
 
 
-def rerank(
-    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, k: int, batch: int, progress: Progress
-) -> tuple[Tensor, Tensor, int]:
-    """Scores (N,M) for ranking texts by image, the same for images by text, and the number of pairs matched.
-
-    Candidates are the k best of each query by `scores` (N,M), ties to the higher index; a pair that is a candidate
-    both ways is matched once. Candidates have their match logit; the others their score, moved below every logit.
-    """
-    by_image, by_text = candidates(scores, k), candidates(scores.T, k).T
-    image_row, text_row = torch.nonzero(by_image | by_text, as_tuple=True)
+def rerank_both(
+    model: CoarseModel,
+    images: Images,
+    texts: Texts,
+    by_image: Ranking,
+    by_text: Ranking,
+    k: int,
+    batch: int,
+    progress: Progress,
+) -> tuple[Ranking, Ranking, int]:
+    """Texts by image and images by text, the k best of each query in the order of their match logits, and the number
+    of pairs matched: a pair that is a candidate both ways is matched once."""
+    rows, size = texts.image_row.cpu(), len(texts.image_row)
+    numbers = torch.arange(len(by_image.rank))
+    image_first = numbers[:, None] * size + by_image.columns[:, :k]  # (N,k) pairs as numbers: image x M + text
+    text_first = by_text.columns[:, :k] * size + torch.arange(size)[:, None]  # (M,k)
+    pairs = torch.cat([image_first.flatten(), text_first.flatten()]).unique()
     logits = match_logits(
-        model, images, texts.prefixes, image_row, text_row, batch=batch, progress=progress, what="re-ranking"
-    )[:, 1]
-    behind = scores - (scores.max() - logits.min() + 1)
-    matched = behind.clone()
-    matched[image_row, text_row] = logits
-    return torch.where(by_image, matched, behind), torch.where(by_text, matched, behind), len(logits)
+        model, images, texts.prefixes, pairs // size, pairs % size, batch=batch, progress=progress, what="re-ranking"
+    )[:, 1].cpu()
+    behind = float(by_image.scores[:, 0].max() - logits.min() + 1)
+    return (
+        rerank(by_image, logits[torch.searchsorted(pairs, image_first)], numbers, rows, behind),
+        rerank(by_text, logits[torch.searchsorted(pairs, text_first)], rows, numbers, behind),
+        len(pairs),
+    )
 
 
-def candidates(scores: Tensor, k: int) -> Tensor:
-    """(Q,C) -> bool (Q,C): the k best columns of each row, ties to the higher index as in `retrieval_recall`."""
-    chosen = torch.zeros_like(scores, dtype=torch.bool)
-    for start in range(0, len(scores), ROWS_AT_ONCE):
-        rows = scores[start : start + ROWS_AT_ONCE]
-        least = rows.topk(min(k, rows.shape[1])).values[:, -1:]
-        above, equal = rows > least, rows == least
-        from_the_end = equal.flip(1).cumsum(1).flip(1)
-        wanted = k - above.sum(1, keepdim=True)
-        chosen[start : start + ROWS_AT_ONCE] = above | (equal & (from_the_end <= wanted))
-    return chosen
-
-
-def _recall(image_to_text: np.ndarray, text_to_image: np.ndarray, image_row: np.ndarray) -> dict[str, float]:
-    rows = range(len(image_to_text))
-    figures = {n: v for n, v in retrieval_recall(image_to_text, rows, image_row, KS).items() if n.startswith("i2t")}
-    figures |= {n: v for n, v in retrieval_recall(text_to_image, rows, image_row, KS).items() if n.startswith("t2i")}
-    return figures | {"r_mean": float(np.mean(list(figures.values())))}
-
-
-def _itm_loss(
-    model: CoarseModel, images: Images, texts: Texts, scores: Tensor, batch: int, progress: Progress
-) -> dict[str, float]:
+def _itm_loss(model: CoarseModel, images: Images, texts: Texts, batch: int, progress: Progress) -> dict[str, float]:
     """Mean matching loss over batches of consecutive texts with their images, negatives drawn as in training."""
     size = len(texts.image_row)
     uniform = torch.rand(size, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    logits = scores / model.heads.temperature()
+    temperature = model.heads.temperature()
     pairs, valid = [], []
     for start in range(0, size, batch):
-        text = torch.arange(start, min(start + batch, size), device=scores.device)
-        image, draw = texts.image_row[text], uniform[start : start + batch].to(scores.device)
-        block = logits[image][:, text]  # rows: images, columns: texts, aligned
+        text = torch.arange(start, min(start + batch, size), device=texts.image_row.device)
+        image, draw = texts.image_row[text], uniform[start : start + batch].to(text.device)
+        block = images.features[image] @ texts.features[text].T / temperature  # rows: images, columns: texts, aligned
         same = image[:, None] == image[None]
         neg_text, valid_text = sample_columns(negative_weights(block, same, hard=True), draw[:, 0])
         neg_image, valid_image = sample_columns(negative_weights(block.T, same, hard=True), draw[:, 1])

@@ -3,6 +3,7 @@
 Shape letters: B batch, L text length, S image side, N images, M texts.
 """
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -23,14 +24,13 @@ from fiber.data.records import annotation_text
 from fiber.data.samples.text import ImageTransform, TextSample
 from fiber.errors import ConfigError
 from fiber.evaluation.context import EXAMPLES, EvalContext, Example, evaluate_sets
+from fiber.evaluation.metrics.ranking import Ranking
 from fiber.evaluation.predictions import write_results
-from fiber.evaluation.retrieval import Retrieval, evaluate_retrieval, retrieval_sets
+from fiber.evaluation.retrieval import HITS, Retrieval, evaluate_retrieval, retrieval_sets
 from fiber.tasks.classifier import UNFUSED_HEADS, ends_of_towers, freeze, report
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops, match_flops
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses
-
-HITS = 10  # best texts of each image, and images of each text, that are written
 
 
 def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> TextSample:
@@ -192,25 +192,23 @@ def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
         record = context.shards.record(number)
         image_ids.append(record["image_id"])
         words += [annotation_text(record, context.field, i) for i in range(len(record[context.field]))]
+    own = result.image_row.tolist()
     by_image = [
         {
             "image_id": image_ids[row],
-            "rank": min(rank_of(scores, t) for t in np.flatnonzero(result.image_row == row).tolist()),
-            "texts": [
-                {"text": words[t], "score": float(scores[t]), "own": bool(result.image_row[t] == row)}
-                for t in best(scores)
-            ],
+            "rank": rank,
+            "texts": [{"text": words[t], "score": score, "own": own[t] == row} for t, score in hits],
         }
-        for row, scores in enumerate(result.image_to_text)
+        for row, (rank, hits) in enumerate(ranks_and_hits(result.image_to_text))
     ]
     by_text = (
         {
-            "text": words[t],
-            "image_id": image_ids[result.image_row[t]],
-            "rank": rank_of(scores, int(result.image_row[t])),
-            "images": [{"image_id": image_ids[row], "score": float(scores[row])} for row in best(scores)],
+            "text": words[text],
+            "image_id": image_ids[own[text]],
+            "rank": rank,
+            "images": [{"image_id": image_ids[row], "score": score} for row, score in hits],
         }
-        for t, scores in enumerate(result.text_to_image.T)
+        for text, (rank, hits) in enumerate(ranks_and_hits(result.text_to_image))
     )
     write_results(context.folder / "image_to_text.json", by_image)
     write_results(context.folder / "text_to_image.json", by_text)
@@ -218,14 +216,10 @@ def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
     return [(numbers[row], _hits_in_words(by_image[row]["texts"])) for row in chosen]
 
 
-def best(scores: np.ndarray) -> list[int]:
-    """The columns of the highest of `scores` (C,), best first, ties to the higher column as recall has them."""
-    return (len(scores) - 1 - np.argsort(-scores[::-1], kind="stable")[:HITS]).tolist()
-
-
-def rank_of(scores: np.ndarray, column: int) -> int:
-    """How many of `scores` (C,) stand before that of a column, as `best` orders them."""
-    return int((scores > scores[column]).sum() + (scores[column + 1 :] == scores[column]).sum())
+def ranks_and_hits(found: Ranking) -> Iterator[tuple[int, list[tuple[int, float]]]]:
+    """Of each query the rank of the best of its own, and the best candidates with their scores, best first."""
+    for rank, columns, scores in zip(found.rank, found.columns[:, :HITS], found.scores[:, :HITS], strict=True):
+        yield int(rank), list(zip(columns.tolist(), scores.tolist(), strict=True))
 
 
 def _hits_in_words(texts: list[dict[str, Any]]) -> dict[str, str]:
