@@ -26,7 +26,7 @@ def runs(shared: Path, coarse: Path, fine: Path, tokenizer: Path, tmp_path_facto
     for name, place in (("stage1", coarse), ("stage2", fine), ("tokenizer", tokenizer)):
         (shapes / name).symlink_to(place)
     variables = {"DATA": real, "SHAPES": shapes, "OUT": folder / "out", "SEEDS": "0", "LIMIT": "6"}
-    launch("photographs.sh", *SMALL_REGIONS, PARTS="cells", STARTS="shapes", **variables)
+    launch("photographs.sh", *SMALL_REGIONS, PARTS="cells objects", STARTS="shapes", **variables)
     launch("photographs.sh", *SMALL_IMAGES, PARTS="pairs captions", STARTS="nothing", **variables)
     return folder / "out"
 
@@ -38,6 +38,7 @@ def test_every_score_stands_beside_its_baseline(runs: Path) -> None:
         assert sum(name.startswith("cells") and name.endswith(start) for name in names) == 1, names
     assert sum(name.startswith("200 photographs") and "from nothing" in name for name in names) == 1, names
     assert sum(name.startswith("200 pairs") for name in names) == 2
+    assert sum(name.startswith("objects") for name in names) == 2
     assert any(name.startswith("their captions") for name in names)
     assert all(len(row) == 4 and row[2] and row[3].strip(" |") for row in rows)
 
