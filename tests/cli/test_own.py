@@ -89,7 +89,9 @@ def test_splits_are_found_and_what_is_no_set_is_said(tmp_path: Path) -> None:
         split_sets("nowhere")
 
 
-@pytest.mark.parametrize(("images", "ranks", "batch"), [(5, 1, 4), (3, 1, 3), (5, 2, 4), (120, 1, 8), (120, 3, 6)])
+@pytest.mark.parametrize(
+    ("images", "ranks", "batch"), [(5, 1, 4), (3, 1, 3), (5, 2, 4), (205, 1, 4), (500, 1, 8), (500, 3, 6)]
+)
 def test_the_batch_follows_from_the_set_and_is_shared_by_the_ranks(
     images: int, ranks: int, batch: int, detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,7 +134,7 @@ def test_little_memory_means_smaller_passes_then_recomputation(
     on(monkeypatch, Machine(1, memory))
     needs = lambda config, *_: (1000, 20 if config.model.checkpointing else 100)  # noqa: E731
     monkeypatch.setattr(own, "detector_bytes", needs)
-    write_set(tmp_path / "S", 200)
+    write_set(tmp_path / "S", 500)
     out = tree(own.expand("own_detector", ["data=S", f"init_from={detector}"])[0])
     assert (out["train"]["micro_batch"], out["train"]["accumulation"]) == (micro, 8 // micro)
     assert out.get("model", {}).get("checkpointing", False) == again
@@ -232,7 +234,7 @@ def test_the_page_on_numbers_of_images_has_the_rules(
             assert (train["global_batch"], train["steps"]) == (batch, steps)
             assert round(batch * steps / images) == seen
             rows += 1
-    assert rows == 4
+    assert rows == 5
 
 
 def test_rates_lie_between_those_of_small_and_large_models() -> None:
