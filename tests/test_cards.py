@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fiber.cards import card_peak, choose_kernels
+from fiber.cards import card_peak, choose_kernels, exact_products
 
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -35,6 +35,21 @@ def test_kernels_of_a_card_and_of_parity() -> None:
     assert now() == (False, "high", True)
     choose_kernels(CUDA, exact=True)
     assert now() == (False, "highest", False)
+
+
+@pytest.mark.usefixtures("settings")
+def test_exact_products_end_with_their_block_even_by_an_error() -> None:
+    torch.set_float32_matmul_precision("high")
+    within = []
+
+    def fail() -> None:
+        with exact_products():
+            within.append(torch.get_float32_matmul_precision())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (within, torch.get_float32_matmul_precision()) == (["highest"], "high")
 
 
 def test_cards_of_one_family_are_told_apart() -> None:

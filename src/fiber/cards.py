@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -28,6 +30,17 @@ def choose_kernels(device: torch.device, exact: bool = False) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.set_float32_matmul_precision("highest" if exact else "high")
         torch.backends.cudnn.allow_tf32 = not exact
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Matrix products of fp32 in fp32 inside, whatever `choose_kernels` said: for scores that order something."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def peak_flops(device: torch.device) -> float | None:

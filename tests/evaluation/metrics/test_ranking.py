@@ -103,6 +103,19 @@ class Largest(TorchDispatchMode):
         return out
 
 
+class Products(TorchDispatchMode):
+    """The precision of each matrix product."""
+
+    def __init__(self, seen: list[str]) -> None:
+        super().__init__()
+        self.seen = seen
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if "mm" in str(func):
+            self.seen.append(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
 def test_no_tensor_grows_with_the_product_of_queries_and_candidates(monkeypatch):
     monkeypatch.setattr(ranking, "SCORES_AT_ONCE", 4000)
     features = torch.randn(3000, 8)
@@ -110,6 +123,19 @@ def test_no_tensor_grows_with_the_product_of_queries_and_candidates(monkeypatch)
         found = rank_candidates(features, features, torch.arange(3000), torch.arange(3000), 10)
     assert seen.numbers == 3001 * 11  # the result; all scores would be 9 million
     assert found.columns.shape == (3000, 10)
+
+
+def test_scores_are_products_in_full_precision():
+    """In TF32, which evaluation allows on a card, scores of near candidates would be equal."""
+    seen: list[str] = []
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Products(seen):
+            rank_candidates(torch.ones(3, 4), torch.ones(5, 4), torch.zeros(3), torch.zeros(5), 1)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["highest"]
 
 
 @pytest.mark.parametrize(

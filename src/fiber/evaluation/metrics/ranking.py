@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fiber.cards import exact_products
+
 SCORES_AT_ONCE = 2**21  # bounds the memory: queries are taken in blocks of so many scores
 LOWEST = torch.iinfo(torch.int64).min
 
@@ -39,7 +41,9 @@ def rank_candidates(queries: Tensor, candidates: Tensor, query_label: Tensor, la
     found = queries.new_zeros(len(queries) + 1, min(keep, len(candidates)) + 1, dtype=torch.int64)
     for start in range(0, len(queries), rows):
         block = slice(start, min(start + rows, len(queries)))
-        found[block] = _rank_block(queries[block] @ candidates.T, query_label[block], label, keep)
+        with exact_products():
+            scores = queries[block] @ candidates.T
+        found[block] = _rank_block(scores, query_label[block], label, keep)
     found[-1] += queries.isnan().any() | candidates.isnan().any()
     found = found.cpu()
     keys, rank = found[:-1, :-1], found[:-1, -1]
@@ -78,9 +82,8 @@ def _scores_of(keys: Tensor) -> Tensor:
 
 def rerank(ranking: Ranking, logits: Tensor, query_label: Tensor, label: Tensor, behind: float) -> Ranking:
     """The ranking after the k best of each query got new scores, `logits` (Q,k), k <= h, in the order of its columns
-    (all on the host).
-    The others keep their order behind these; their scores are lowered by `behind`. A query of which none of its own
-    is among the k best keeps its rank."""
+    (all on the host). The others keep their order behind these; their scores are lowered by `behind`. A query of
+    which none of its own is among the k best keeps its rank."""
     k = logits.shape[1]
     head, place = ranking.columns[:, :k].sort(dim=1, descending=True)
     logits, order = logits.gather(1, place).sort(dim=1, descending=True, stable=True)
