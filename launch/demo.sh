@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole story in miniature, on two CPU cores in minutes: a procedural world becomes shards, stage 1 pre-trains a
-# small FIBER from nothing on image-text pairs (2 ranks under DeepSpeed), stage 2 goes on from it with boxes, both
+# small FIBER from nothing on image-text pairs (2 ranks, DeepSpeed ZeRO-1), stage 2 goes on from it with boxes, both
 # are evaluated on held-out scenes beside their baselines, and images are drawn.
 #
 #   make demo                     everything under runs/demo, from the beginning
