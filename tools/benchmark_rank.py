@@ -1,6 +1,5 @@
 """Ranking of a gallery, five texts an image, both ways: time, and how far memory grows with the gallery."""
 
-import resource
 import time
 
 import torch
@@ -8,18 +7,20 @@ from torch.nn.functional import normalize
 
 from benchmark_common import BenchConfig
 from fiber import distributed
+from fiber.cards import peak_memory
 from fiber.evaluation.metrics.ranking import rank_candidates
 
 TEXTS = 5  # an image
 
 
 def run(config: BenchConfig) -> dict:
-    """Of half of `bench.gallery` images and of all: seconds, and the growth of the peak of resident memory in MB."""
+    """Of half of `bench.gallery` images and of all: seconds, and by how many MB the peak of memory grew."""
     found = {}
     for images in (config.bench.gallery // 2, config.bench.gallery):
-        before, began = peak(), time.perf_counter()
+        before, began = peak_memory(distributed.device()), time.perf_counter()
         rank_both_ways(images, config)
-        found[f"{images}_images"] = {"seconds": time.perf_counter() - began, "grown_mb": peak() - before}
+        grown = (peak_memory(distributed.device()) - before) / 2**20
+        found[f"{images}_images"] = {"seconds": time.perf_counter() - began, "grown_mb": grown}
     return found
 
 
@@ -35,8 +36,3 @@ def rank_both_ways(images: int, config: BenchConfig) -> None:
     keep = config.eval.rerank_k or 10
     rank_candidates(gallery, texts, number, owner, keep)
     rank_candidates(texts, gallery, owner, number, keep)
-
-
-def peak() -> float:
-    """The largest resident memory of this process so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
