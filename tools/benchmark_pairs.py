@@ -21,14 +21,17 @@ from typing import Any
 
 from PIL import Image
 
+from fiber.cli.numbers import whole_number
+
 SIDE = 16  # pixels
 
 
 def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="benchmark.py pairs", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--workers", type=int, default=1)
+    # A tenth of them has a second file, which is looked up.
+    parser.add_argument("--rows", type=whole_number(20), default=100_000)
+    parser.add_argument("--workers", type=whole_number(1, 1024), default=1)
     parser.add_argument("--folder", type=Path, help="where the files are written, and removed again")
     arguments = parser.parse_args(argv)
     results: dict[str, Any] = {"rows": arguments.rows, "workers": arguments.workers}

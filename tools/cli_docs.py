@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from fiber.cli import launcher, main, on_images, shards
+from fiber.cli.numbers import BoundedNumber
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 HEAD = """# The command: every verb, its options and an example
@@ -48,12 +49,11 @@ def value_of(action: argparse.Action) -> tuple[str, str]:
         return "", "off"
     if action.choices:
         value = ", ".join(f"`{choice}`" for choice in action.choices)
+    elif isinstance(action.type, BoundedNumber):  # its bounds say more than a placeholder
+        value = str(action.type).removeprefix("a ")
     else:
-        kind = getattr(action.type, "__name__", "")
-        names = {"int": "whole number", "count": "whole number", "positive": "whole number", "float": "number"}
-        names |= {"share": "number 0..1", "Path": "path"}
-        metavar = action.metavar if action.option_strings else None
-        value = " ".join(metavar) if isinstance(metavar, tuple) else metavar or names.get(kind, "text")
+        placeholder = action.metavar if action.option_strings else None
+        value = placeholder or ("path" if action.type is Path else "text")
     several = action.nargs in ("+", "*") or type(action).__name__ == "_AppendAction"
     value += " (several)" if several else ""
     optional = action.nargs in ("?", "*") or (action.option_strings and not action.required)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from fiber.cli.numbers import real_number
+
 
 def training(run: Path) -> dict[str, Any]:
     """Steps, seconds of training and samples per second of a run, from its metrics."""
@@ -74,7 +76,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder of the demo")
-    parser.add_argument("--began", type=float, required=True, help="when the demo began, seconds since 1970")
+    parser.add_argument("--began", type=real_number(0), required=True, help="when the demo began, seconds since 1970")
     arguments = parser.parse_args()
     summary = summarise(arguments.out, arguments.began)
     (arguments.out / "summary.json").write_text(json.dumps(summary, indent=2))

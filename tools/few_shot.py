@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 from few_shot_sets import write_few_shot
+from fiber.cli.numbers import whole_number
 from fiber.errors import ShardError
 
 
@@ -20,12 +21,10 @@ def main(argv: list[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, help="shards with labelled boxes")
-    parser.add_argument("--shots", type=int, required=True, help="images per class")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shots", type=whole_number(1), required=True, help="images per class")
+    parser.add_argument("--seed", type=whole_number(0, 2**64 - 1), default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder for the subset")
     arguments = parser.parse_args(argv)
-    if arguments.shots < 1:
-        parser.error(f"--shots {arguments.shots}: at least 1")
     try:
         info = write_few_shot(arguments.shards, arguments.out, arguments.shots, arguments.seed)
     except ShardError as error:

@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gpu_check_sections as sections
+from fiber.cli.numbers import real_number
 
 LIMITS: dict[str, tuple[Callable[[bool], dict], int]] = {  # seconds at most
     "machine": (sections.machine, 40),
@@ -47,7 +48,7 @@ LIMITS: dict[str, tuple[Callable[[bool], dict], int]] = {  # seconds at most
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, default=Path("gpu_check.json"), metavar="OUT")
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--minutes", type=real_number(above=0), default=9)
     parser.add_argument("--only", default="", metavar="SECTION,...")
     parser.add_argument("--dry", action="store_true")
     parser.add_argument("--section", choices=LIMITS, help=argparse.SUPPRESS)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from fiber.cli.numbers import real_number
 from fiber.config.loading import to_dict
 from fiber.errors import WeightsError
 from fiber.weights.card import Card
@@ -41,10 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("out", metavar="OUT", type=Path)
-    parser.add_argument("--alpha", type=float, default=0.5, help="share of B, 0 to 1 (default: %(default)s)")
+    parser.add_argument(
+        "--alpha", type=real_number(0, 1), default=0.5, help="share of B, 0 to 1 (default: %(default)s)"
+    )
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.alpha <= 1:
-        parser.error(f"--alpha must lie in [0, 1], got {arguments.alpha}")
     try:
         a, b = read_export(arguments.a), read_export(arguments.b)
         check_alike(a, b)

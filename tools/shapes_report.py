@@ -13,6 +13,7 @@ import json
 from pathlib import Path
 
 import fiber
+from fiber.cli.numbers import whole_number
 from fiber.coarse.model import CoarseModel
 from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
@@ -77,8 +78,10 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="evaluation shards of the shapes world")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--world", default="easy", choices=sorted(shapes.WORLDS))
-    parser.add_argument("--rerank-k", type=int, default=20, help="candidates of each query that matching scores")
-    parser.add_argument("--queries", type=int, default=6, help="captions in the image")
+    parser.add_argument(
+        "--rerank-k", type=whole_number(1), default=20, help="candidates of each query that matching scores"
+    )
+    parser.add_argument("--queries", type=whole_number(1), default=6, help="captions in the image")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     figures, found = image_level(arguments.run, arguments.shards, arguments.world, arguments.rerank_k)

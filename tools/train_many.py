@@ -14,6 +14,7 @@ import json
 import shlex
 from pathlib import Path
 
+from fiber.cli.numbers import whole_number
 from fiber.config.command import Command, parse_command
 from fiber.config.stage2 import Stage2Config, validate_stage2
 from fiber.stage2_fine import stage2
@@ -27,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--runs", type=Path, required=True)
-    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher's
+    parser.add_argument(
+        "--local_rank", type=whole_number(0), default=0, help=argparse.SUPPRESS
+    )  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_intermixed_args()
     lines = [shlex.split(line) for line in arguments.runs.read_text().splitlines()]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from fiber.cli.numbers import real_number, whole_number
 from fiber.data.prompts import PromptBuilder
 from fiber.data.shards import ShardSet
 from fiber.errors import ShardError, WeightsError
@@ -35,8 +36,10 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="the image to write, .png")
     parser.add_argument("--field", choices=REGION_FIELDS, default="captions")
-    parser.add_argument("--count", type=int, default=8)
-    parser.add_argument("--threshold", type=float, default=0.3, help="least score of a detection (field boxes)")
+    parser.add_argument("--count", type=whole_number(1), default=8)
+    parser.add_argument(
+        "--threshold", type=real_number(0, 1), default=0.3, help="least score of a detection (field boxes)"
+    )
     arguments = parser.parse_args()
     try:
         export = read_export(arguments.model)

@@ -134,7 +134,7 @@ def test_errors_say_what_to_do(world, tmp_path, capsys):
     with pytest.raises(SystemExit) as wrong:
         main(["detect", "--model", str(world / "fine"), "--image", image, "--threshold", "30"])
     assert wrong.value.code == 2
-    assert "30 is not in 0..1" in capsys.readouterr().err
+    assert "30 is not a number from 0 to 1" in capsys.readouterr().err
 
 
 def test_a_program_is_written_per_size(world, tmp_path, capsys, monkeypatch):

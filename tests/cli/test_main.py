@@ -54,7 +54,7 @@ def test_version(capsys: pytest.CaptureFixture) -> None:
         (["tain"], "error: no verb tain; did you mean train?"),
         (["detect", "--modle", "x"], "usage: fiber detect"),
         (["match", "--model", "m", "--image", "i", "--text", "t", "a=b"], "unrecognized arguments: a=b"),
-        (["train", "x", "--ranks", "0"], "0 is not a whole number above 0"),
+        (["train", "x", "--ranks", "0"], "argument --ranks: 0 is not a whole number of at least 1"),
     ],
 )
 def test_wrong_usage_is_status_2(words: list[str], said: str, capsys: pytest.CaptureFixture) -> None:

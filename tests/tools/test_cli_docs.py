@@ -37,7 +37,7 @@ def test_a_verb_has_an_example_and_all_its_options(verb: str) -> None:
 def test_every_argument_says_what_it_means() -> None:
     empty = re.findall(r"^\| `(?:[^|\n]|\\\|)*\|(?:[^|\n]|\\\|)*\|(?:[^|\n]|\\\|)*\|\s*\|$", PAGE, re.M)
     assert not empty, empty
-    assert re.search(r"^\| `--limit` \| whole number \|  \| only the first N items \|$", PAGE, re.M)
+    assert re.search(r"^\| `--limit` \| whole number of at least 1 \|  \| only the first N items \|$", PAGE, re.M)
 
 
 def test_every_exit_status_of_the_command_is_on_the_page() -> None:

@@ -70,7 +70,7 @@ def test_the_tool_writes_whole_shards(tmp_path: Path, capsys: pytest.CaptureFixt
     assert few.info["split"] == "train_2_3"
     assert few.info["provenance"]["few_shot"]["fingerprint"] == whole.fingerprint
     for arguments, message in (
-        ([str(tmp_path / "all"), "--shots", "0"], "at least 1"),
+        ([str(tmp_path / "all"), "--shots", "0"], "--shots: 0 is not a whole number of at least 1"),
         ([str(tmp_path / "all"), "--shots", "2"], "already holds shards"),
         ([str(tmp_path / "none"), "--shots", "2"], "no such folder"),
     ):

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from fiber.cli import on_images
+from fiber.cli.numbers import real_number, whole_number
 
 DESCRIPTION = """Describe images:
 
@@ -17,11 +18,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", choices=("beam", "greedy", "nucleus"), default="beam", help="how words are chosen"
     )
-    parser.add_argument("--beams", type=on_images.count, default=5, help="captions kept at each step of beam search")
-    parser.add_argument("--top", type=int, default=5, help="how many of the beams (default: %(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.9, help="of nucleus sampling")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of nucleus sampling")
-    parser.add_argument("--seed", type=int, default=0, help="of nucleus sampling")
+    parser.add_argument(
+        "--beams", type=whole_number(1, 1024), default=5, help="captions kept at each step of beam search"
+    )
+    parser.add_argument("--top", type=whole_number(1), default=5, help="how many of the beams (default: %(default)s)")
+    parser.add_argument("--top-p", type=real_number(above=0, most=1), default=0.9, help="of nucleus sampling")
+    parser.add_argument("--temperature", type=real_number(above=0), default=1.0, help="of nucleus sampling")
+    parser.add_argument("--seed", type=whole_number(0, 2**64 - 1), default=0, help="of nucleus sampling")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from fiber.cli import on_images
+from fiber.cli.numbers import whole_number
 
 DESCRIPTION = """The classes that fit images best, without training on them:
 
@@ -17,7 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     on_images.common(parser)
     parser.add_argument("--text", help="class names, separated by commas (default: those of the trained head)")
-    parser.add_argument("--top", type=on_images.count, default=5, help="how many (default: %(default)s)")
+    parser.add_argument("--top", type=whole_number(1), default=5, help="how many (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -7,6 +7,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from fiber.cli.numbers import whole_number
+
 DESCRIPTION = """Turn weights into an export folder that every verb reads, or an export back into a file.
 
     fiber convert runs/coarse model                     a run's best checkpoint, or else its newest
@@ -37,9 +39,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--answers", type=Path, help="JSON list of the question head's answers, in class order")
     parser.add_argument("--categories", type=Path, help="JSON list of class names a detector was trained on")
     parser.add_argument("--weights", choices=("model", "model_ema"), default="model", help="of a stage-2 file")
-    parser.add_argument("--text-heads", type=int, help="attention heads of the text tower, which shapes do not tell")
-    parser.add_argument("--max-text", type=int, help="text length in tokens, which shapes do not tell")
-    parser.add_argument("--image-size", type=int, help="side (stage 1) or short side (stage 2) in pixels")
+    parser.add_argument(
+        "--text-heads", type=whole_number(1), help="attention heads of the text tower, which shapes do not tell"
+    )
+    parser.add_argument(  # the two special tokens, and one between them
+        "--max-text", type=whole_number(3), help="text length in tokens, which shapes do not tell"
+    )
+    parser.add_argument(
+        "--image-size", type=whole_number(1, 65_536), help="side (stage 1) or short side (stage 2) in pixels"
+    )
     parser.add_argument(
         "--size",
         type=size,

@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from fiber.cli import on_images
+from fiber.cli.numbers import real_number, whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,8 +27,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--text", required=True, help="the sentence; mark phrases with [brackets] or let them be found"
     )
-    parser.add_argument("--threshold", type=on_images.share, default=0.0, help="least score, 0..1")
-    parser.add_argument("--top", type=int, default=1, help="how many (default: %(default)s)")
+    parser.add_argument("--threshold", type=real_number(0, 1), default=0.0, help="least score, 0..1")
+    parser.add_argument("--top", type=whole_number(1), default=1, help="how many (default: %(default)s)")
     on_images.heat(parser, "phrase")
 
 

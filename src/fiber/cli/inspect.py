@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fiber.cli.numbers import whole_number
+
 if TYPE_CHECKING:
     from fiber.data.shards import ShardSet
 
@@ -28,9 +30,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("shards", type=Path, help="folder of shards")
     parser.add_argument("--verify", action="store_true", help="re-read and decode everything")
     parser.add_argument("--contact-sheet", type=Path, metavar="OUT.png", help="draw samples with their annotations")
-    parser.add_argument("--samples", type=int, default=16, help="images on the contact sheet")
-    parser.add_argument("--side", type=int, default=320, help="pixels of an image on the contact sheet, at least 320")
-    parser.add_argument("--statistics-of", type=int, default=20_000, metavar="N", help="samples the histograms use")
+    parser.add_argument("--samples", type=whole_number(1), default=16, help="images on the contact sheet")
+    parser.add_argument(
+        "--side",
+        type=whole_number(320, 1600),
+        default=320,
+        help="pixels of an image on the contact sheet, 320 to 1600",
+    )
+    parser.add_argument(
+        "--statistics-of", type=whole_number(0), default=20_000, metavar="N", help="samples the histograms use"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.cli.config import find, kind_of
+from fiber.cli.numbers import whole_number
 from fiber.errors import ConfigError
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -31,19 +32,18 @@ PORTS = range(20_000, 32_000)
 def options(parser: argparse.ArgumentParser) -> None:
     """The options of both verbs."""
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys of the configuration")
-    parser.add_argument("--ranks", type=positive, help="processes on this machine (default: one per GPU; 1 without)")
-    parser.add_argument("--port", type=positive, help="of the job (default: a free one; 29500 on several machines)")
+    parser.add_argument(
+        "--ranks", type=whole_number(1), help="processes on this machine (default: one per GPU; 1 without)"
+    )
+    parser.add_argument(
+        "--port", type=whole_number(1, 65_535), help="of the job (default: a free one; 29500 on several machines)"
+    )
     nodes = parser.add_argument_group("several machines (they share the package, the shards and the output folder)")
     nodes.add_argument("--hostfile", type=Path, help="lines `NAME slots=GPUS`; the launcher reaches them by ssh")
-    nodes.add_argument("--node-rank", type=int, help="without ssh: this machine's line of the host file, from 0")
+    nodes.add_argument(
+        "--node-rank", type=whole_number(0), help="without ssh: this machine's line of the host file, from 0"
+    )
     nodes.add_argument("--master-addr", help="without ssh: name of the first machine")
-
-
-def positive(text: str) -> int:
-    """A count."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
-    return int(text)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fiber.cli.numbers import real_number, whole_number
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -41,16 +43,18 @@ def common(parser: argparse.ArgumentParser, image: bool = True) -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in")
     parser.add_argument(
-        "--batch", type=count, help="images at a time (default: 64 on a card, halved where it is full)"
+        "--batch", type=whole_number(1), help="images at a time (default: 64 on a card, halved where it is full)"
     )
-    parser.add_argument("--workers", type=count, help="threads that decode (default: one per core)")
+    parser.add_argument("--workers", type=whole_number(1, 1024), help="threads that decode (default: one per core)")
 
 
 def detection(parser: argparse.ArgumentParser) -> None:
     """The options of detection."""
     parser.add_argument("--text", help="class names, separated by commas (default: those the model was trained on)")
     parser.add_argument(
-        "--threshold", type=share, help="least score, 0..1 (default: the one calibrated in training, else 0.3)"
+        "--threshold",
+        type=real_number(0, 1),
+        help="least score, 0..1 (default: the one calibrated in training, else 0.3)",
     )
     parser.add_argument(
         "--all-labels", action="store_true", help="every label of a place, not only the one with the best score"
@@ -62,22 +66,6 @@ def heat(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument(
         "--heat", metavar="FILE.png", help=f"what each {of} looked at; several images: FILE-NUMBER-NAME.png each"
     )
-
-
-def share(text: str) -> float:
-    """A number of 0 to 1 (30 for 30 % would find nothing, and not say why)."""
-    number = float(text)
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0..1")
-    return number
-
-
-def count(text: str) -> int:
-    """A whole number from 1 on."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
 
 
 def predictor(arguments: argparse.Namespace, verb: str | None = None) -> Predictor:

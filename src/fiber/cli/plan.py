@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from fiber.cli.numbers import real_number, whole_number
+
 DESCRIPTION = """What a run will take: steps, data to read, memory per GPU, FLOP and hours. No GPU is needed.
 
     fiber plan stage2/fiber_base --gpus 64 --card A100
@@ -26,10 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.add_argument("config", metavar="CONFIG", help="file, or name of `fiber config list`")
     parser.add_argument("overrides", nargs="*", metavar="key.path=value", help="keys of the configuration")
-    parser.add_argument("--gpus", type=int, default=1, help="of the whole job (default: %(default)s)")
+    parser.add_argument("--gpus", type=whole_number(1), default=1, help="of the whole job (default: %(default)s)")
     parser.add_argument("--card", help="name of the card, such as H100 or A100")
     parser.add_argument(
-        "--mfu", type=float, default=0.35, help="share of the card's peak reached (default: %(default)s)"
+        "--mfu",
+        type=real_number(above=0, most=1),
+        default=0.35,
+        help="share of the card's peak reached (default: %(default)s)",
     )
 
 
@@ -40,8 +45,6 @@ def run(arguments: argparse.Namespace) -> int:
     from fiber.errors import ConfigError
     from fiber.tasks.preset import fit, vocabulary_of
 
-    if arguments.gpus < 1 or not 0 < arguments.mfu <= 1:
-        raise ConfigError("--gpus is at least 1, --mfu a share above 0 and at most 1")
     peak = None if arguments.card is None else card_peak(arguments.card)
     if arguments.card is not None and peak is None:
         raise ConfigError(f"--card {arguments.card}: no such card here; one of {', '.join(PEAK_TFLOPS)}")

@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from fiber.cli import on_images
+from fiber.cli.numbers import whole_number
 
 DESCRIPTION = """The one region that an expression means:
 
@@ -15,7 +16,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     on_images.common(parser)
     parser.add_argument("--text", required=True, help="the expression")
-    parser.add_argument("--top", type=int, default=1, help="how many (default: %(default)s)")
+    parser.add_argument("--top", type=whole_number(1), default=1, help="how many (default: %(default)s)")
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from fiber.cli.numbers import whole_number
+
 DESCRIPTION = """A page of a run: headline figures beside baselines, curves, tables, and images ordered by error:
 
     fiber report runs/demo/stage2
@@ -15,12 +17,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--out", type=Path, help="folder of the report (default: RUN/report)")
-    parser.add_argument("--images", type=int, default=1000, help="most images shown, the worst ones (default 1000)")
+    parser.add_argument(
+        "--images", type=whole_number(1), default=1000, help="most images shown, the worst ones (default 1000)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write it; -> exit status."""
     from fiber.evaluation.report import make_report
 
-    print(make_report(arguments.run, arguments.out, max(arguments.images, 1)))
+    print(make_report(arguments.run, arguments.out, arguments.images))
     return 0

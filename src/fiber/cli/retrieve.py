@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fiber.cli import on_images
+from fiber.cli.numbers import whole_number
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -26,9 +27,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     on_images.common(parser)
     parser.add_argument("--text", required=True, nargs="+", help="one text or several")
-    parser.add_argument("--top", type=on_images.count, default=5, help="how many (default: %(default)s)")
+    parser.add_argument("--top", type=whole_number(1), default=5, help="how many (default: %(default)s)")
     parser.add_argument("--index", type=Path, help="index file (default: in $FIBER_CACHE, else ~/.cache/fiber)")
-    parser.add_argument("--rerank", type=int, default=0, help="how many of the best the matching head orders again")
+    parser.add_argument(
+        "--rerank", type=whole_number(0), default=0, help="how many of the best the matching head orders again"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -2,6 +2,8 @@
 
 import argparse
 
+from fiber.cli.numbers import real_number, whole_number
+
 DESCRIPTION = """A page on this machine to try a model by hand: drop an image, type a sentence or classes, see boxes,
 answers, captions and matches, and what each word looked at:
 
@@ -16,8 +18,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.add_argument("model", metavar="MODEL", help="export folder, run directory or hub id")
     parser.add_argument("--host", default="127.0.0.1", help="the address to answer on (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=7860, help="0 takes a free one (default: %(default)s)")
-    parser.add_argument("--limit-mb", type=float, default=20.0, help="largest image file (default: %(default)s)")
+    parser.add_argument(
+        "--port", type=whole_number(0, 65_535), default=7860, help="0 takes a free one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--limit-mb",
+        type=real_number(above=0, most=1024),  # a file is held in memory
+        default=20.0,
+        help="largest image file (default: %(default)s)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in")
 
@@ -38,8 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     asking = Asking(predictor, Path(arguments.model).name)
     try:
         server = ModelServer(asking, arguments.host, arguments.port, int(arguments.limit_mb * 2**20))
-    except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or error
+    except OSError as error:
+        why = error.strerror or error
         raise OSError(
             f"{arguments.host}:{arguments.port}: {why}; choose another with --port (0: a free one)"
         ) from None

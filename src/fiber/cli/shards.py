@@ -9,6 +9,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from fiber.cli.numbers import real_number, whole_number
+
 if TYPE_CHECKING:
     from fiber.data.convert.items import RawDataset, Request
 
@@ -66,8 +68,8 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
     if several:
         sub.add_argument("source", nargs="?", type=Path, metavar="SRC", help="a folder, or the file of texts: one "
                          "set for each split that it has, in OUT/train, OUT/val, OUT/test")  # fmt: skip
-        sub.add_argument("--val-share", type=float, metavar="SHARE", help="take this share of the training images as "
-                         "OUT/val, e.g. 0.2")  # fmt: skip
+        sub.add_argument("--val-share", type=real_number(above=0, below=1), metavar="SHARE", help="take this share "
+                         "of the training images as OUT/val, e.g. 0.2")  # fmt: skip
     sub.add_argument("--split", default=None if several else module.SPLITS[0],
                      help=f"one of {', '.join(module.SPLITS[:5])}"
                      + ("; only that one, straight into OUT" if several else ""))  # fmt: skip
@@ -93,9 +95,10 @@ def _reading_options(sub: argparse.ArgumentParser, module: ModuleType) -> None:
         sub.add_argument("--captions", choices=("mixed", "full", "ordered"), default="mixed", help="full names every "
                          "object, ordered also lists them from left to right or top to bottom")  # fmt: skip
     if "image_size" in options:
-        sub.add_argument("--image-size", type=int, help="pixels per side")
+        sub.add_argument("--image-size", type=whole_number(32, 65_536), help="pixels per side")
     if "seed" in options or several:
-        sub.add_argument("--seed", type=int, default=0, help="of what is drawn at random (default: 0)")
+        sub.add_argument("--seed", type=whole_number(0, 2**64 - 1), default=0, help="of what is drawn at random "
+                         "(default: 0)")  # fmt: skip
 
 
 _EXTRA: dict[str, tuple[type, str]] = {
@@ -111,13 +114,19 @@ _EXTRA: dict[str, tuple[type, str]] = {
 
 def _writing_options(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    sub.add_argument("--workers", type=int, default=1, help="processes; the bytes do not depend on it")
-    sub.add_argument("--limit", type=int, help="only the first N items")
-    sub.add_argument("--shard-samples", type=int, default=1000, help="items per shard at most")
-    sub.add_argument("--shard-mb", type=float, default=256.0, help="target size of a shard")
-    sub.add_argument("--max-side", type=int, help="shrink larger images to this long side (boxes follow)")
+    sub.add_argument(
+        "--workers", type=whole_number(1, 1024), default=1, help="processes; the bytes do not depend on it"
+    )
+    sub.add_argument("--limit", type=whole_number(1), help="only the first N items")
+    sub.add_argument("--shard-samples", type=whole_number(1), default=1000, help="items per shard at most")
+    sub.add_argument(
+        "--shard-mb", type=real_number(above=0, most=1_000_000), default=256.0, help="target size of a shard"
+    )
+    sub.add_argument("--max-side", type=whole_number(1), help="shrink larger images to this long side (boxes follow)")
     sub.add_argument("--reencode", action="store_true", help="store every image as an RGB JPEG")
-    sub.add_argument("--quality", type=int, default=92, help="of JPEGs written by --max-side and --reencode")
+    sub.add_argument(
+        "--quality", type=whole_number(1, 100), default=92, help="of JPEGs written by --max-side and --reencode"
+    )
     sub.add_argument("--stored-boxes", action="store_true", help="boxes do not know of EXIF blocks that turn images")
     sub.add_argument("--no-decode-check", dest="decode_check", action="store_false", help="trust headers")
     sub.add_argument("--against", type=Path, nargs="+", default=[], metavar="EVAL", help="evaluation sets (shard "

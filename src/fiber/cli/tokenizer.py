@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from fiber.cli.numbers import whole_number
+
 DESCRIPTION = """Train a small byte-level BPE tokenizer on the texts of shards, for a model that starts from nothing.
 
     fiber tokenizer shards/train --out tokenizer
@@ -19,7 +21,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     parser.add_argument("shards", nargs="+", type=Path, help="shard folders")
     parser.add_argument("--out", required=True, type=Path, help="folder for the tokenizer")
-    parser.add_argument("--vocab-size", type=int, default=400, help="ids at most (default: %(default)s)")
+    parser.add_argument(
+        "--vocab-size", type=whole_number(261, 1_000_000), default=400, help="ids at most (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,9 @@ from raw_common import put, write_image
 
 from fiber.cli.main import main
 from fiber.data.convert.boxes_yolo import share_box
+from fiber.data.convert.items import ConversionError
 from fiber.data.convert.splits import split_of
+from fiber.data.convert.val_share import divide
 from fiber.data.shards import ShardSet
 
 W, H = 64, 48
@@ -227,7 +229,6 @@ def test_val_share_divides_images_by_seed(tmp_path):
         (lambda f: put(f / "data.yaml", "names: [cup\n"), [], "data.yaml: not a YAML file"),
         (lambda f: put(f / "via.json", '{"_via_settings": {}}'), [], "via.json: VIA's format; export it as COCO"),
         (lambda f: coco(f), ["--split", "val"], "COCO without a split 'val'; it has train"),
-        (lambda f: coco(f), ["--val-share", "1.5"], "--val-share 1.5: a share between 0 and 1"),
         (lambda f: (coco(f), coco(f / "valid")), ["--val-share", "0.5"], "divides the training images"),
     ],
 )  # fmt: skip
@@ -237,6 +238,12 @@ def test_refused_in_one_line(make, options, said, tmp_path, capsys):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert said in lines[0]
+
+
+def test_val_share_of_a_python_caller_is_between_0_and_1():
+    for share in (0, 1, 1.5, float("nan")):
+        with pytest.raises(ConversionError, match="a share between 0 and 1"):
+            divide(pytest.fail, share, seed=0)
 
 
 def test_splits_by_name():
