@@ -71,7 +71,7 @@ class Countdown:
         at, rate = self.skipped + self.done, self.done / max(time.monotonic() - self.start, 1e-9)
         parts = [f"{self.phase}: {at:,}" + ("" if self.total is None else f" of {self.total:,}") + f" {self.unit}"]
         parts.append(f"{rate:.1f} {self.unit} per second")
-        if self.total is not None:
+        if self.total is not None and self.done:  # of no item yet, nobody knows
             left = min((self.total - at) / max(rate, 1e-9), 1e8)
             parts.append(f"{timedelta(seconds=round(left))} left")
         return ", ".join(part for part in [*parts, self.note] if part)
