@@ -4,6 +4,7 @@
 # are evaluated on held-out scenes beside their baselines, and images are drawn.
 #
 #   make demo                     everything under runs/demo, from the beginning
+#   SEED=1 make demo              of other random numbers than 0; the scenes are the same
 #   OUT=DIR SMALL=1 launch/demo.sh    a few steps of each part, as the test suite runs it
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,11 +12,11 @@ cd "$(dirname "$0")/.."
 
 out=${OUT:-runs/demo}
 scenes=6000 held_out=200
-stage1=() stage2=() report=()
+stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
 if [[ -n ${SMALL:-} ]]; then
   scenes=256 held_out=24
-  stage1=(train.steps=8 pretrain.itc_only_steps=4 pretrain.random_negative_steps=6 train.log_every=2)
-  stage2=(train.steps=6 train.log_every=2)
+  stage1+=(train.steps=8 pretrain.itc_only_steps=4 pretrain.random_negative_steps=6 train.log_every=2)
+  stage2+=(train.steps=6 train.log_every=2)
   report=(--rerank-k 4)
 fi
 # Memory of one step is kept for the next instead of going back to the system: 5 to 8 % of the processor's time on this
