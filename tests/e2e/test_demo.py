@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from launcher import REPO, environment, free_port
 
 from fiber.cli.main import main as fiber
@@ -31,7 +32,7 @@ def shell(command: str, folder: Path) -> subprocess.CompletedProcess:
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a small demo."""
     folder = tmp_path_factory.mktemp("demo")
-    run = shell(f"SMALL=1 OUT={folder}/out launch/demo.sh", folder)
+    run = shell(f"SEED=3 SMALL=1 OUT={folder}/out launch/demo.sh", folder)
     assert run.returncode == 0, run.stdout + run.stderr
     for word in ("Warning", "Traceback", "Error"):
         assert word not in run.stderr, run.stderr
@@ -55,6 +56,14 @@ def test_summary_has_every_figure_of_the_contract(demo: Path) -> None:
     assert (stage1["steps"], stage2["steps"], stage1["retrieval"]["candidates"]) == (8, 6, 24)
     assert all(isinstance(value, int | float) and value >= 0 for value in numbers(summary))
     assert summary["total_seconds"] > stage1["seconds"] + stage2["seconds"]
+
+
+def test_trains_as_the_processor_can_and_from_the_seed(demo: Path) -> None:
+    one, two = (yaml.safe_load((demo / stage / "config.yaml").read_text()) for stage in ("stage1", "stage2"))
+    has_bf16 = re.search(r"^flags\b.* (avx512_bf16|amx_bf16)\b", Path("/proc/cpuinfo").read_text(), re.M)
+    assert one["train"]["precision"] == ("bf16" if has_bf16 else "fp32")
+    assert two["train"]["precision"] == "fp32"
+    assert (one["seed"], two["seed"]) == (3, 3)
 
 
 def test_images_are_there(demo: Path) -> None:
