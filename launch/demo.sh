@@ -22,7 +22,7 @@ fi
 # Memory of one step is kept for the next instead of going back to the system: 5 to 8 % of the processor's time on this
 # small model (glibc; other systems do not read these).
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
-# Stage 1 takes 0.6 of the time in bfloat16 where the processor multiplies it itself; others imitate that, slowly. In
+# Stage 1 takes 0.7 of the time in bfloat16 where the processor multiplies it itself; others imitate that, slowly. In
 # stage 2 ZeRO, which bfloat16 needs, costs as much as it saves.
 precision=fp32
 if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then precision=bf16; fi
@@ -51,7 +51,7 @@ PY
 
 say "2/5  stage 1, coarse: image-text pairs (contrastive, matching, masked words)"
 paths=(tokenizer="$out/tokenizer" data.train.0.path="$out/shards/train")
-# One rank of all cores: two would wait for each other at every step of so small a model, and take a sixth longer.
+# One rank of all cores: two would wait for each other at every step of so small a model, and take a fifth longer.
 RANKS=1 launch/stage1_coarse.sh configs/stage1/shapes_tiny.yaml output="$out/stage1" eval.data=[] train.micro_batch=32 \
   train.precision="$precision" "${paths[@]}" "${stage1[@]}"
 
