@@ -1,5 +1,4 @@
-"""launch/photographs.sh on a few real images: all is converted, trained, evaluated, drawn, and in the table. Its part
-"objects" is left out: it is "cells" with another set."""
+"""launch/photographs.sh on a few real images: all is converted, trained, evaluated, drawn, and in the table."""
 
 import os
 from collections.abc import Callable
