@@ -25,12 +25,13 @@ PAD = 1
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """`repeats` timed runs after `warmup` others. `vocabulary`: ids of the model; no tokenizer is read. `images`
-    images and `samples` read of them in `loader`; `index_samples` samples of the set of `index`; pairs matched at
-    once and in all in `rerank`; images of the gallery of `rank`."""
+    """`repeats` timed runs after `warmup` others. `bf16`: a training step in bfloat16 in turn with the others.
+    `vocabulary`: ids of the model. Of `loader`: `images` images, `samples` read of them. Of `index`: `index_samples`
+    samples of the set. Of `rerank`: pairs in all and at once. Of `rank`: images of the gallery."""
 
     repeats: int = 5
     warmup: int = 1
+    bf16: bool = False
     vocabulary: int = 50265
     images: int = 2000
     samples: int = 20000

@@ -1,9 +1,12 @@
 """A training step of stage 2, forward and backward, on images of noise."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 
 from benchmark_ceiling import matmul_ceiling
-from benchmark_common import DTYPES, compare
+from benchmark_common import DTYPES, compare, ratios
 from benchmark_detect import DetectBenchConfig, build_model
 from fiber import distributed
 from fiber.cards import peak_flops
@@ -30,7 +33,12 @@ def run(config: DetectBenchConfig) -> dict:
         task.zero_grad()
         sum(task(batch)[0].values()).backward()
 
-    timing = compare({"step": step}, config.bench)["step"]
+    forms: dict[str, Callable[[], None]] = {"step": step}
+    if config.bench.bf16:
+        half = copy.deepcopy(task).bfloat16()
+        forms["step_bf16"] = lambda: sum(half(batch)[0].values()).backward()
+    timings = compare(forms, config.bench)
+    timing = timings["step"]
     device = distributed.device()
     ceiling = peak_flops(device) or matmul_ceiling(device, DTYPES[config.train.precision])
     speed = 3 * forward * size / timing["seconds"]
@@ -42,6 +50,7 @@ def run(config: DetectBenchConfig) -> dict:
         "flops_per_second": speed,
         "share_of_ceiling": speed / ceiling,
         "ceiling_flops_per_second": ceiling,
+        **({"bf16": timings["step_bf16"] | ratios(timing, timings["step_bf16"])} if config.bench.bf16 else {}),
     }
 
 

@@ -1,5 +1,8 @@
 """A pre-training step, forward and backward: prefixes shared, and as five passes that share nothing."""
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,22 +32,27 @@ def run(config: BenchConfig) -> dict:
         task.zero_grad()
         sum(losses.values()).backward()
 
-    timing = compare(
-        {"shared": lambda: backward(task(batch)[0]), "five_passes": lambda: backward(five_passes(task, batch))},
-        config.bench,
-    )
+    forms: dict[str, Callable[[], None]] = {
+        "shared": lambda: backward(task(batch)[0]),
+        "five_passes": lambda: backward(five_passes(task, batch)),
+    }
+    if config.bench.bf16:
+        half = copy.deepcopy(task).bfloat16()
+        forms["shared_bf16"] = lambda: sum(half(batch)[0].values()).backward()
+    timing = compare(forms, config.bench)
     masked = round(int(task.loss_normalisers(batch)["mlm"]) / size)
     cost = pair_cost(task.model, config.image_size, config.max_text, masked)
     device = distributed.device()
     ceiling = peak_flops(device) or matmul_ceiling(device, DTYPES[config.train.precision])
     for name, row in timing.items():
-        forward = getattr(cost, name)
+        forward = cost.five_passes if name == "five_passes" else cost.shared
         speed = 3 * forward * size / row["seconds"]
         row |= {"pairs_per_second": size / row["seconds"], "forward_gmac_per_pair": forward / 2e9}
         row |= {"flops_per_second": speed, "share_of_ceiling": speed / ceiling}
     return timing | {
         "batch": size,
         **ratios(timing["five_passes"], timing["shared"]),
+        **({"bf16": ratios(timing["shared"], timing["shared_bf16"])} if config.bench.bf16 else {}),
         "flop_ratio": cost.five_passes / cost.shared,
         "ceiling_flops_per_second": ceiling,
         "largest_loss_difference": difference,

@@ -26,14 +26,11 @@ FLOORS: tuple[dict[str, str], ...] = (
     {"weights": "releases, towers, exports, programs"},
     {"coarse": "stage 1: heads, objectives, decoding", "fine": "stage 2: pyramid, head, assignment"},
     {"backbone": "fusion in the backbone", "data": "shards -> order -> samples -> batches"},
-    {
-        "config": "typed configurations",
-        "images": "decode, resize, augment, draw",
-        "dashboards": "sections, W&B, TensorBoard",
-    },
+    {"config": "typed configurations", "images": "decode, resize, augment, draw", "dashboards": "W&B, TensorBoard"},
     {
         "distributed": "ranks, gathers, exchanges",
         "cards": "how cards compute, and how fast",
+        "processor": "what a CPU is spared",
         "countdown": "what a long job shows",
         "recompute": "activations computed twice",
         "errors": "errors of one line",

@@ -97,7 +97,7 @@ def test_a_pair_updates_both_sides_from_the_same_inputs():
         weights = (heads[0] @ heads[1].mT / heads[0].shape[-1] ** 0.5 + bias).softmax(-1)
         return (weights @ heads[2]).transpose(1, 2).flatten(2)
 
-    a, (s, _) = block.attend(x.tokens, x.grid), layer.attend(y.tokens, bias)
+    a, s = block.attend(x.tokens, x.grid), layer.attend(y.tokens, bias)
     key, value = ask_text.key_value(y.tokens).chunk(2, -1)  # the text before this pair's update
     a = a + 0.6 * ask_text.output(attend(ask_text.query(ask_text.norm(a)), key, value, bias))
     c = attend(ask_image.query(s), ask_image.key(x.tokens), ask_image.value(x.tokens), 0.0)
@@ -188,18 +188,32 @@ def test_decoding_is_causal_and_padding_does_not_matter():
 
 
 @torch.no_grad()
-def test_selected_beams_go_on_as_if_they_had_been_alone():
+def test_beams_that_survive_go_on_as_if_they_had_been_alone():
     backbone = make()
     images, ids, _ = inputs()
     ids = ids.clamp(min=4)
     image = backbone.image_tail(backbone.image_prefix(images))
-    cache = backbone.start_decoding(image)
-    backbone.decode(ids[:, :3], cache)
+    cache = backbone.start_decoding(image[:1])
+    backbone.decode(ids[:, :3], cache)  # three texts of one image
     kept = torch.tensor([2, 0, 0])
-    found = backbone.decode(ids[[1, 1, 2], 3:4], cache.select(kept))
+    cache.reorder(kept)
+    found = backbone.decode(ids[[1, 1, 2], 3:4], cache)
     history = torch.cat([ids[kept, :3], ids[[1, 1, 2], 3:4]], dim=1)
-    expected = backbone.decode(history, backbone.start_decoding(image[kept]))[:, -1:]
+    expected = backbone.decode(history, backbone.start_decoding(image[[0, 0, 0]]))[:, -1:]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_texts_of_an_image_follow_each_other():
+    backbone = make()
+    images, ids, mask = inputs()
+    image = backbone.image_tail(backbone.image_prefix(images[:2]))
+    ids, mask = ids[[0, 1, 2, 0]], mask[[0, 1, 2, 0]]
+    found = backbone.decode(ids, backbone.start_decoding(image, room=0), mask)
+    expected = backbone.decode(ids, backbone.start_decoding(image[[0, 0, 1, 1]]), mask)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    swapped = backbone.decode(ids, backbone.start_decoding(image[[0, 1, 0, 1]]), mask)
+    assert not torch.allclose(found, swapped, atol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------- checkpointing

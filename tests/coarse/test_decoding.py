@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fiber import processor
 from fiber.backbone.fusion import FusionBackbone
 from fiber.backbone.image import SwinTower
 from fiber.backbone.init import initialise
@@ -114,6 +115,17 @@ def test_a_wide_beam_finds_all_captions_in_the_order_of_enumeration(tiny, rows):
             assert caption.score == pytest.approx(truth[tuple(caption.ids)], abs=1e-5)
             assert caption.ended == (len(caption.ids) < 4)
         assert [c.score for c in captions] == sorted((c.score for c in captions), reverse=True)
+
+
+def test_packed_weights_find_the_same_captions(tiny, rows, monkeypatch):
+    monkeypatch.setattr(processor, "SMALLEST", 1)
+    expected = beam_search(tiny, rows, MARKS, max_length=6)
+    with processor.packed([tiny.backbone.text, tiny.backbone.fusion, tiny.heads]):
+        assert "forward" in vars(tiny.heads.mlm.decoder)
+        found = beam_search(tiny, rows, MARKS, max_length=6)
+    assert [[beam.ids for beam in beams] for beams in found] == [[beam.ids for beam in beams] for beams in expected]
+    scores = [beam.score for beams in expected for beam in beams]
+    assert [beam.score for beams in found for beam in beams] == pytest.approx(scores, abs=1e-6)
 
 
 @pytest.mark.parametrize("beams", [1, 2, 5])

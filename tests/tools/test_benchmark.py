@@ -72,6 +72,17 @@ def test_step_compares_forms_of_equal_losses(config, tmp_path):
     assert "time_ratio" in done.stderr
 
 
+def test_a_step_in_bf16_is_timed_in_turn_with_the_others(config, benchmark, tmp_path):
+    results = benchmark("step", "--config", config, *OPTIONS, "bench.bf16=true")
+    seconds = {form: results[form]["seconds"] for form in ("shared", "shared_bf16")}
+    assert results["bf16"]["time_ratio"] == pytest.approx(seconds["shared"] / seconds["shared_bf16"])
+    assert results["shared_bf16"]["pairs_per_second"] == pytest.approx(4 / seconds["shared_bf16"])
+    path = tmp_path / "fine.yaml"
+    path.write_text(FINE)
+    results = benchmark("step", "--config", path, *OPTIONS, "bench.bf16=true")
+    assert results["bf16"]["time_ratio"] == pytest.approx(results["seconds"] / results["bf16"]["seconds"])
+
+
 def test_rerank_compares_equal_logits(config, benchmark):
     results = benchmark("rerank", "--config", config, "bench.pairs=12", "bench.pair_batch=5", *OPTIONS)
     assert results["largest_logit_difference"] < 1e-4

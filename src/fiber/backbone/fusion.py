@@ -8,7 +8,8 @@ them in its own way.
 Shape letters: B batch, (H,W) grid, N = H*W image tokens, C image channels of a stage, L text length, T text width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,8 @@ class Fused:
 class ImageToText(nn.Module):
     """Image tokens ask the text (i2t): gated residual branch inside an image block.
 
-    Heads and scale are those of the image stage. `query_norm`: LayerNorm of the queries' input; the released
-    stage-2 weights "v2" lack it, "v3" and stage 1 have it.
+    Heads and scale are those of the image stage. `query_norm`: LayerNorm of the queries' input; the released stage-2
+    weights "v2" lack it, "v3" and stage 1 have it.
     """
 
     def __init__(self, width: int, heads: int, text_width: int, query_norm: bool) -> None:
@@ -73,29 +74,49 @@ class TextToImage(nn.Module):
         return split_heads(self.key(image), self.heads), split_heads(self.value(image), self.heads)
 
     def forward(self, attended: Tensor, image: KeyValue) -> Tensor:
-        """attended (B,L,T) after the layer's self-attention, projected image -> (B,L,T)."""
+        """attended (R,L,T) after the layer's self-attention, R/B texts of each image in turn, and projected images
+        (B,h,N,d), which are not repeated for them -> (R,L,T)."""
         dropout = self.dropout if self.training else 0.0
-        q = split_heads(self.query(attended), self.heads)
-        return self.gate * F.dropout(self.output(merge_heads(attention(q, *image, dropout=dropout))), dropout)
+        q = split_heads(self.query(attended).reshape(len(image[0]), -1, attended.shape[-1]), self.heads)
+        asked = merge_heads(attention(q, *image, dropout=dropout)).view(attended.shape)
+        return self.gate * F.dropout(self.output(asked), dropout)
 
 
 @dataclass
 class DecoderCache:
-    """What causal decoding keeps between steps: per text layer the self-attention keys and values so far, and per
-    fused layer those of the image (computed once)."""
+    """What causal decoding keeps between steps: keys and values of B images per fused layer (B,h,N,d), computed once,
+    and of R texts, R/B of each image in turn, per text layer (room,2,R,h,d). The latter is written in place: a new
+    tensor at every step would cost more than the products. `room`: tokens that a text may have; 0 keeps nothing, for
+    captions of training, which are whole and let gradients through."""
 
-    text: list[KeyValue | None]
     image: list[KeyValue]
-    length: int = 0
+    room: int = 64
+    length: int = 0  # tokens so far
+    text: list[Tensor] = field(default_factory=list)
 
-    def select(self, index: Tensor) -> "DecoderCache":
-        """Rows `index` (K,) of every tensor: beams that survive."""
+    def fresh(self, room: int) -> "DecoderCache":
+        """Of the same images, which each step reads as they lie, without texts."""
+        image = [(keys.contiguous(), values.contiguous()) for keys, values in self.image] if room else self.image
+        return DecoderCache(image, room)
 
-        def take(pair: KeyValue) -> KeyValue:
-            return pair[0][index], pair[1][index]
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> KeyValue:
+        """Keys and values (R,h,L,d) of new tokens in a text layer -> those of all tokens so far (R,h,length+L,d)."""
+        if not self.room:
+            return keys, values
+        new = torch.stack([keys, values]).permute(3, 0, 1, 2, 4)
+        if layer == len(self.text):
+            self.text.append(new.new_empty(self.room, *new.shape[1:]))
+        end = self.length + len(new)
+        self.text[layer][self.length : end] = new
+        keys, values = self.text[layer][:end].permute(1, 2, 3, 0, 4)
+        return keys, values
 
-        text = [None if pair is None else take(pair) for pair in self.text]
-        return DecoderCache(text, [take(pair) for pair in self.image], self.length)
+    def reorder(self, index: Tensor) -> None:
+        """Rows `index` (R,) of the texts, in place: beams that survive, each with its image."""
+        spare = torch.empty_like(self.text[0])
+        for layer, text in enumerate(self.text):
+            torch.index_select(text[: self.length], 2, index, out=spare[: self.length])
+            self.text[layer], spare = spare, text
 
 
 class Fusion(nn.Module):
@@ -121,9 +142,9 @@ class Fusion(nn.Module):
 class FusionBackbone(nn.Module):
     """Both towers and their fusion in the last `num_fused` pairs of (image block, text layer).
 
-    `query_norm`: see `ImageToText`. `last_text_norm`: whether the last text layer keeps its output LayerNorm in
-    the fused pass (stage 2 does; stage 1 does not, as in the release). All gates start at 0: the new model is
-    exactly two separate encoders.
+    `query_norm`: see `ImageToText`. `last_text_norm`: whether the last text layer keeps its output LayerNorm in the
+    fused pass (stage 2 does; stage 1 does not, as in the release). All gates start at 0: the new model is exactly two
+    separate encoders.
     """
 
     def __init__(
@@ -209,7 +230,7 @@ class FusionBackbone(nn.Module):
         layer = self.text.layers[pair - self.num_fused]
         ask_text, ask_image = self.fusion.image_to_text[pair], self.fusion.text_to_image[pair]
         a = block.attend(x, grid)
-        s, _ = layer.attend(y, bias)
+        s = layer.attend(y, bias)
         a = a + ask_text(a, y, bias)
         s = s + ask_image(s, ask_image.project(x))
         keep_norm = self.last_text_norm or pair < self.num_fused - 1
@@ -217,32 +238,32 @@ class FusionBackbone(nn.Module):
 
     # ------------------------------------------------------------------------------------------------ decoder
 
-    def start_decoding(self, image: Tensor) -> DecoderCache:
-        """Empty cache for captions of the final un-normed image map (B,N,C_last), see `image_tail`."""
+    def start_decoding(self, image: Tensor, room: int = 64) -> DecoderCache:
+        """Empty cache for captions, of `room` tokens at most, of the final un-normed image map (B,N,C_last)."""
         projected = []
         for pair, ask_image in enumerate(self.fusion.text_to_image):
             maps = self.fusion.caption_maps
             projected.append(ask_image.project(maps[str(pair)](image) if str(pair) in maps else image))
-        return DecoderCache([None] * len(self.text.layers), projected)
+        return DecoderCache(projected).fresh(room)
 
     def decode(self, ids: Tensor, cache: DecoderCache, mask: Tensor | None = None) -> Tensor:
-        """Causal text pass that continues `cache` (updated in place) with ids (B,L) -> text tokens (B,L,T).
-
-        Training passes whole captions with their padding `mask` (B,L) and a fresh cache; generation passes the
-        newest token only. The last layer keeps its LayerNorm here.
-        """
-        y = self.text.embeddings(ids, past=cache.length)
-        bias = causal_bias(ids.shape[1], cache.length + ids.shape[1], ids.device, y.dtype)
+        """Causal text pass that continues `cache` (updated in place) with ids (R,L) -> text tokens (R,L,T). Training
+        passes whole captions with their padding `mask` (R,L) and a cache without room, generation the newest token
+        only. The last layer keeps its LayerNorm here."""
+        y, length = self.text.embeddings(ids, past=cache.length), ids.shape[1]
+        # A token alone sees all that were before it.
+        bias = None if length == 1 else causal_bias(length, cache.length + length, ids.device, y.dtype)
         if mask is not None:
-            bias = bias + padding_bias(mask, y.dtype)
+            padding = padding_bias(mask, y.dtype)
+            bias = padding if bias is None else bias + padding
         unfused = len(self.text.layers) - self.num_fused
         for index, layer in enumerate(self.text.layers):
-            s, cache.text[index] = layer.attend(y, bias, cache.text[index])
+            s = layer.attend(y, bias, partial(cache.extend, index))
             if index >= unfused:
                 ask_image = self.fusion.text_to_image[index - unfused]
                 s = s + ask_image(s, cache.image[index - unfused])
             y = layer.finish(y, s)
-        cache.length += ids.shape[1]
+        cache.length += length
         return y
 
     def _run_image(self, state: ImageState, places: list[tuple[int, int]]) -> ImageState:

@@ -3,6 +3,8 @@
 Shape letters: B batch, L text length, T width, h heads.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,16 +98,17 @@ class RobertaLayer(nn.Module):
 
     def forward(self, y: Tensor, bias: Tensor) -> Tensor:
         """y (B,L,T), additive attention bias broadcastable to (B,h,L,L) -> (B,L,T)."""
-        return self.finish(y, self.attend(y, bias)[0])
+        return self.finish(y, self.attend(y, bias))
 
-    def attend(self, y: Tensor, bias: Tensor, past: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
-        """Self-attention of y (B,L,T) over the cached positions and y itself, with output projection and
-        dropout but without residual and norm -> (B,L,T) and the extended cache."""
+    def attend(
+        self, y: Tensor, bias: Tensor | None, extend: Callable[[Tensor, Tensor], KeyValue] | None = None
+    ) -> Tensor:
+        """Self-attention of y (B,L,T), with output projection and dropout but without residual and norm -> (B,L,T).
+        `extend`: keys and values (B,h,L,d) of y -> with those of the tokens before it."""
         q, k, v = (split_heads(proj(y), self.heads) for proj in (self.query, self.key, self.value))
-        if past is not None:
-            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        attended = attention(q, k, v, bias, self.dropout if self.training else 0.0)
-        return self._drop(self.output(merge_heads(attended))), (k, v)
+        if extend is not None:
+            k, v = extend(k, v)
+        return self._drop(self.output(merge_heads(attention(q, k, v, bias, self.dropout if self.training else 0.0))))
 
     def finish(self, y: Tensor, attended: Tensor, final_norm: bool = True) -> Tensor:
         """Residual and norm, feed-forward, residual and (unless switched off) norm: (B,L,T) -> (B,L,T)."""

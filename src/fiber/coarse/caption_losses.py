@@ -24,15 +24,14 @@ def caption_labels(ids: Tensor, pad_id: int) -> Tensor:
 
 
 def start_captions(model: CoarseModel, images: Tensor) -> DecoderCache:
-    """What captions of images (B,3,S,S) attend to; rows of it serve any number of captions."""
-    return model.backbone.start_decoding(model.backbone.image_tail(model.image_prefix(images)))
+    """What captions of images (B,3,S,S) attend to, as many of each image as are asked for."""
+    return model.backbone.start_decoding(model.backbone.image_tail(model.image_prefix(images)), 0)
 
 
 def caption_logits(model: CoarseModel, images: DecoderCache, ids: Tensor, mask: Tensor) -> Tensor:
-    """Teacher-forced logits (R,L,V) fp32 of captions ids, mask (R,L) of the R images of `start_captions`, which
-    stay as they are: position t predicts token t+1."""
-    cache = DecoderCache(list(images.text), images.image)
-    return model.heads.mlm(model.caption_tokens(ids, mask, cache)).float()
+    """Teacher-forced logits (R,L,V) fp32 of captions ids, mask (R,L), R/B of each image of `start_captions` in turn,
+    which stay as they are: position t predicts token t+1."""
+    return model.heads.mlm(model.caption_tokens(ids, mask, images.fresh(room=0))).float()
 
 
 def token_losses(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
@@ -79,8 +78,8 @@ def reinforce_loss(log_probability: Tensor, rewards: Tensor, baseline: Literal["
     """REINFORCE on captions drawn from the model, -Σ (r - b) · log p̄ / B, with 100 times the CIDEr-D as r.
 
     log_probability (B,S) length-normalised, rewards (B,S) CIDEr-D on its scale 0..10 -> loss (). "mean": b is the
-    mean of the other samples of the image (self-critical; S at least 2). "none": b is 100, which makes the
-    release's Σ log p̄ · (100 - 100·CIDEr-D) / B.
+    mean of the other samples of the image (self-critical; S at least 2). "none": b is 100, which makes the release's
+    Σ log p̄ · (100 - 100·CIDEr-D) / B.
     """
     rewards, samples = 100 * rewards, rewards.shape[1]
     if baseline == "mean":

@@ -17,6 +17,7 @@ from fiber import distributed
 from fiber.backbone.fusion import DecoderCache
 from fiber.coarse.itc import sample_columns
 from fiber.coarse.model import CoarseModel
+from fiber.processor import largest
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,11 @@ def nucleus(
 ) -> list[Caption]:
     """Tokens drawn from the smallest set that holds `top_p` (0..1] of the probability (Holtzman et al. 2020) after
     division of the logits by `temperature`; scores are those of the untempered model. image (B,N,C), `max_length` as
-    for `greedy`, `generator` on the image's device -> one caption per image. Raises ValueError on values out
-    of range."""
+    for `greedy`, `generator` on the image's device -> one caption per image. Raises ValueError."""
     if not 0 < top_p <= 1 or temperature <= 0:
         raise ValueError(f"top_p {top_p} must lie in (0, 1] and temperature {temperature} above 0")
 
-    cache = model.backbone.start_decoding(image)
+    cache = model.backbone.start_decoding(image, max_length)
     newest = torch.full((len(image),), special_tokens.start, device=image.device)
     live = torch.ones_like(newest, dtype=torch.bool)
     chosen, gained, alive = [], [], []
@@ -102,10 +102,9 @@ def beam_search(
 
     Each step ranks all continuations of the live beams by total log-probability; those of the first K that end are
     finished, the first K that go on live. The search of an image is over when K have finished or the length is
-    reached, where live beams count as captions without end.
-    """
+    reached, where live beams count as captions without end."""
     size, device, last = len(image), image.device, max_length - 1
-    cache = model.backbone.start_decoding(image).select(torch.arange(size, device=device).repeat_interleave(beams))
+    cache = model.backbone.start_decoding(image, max_length)
     # Only the first of an image's equal beams lives at the start.
     total = torch.full((size, beams), -torch.inf, device=device)
     total[:, 0] = 0.0
@@ -115,7 +114,7 @@ def beam_search(
         log_probability = _next(model, ids[:, -1], cache, special_tokens)
         vocabulary = log_probability.shape[1]
         ranked = (total.view(-1, 1) + log_probability).view(size, -1)
-        score, index = ranked.topk(min(2 * beams, ranked.shape[1]), dim=-1)
+        score, index = largest(ranked, min(2 * beams, ranked.shape[1]))
         beam, token = index // vocabulary, index % vocabulary
         ends = token == special_tokens.end
         rows = beam + torch.arange(size, device=device)[:, None] * beams
@@ -127,23 +126,22 @@ def beam_search(
         total = score.masked_fill(ends, -torch.inf).gather(1, going)
         rows = rows.gather(1, going).flatten()
         ids = torch.cat([ids[rows], token.gather(1, going).view(-1, 1)], dim=1)
-        # Keys and values of the image stay: a beam never leaves its image.
-        cache.text = [pair and (pair[0][rows], pair[1][rows]) for pair in cache.text]
+        cache.reorder(rows)
     captions = finished.read(ids.view(size, beams, -1)[..., 1:], total)
     return [sorted(of_image, key=lambda caption: -caption.score)[:beams] for of_image in captions]
 
 
 @torch.no_grad()
 def sample(
-    model: CoarseModel, cache: DecoderCache, special_tokens: SpecialTokens, draws: Tensor, pad_id: int
+    model: CoarseModel, images: DecoderCache, special_tokens: SpecialTokens, draws: Tensor, pad_id: int
 ) -> Tensor:
     """Captions drawn token by token from the model's own distribution, forbidden tokens left out.
 
-    cache: of `start_captions`, not yet decoded with, R rows. draws (R,T) uniform in [0,1): token t is where the
-    cumulative probability passes draws[:, t], so a caption depends on its own row alone. -> ids (R,1+t), t at most T:
-    the start token, the tokens, the end token unless T cut it off, padding. All ranks must call: they stop together,
-    because under ZeRO-3 every step is collective.
-    """
+    images: of `start_captions`, which stay as they are. draws (R,T) in [0,1), R/B of each image in turn: token
+    t is where the cumulative probability passes draws[:, t], so a caption depends on its own row alone. -> ids
+    (R,1+t), t at most T: the start token, the tokens, the end token unless T cut it off, padding. All ranks must
+    call: they stop together, because under ZeRO-3 every step is collective."""
+    cache = images.fresh(1 + draws.shape[1])
     ids = [torch.full((len(draws),), special_tokens.start, device=draws.device)]
     live = torch.ones_like(ids[0], dtype=torch.bool)
     alive = []  # whether any row of any rank went on after a step

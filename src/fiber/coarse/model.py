@@ -54,10 +54,8 @@ class CoarseModel(nn.Module):
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 RGB (B,3,S,S) -> ImageNet-normalised in the dtype of the weights; float input is taken as
         normalised already."""
-        dtype = self.heads.itm.weight.dtype
-        if images.dtype == torch.uint8:
-            images = self.pixels(images)
-        return images.to(dtype)
+        pixels = self.pixels(images) if images.dtype == torch.uint8 else images
+        return pixels.to(self.heads.itm.weight.dtype)
 
     def image_prefix(self, images: Tensor) -> ImageState:
         """uint8 or normalised images (B,3,S,S) -> prefix."""

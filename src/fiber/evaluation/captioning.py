@@ -32,6 +32,7 @@ from fiber.evaluation.metrics.caption_scores import (
     tokenize,
 )
 from fiber.evaluation.predictions import PredictionWriter, Row, merge_predictions, read_predictions
+from fiber.processor import packed
 from fiber.training.task import Figures
 
 END = "<eos>"
@@ -57,7 +58,8 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
     scored = bool(counts.any())
     per: Literal["image", "every_image"] = "image" if scored else "every_image"
     loader = EvalLoader(shards, "captions", sample, per, config.eval.batch, config.data.workers)
-    with PredictionWriter(context.folder, "captions", distributed.rank(), distributed.world_size()) as writer:
+    writer = PredictionWriter(context.folder, "captions", distributed.rank(), distributed.world_size())
+    with writer, packed([model.backbone.text, model.backbone.fusion, model.heads]):
         for batch in context.progress(loader, "captions"):
             image = model.backbone.image_tail(model.image_prefix(batch["images"].to(distributed.device())))
             captions = beam_search(model, image, special_tokens, length, config.caption.beam)

@@ -24,6 +24,7 @@ from fiber.predict.base import Predictor, TaskError
 from fiber.predict.image_index import ImageIndex, build_index, cache_file, index_model, read_index
 from fiber.predict.listing import ImageList
 from fiber.predict.sources import ImageSource, Prepared
+from fiber.processor import pack
 from fiber.tasks.classification import HEAD, prompt_classifier
 
 # ---------------------------------------------------------------------------------------------- image level
@@ -88,6 +89,7 @@ class CoarsePredictor(Predictor):
         if method not in ("beam", "greedy", "nucleus"):
             raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
         special_tokens, length = SpecialTokens.of(self.tokenizer), self.config.max_text
+        pack([self.model.backbone.text, self.model.backbone.fusion, self.model.heads])
         draw = {"top_p": top_p, "temperature": temperature}
         generator = torch.Generator(self.device).manual_seed(seed)
 

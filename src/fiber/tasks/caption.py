@@ -159,19 +159,20 @@ class CaptionTask(CoarseTask):
         """Loss of captions drawn now, and what they are like."""
         assert self.reward is not None  # `prepare` was called
         draws = batch["draws"]
-        size, samples = draws.shape[:2]
-        image = torch.arange(size * samples, device=draws.device) // samples
         self.model.eval()  # no dropout while the captions are drawn
-        ids = sample(self.model, images.select(image), self.special_tokens, draws.flatten(0, 1), self.pad_id)
+        ids = sample(self.model, images, self.special_tokens, draws.flatten(0, 1), self.pad_id)
         self.model.train(self.training)
         captions = [to_caption(row, self.special_tokens) for row in ids.tolist()]
-        references = [texts for texts in batch["references"] for _ in range(samples)]
+        references = [texts for texts in batch["references"] for _ in range(draws.shape[1])]
         rewards = torch.from_numpy(self.reward(captions, references)).to(draws.device, torch.float32)
 
-        logits = caption_logits(self.model, images.select(image), ids, (ids != self.pad_id).long())
+        # An image for every caption: asked by several at once, it would sum in another order.
+        row = torch.arange(len(ids), device=ids.device) // draws.shape[1]
+        repeated = DecoderCache([(keys[row], values[row]) for keys, values in images.image])
+        logits = caption_logits(self.model, repeated, ids, (ids != self.pad_id).long())
         logits = logits.index_fill(-1, torch.tensor(self.special_tokens.forbidden, device=ids.device), -torch.inf)
         log_probability = mean_log_probability(logits, caption_labels(ids, self.pad_id))
-        shape = size, samples
+        shape = draws.shape[:2]
         loss = reinforce_loss(log_probability.view(shape), rewards.view(shape), self.recipe.baseline)
         words = (ids != self.pad_id).sum() - len(ids)  # less the start tokens, and below the end tokens
         ended = (ids == self.special_tokens.end).sum()

@@ -16,10 +16,8 @@ FlopsPerSample = Callable[[torch.Size], float]
 
 
 class SpeedMeter:
-    """Speed and memory since the last reading; evaluation and saving are outside.
-
-    `flops_per_sample`: None where they are not counted.
-    """
+    """Speed and memory since the last reading; evaluation and saving are outside. `flops_per_sample`: None where they
+    are not counted."""
 
     def __init__(self, micro_batch: int, global_batch: int, flops_per_sample: FlopsPerSample | None = None) -> None:
         self.micro_batch, self.global_batch, self.flops_per_sample = micro_batch, global_batch, flops_per_sample
@@ -56,7 +54,6 @@ class SpeedMeter:
             flops = 3 * self.micro_batch * sum(map(self.flops_per_sample, shapes))  # a backward costs two forwards
             achieved = flops / (steps * (data + compute))
             metrics["tflops"] = achieved / 1e12
-            peak = peak_flops(device)
-            if peak is not None:
+            if (peak := peak_flops(device)) is not None:
                 metrics["mfu"] = achieved / peak
         return metrics

@@ -1,0 +1,67 @@
+"""What a processor (CPU) does slowly unless it is asked in the right way."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SMALLEST = 2**17  # weights of a layer from which on a copy pays
+ROWS = 5  # that the copy is laid out for; others, more and fewer, gain as well
+BLOCK = 64  # numbers that `largest` compares as one at first
+
+
+def pack(modules: Iterable[nn.Module]) -> list[nn.Linear]:
+    """From now on the larger linear layers of `modules` multiply, where no gradient is asked for, by a copy of their
+    weights in the order in which oneDNN reads them: a third to 0.8 of the time for up to a hundred rows. For fp32 on
+    a CPU; other layers stay as they are. The copies take the memory of the weights again, do not follow changes,
+    and cost as much as ten products. -> the layers that were not packed before."""
+    if not torch.backends.mkldnn.is_available():
+        return []
+    packed = []
+    for layer in (part for module in modules for part in module.modules()):
+        if type(layer) is nn.Linear and "forward" not in vars(layer) and _gains(layer.weight):
+            copied = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), ROWS)
+            layer.forward = partial(_product, layer, copied)  # type: ignore[method-assign]
+            packed.append(layer)
+    return packed
+
+
+@contextmanager
+def packed(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """`pack`, undone in the end."""
+    layers = pack(modules)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward  # the instance's: that of the class is there again
+
+
+def _gains(weight: Tensor) -> bool:
+    return weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.numel() >= SMALLEST
+
+
+def _product(layer: nn.Linear, copied: Tensor, x: Tensor) -> Tensor:
+    """As the layer, x (...,C) -> (...,H)."""
+    if torch.is_grad_enabled():
+        return F.linear(x, layer.weight, layer.bias)
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, copied, layer.bias, "none", [], "")
+    return product
+
+
+def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` largest of each row of scores (B,N), best first, and their places, both (B,count). They lie in the
+    blocks with the `count` largest maxima; `topk` of whole rows takes up to ten times as long on a CPU."""
+    whole = scores.shape[1] // BLOCK * BLOCK
+    if whole < 4 * count * BLOCK:
+        best, place = scores.topk(count, dim=-1)
+        return best, place
+    blocks = scores[:, :whole].unflatten(1, (-1, BLOCK))
+    block = blocks.amax(-1).topk(count, dim=-1).indices[..., None].expand(-1, -1, BLOCK)
+    rest = torch.arange(whole, scores.shape[1], device=scores.device).expand(len(scores), -1)
+    places = torch.cat([(block * BLOCK + torch.arange(BLOCK, device=scores.device)).flatten(1), rest], dim=1)
+    best, place = torch.cat([blocks.gather(1, block).flatten(1), scores[:, whole:]], dim=1).topk(count, dim=-1)
+    return best, places.gather(1, place)

@@ -1,0 +1,84 @@
+"""What a CPU is spared: packed weights multiply as the layers do, and the largest of a row are those of `topk`."""
+
+import pytest
+import torch
+from torch import nn
+
+from fiber.processor import SMALLEST, largest, pack, packed
+
+WIDTH = 512  # WIDTH ** 2 weights are packed, WIDTH * 8 are not
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, 8))
+
+
+@pytest.mark.parametrize("rows", [(1,), (5,), (2, 3), (200,)])
+@torch.no_grad()
+def test_packed_layers_multiply_as_before(rows: tuple[int, ...]) -> None:
+    model = layers()
+    x = torch.randn(*rows, WIDTH)
+    expected = model(x)
+    found = pack([model])
+    assert found == [model[0], model[2]]
+    assert WIDTH**2 >= SMALLEST > WIDTH * 8
+    assert pack([model, model[0]]) == []  # once
+    torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_packed_layers_learn_as_before() -> None:
+    model, plain = layers(), layers()
+    pack([model])
+    x = torch.randn(4, WIDTH)
+    for net in (model, plain):
+        net(x).square().sum().backward()
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=0, rtol=0)
+
+
+@torch.no_grad()
+def test_after_packing_the_weights_are_the_layers_own_again() -> None:
+    model, x = layers(), torch.randn(4, WIDTH)
+    pack([model[2]])
+    with packed([model]):
+        assert "forward" in vars(model[0])
+    assert "forward" not in vars(model[0])
+    assert "forward" in vars(model[2])  # as it was found
+    before = model[0](x)
+    model[0].weight.zero_()
+    assert not torch.allclose(model[0](x), before)
+    with pytest.raises(KeyError), packed([model]):
+        raise KeyError
+    assert "forward" not in vars(model[0])
+
+
+@torch.no_grad()
+def test_what_cannot_be_packed_stays_as_it_is() -> None:
+    class Other(nn.Linear):
+        pass
+
+    assert pack([layers().bfloat16(), Other(WIDTH, WIDTH), nn.Conv2d(WIDTH, WIDTH, 1), layers().to("meta")]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
+@pytest.mark.parametrize("length", [11, 640, 2561, 5 * 8192, 50265])
+def test_the_largest_are_those_of_topk(count: int, length: int) -> None:
+    torch.manual_seed(length)
+    scores = torch.randn(3, length)
+    scores[1] = torch.arange(length, dtype=torch.float32)  # rising
+    scores[2, : length // 2] = -torch.inf
+    scores[2, -1] = 9.0  # behind the last whole block
+    best, place = largest(scores, count)
+    assert torch.equal(best, scores.topk(count).values)
+    assert torch.equal(scores.gather(1, place), best)
+    assert all(len(set(row)) == count for row in place.tolist())
+
+
+def test_equals_among_the_largest_are_all_different() -> None:
+    scores = torch.zeros(1, 5000)
+    scores[0, ::7] = 1.0
+    best, place = largest(scores, 10)
+    assert best.tolist() == [[1.0] * 10]
+    assert len(set(place[0].tolist())) == 10
+    assert all(i % 7 == 0 for i in place[0].tolist())
