@@ -1,12 +1,22 @@
 """What a CPU is spared: packed weights multiply as the layers do, and the largest of a row are those of `topk`."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from fiber.processor import SMALLEST, largest, pack, packed
+from fiber.processor import SMALLEST, largest, multiplies_bfloat16, pack, packed
 
 WIDTH = 512  # WIDTH ** 2 weights are packed, WIDTH * 8 are not
+
+
+def test_processors_say_whether_they_multiply_bfloat16(tmp_path: Path) -> None:
+    said = tmp_path / "cpuinfo"
+    for flags, expected in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("avx512f avx512_bf16x", False)):
+        said.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
+        assert multiplies_bfloat16(said) is expected
+    assert not multiplies_bfloat16(tmp_path / "absent")
 
 
 def layers() -> nn.Sequential:

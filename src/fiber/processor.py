@@ -1,8 +1,10 @@
 """What a processor (CPU) does slowly unless it is asked in the right way."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,15 @@ from torch import Tensor, nn
 SMALLEST = 2**17  # weights of a layer from which on a copy pays
 ROWS = 5  # that the copy is laid out for; others, more and fewer, gain as well
 BLOCK = 64  # numbers that `largest` compares as one at first
+
+
+def multiplies_bfloat16(description: str | Path = "/proc/cpuinfo") -> bool:
+    """Whether the processor multiplies bfloat16 itself; others imitate it, slowly. False where the system does not
+    say (Linux does)."""
+    try:
+        return re.search(r"\b(avx512_bf16|amx_bf16)\b", Path(description).read_text()) is not None
+    except OSError:
+        return False
 
 
 def pack(modules: Iterable[nn.Module]) -> list[nn.Linear]:

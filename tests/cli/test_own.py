@@ -179,6 +179,20 @@ def test_pairs_start_from_a_model_of_image_level(name: str, tmp_path: Path, monk
     assert "20 training images of S/train with 40 captions; evaluated on S/val" in lines[0]
 
 
+def test_a_processor_that_multiplies_bfloat16_trains_pairs_in_it_but_no_detector(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, Machine(1, 8 * GIB, bf16=True))
+    write_set(tmp_path / "S", 20, texts=2)
+    write_set(tmp_path / "B", 20)
+    model = coarse_export(tmp_path / "m" / "export")
+    pairs, lines = own.expand("own_retrieval", ["data=S", f"init_from={model}"])
+    boxes, _ = own.expand("own_detector", ["data=B", f"init_from={detector}"])
+    assert 'train.precision="bf16"' in pairs
+    assert 'train.precision="fp32"' in boxes
+    assert any("what this machine computes fast and safely" in line for line in lines)
+
+
 @pytest.mark.parametrize(("card", "channels", "tokenizer"), [(False, 24, "tokenizer"), (True, 128, "roberta-base")])
 def test_without_a_model_pairs_start_from_nothing_or_from_towers(
     card: bool, channels: int, tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -113,8 +113,8 @@ def _records(shards: ShardSet, most: int) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the run will be: `ranks` processes, `memory` bytes for each, on cards or not; whether these compute in
-    bfloat16."""
+    """Where the run will be: `ranks` processes, `memory` bytes for each, on cards or not; whether they multiply
+    bfloat16 fast."""
 
     ranks: int
     memory: int
@@ -131,11 +131,13 @@ class Machine:
         nine tenths of a card's."""
         import torch
 
+        from fiber.processor import multiplies_bfloat16
+
         if torch.cuda.is_available():
             cards = ranks or torch.cuda.device_count()
             least = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
             return cls(cards, int(0.9 * least), True, torch.cuda.is_bf16_supported())
-        return cls(ranks or 1, _main_memory() // 2 // (ranks or 1))
+        return cls(ranks or 1, _main_memory() // 2 // (ranks or 1), bf16=multiplies_bfloat16())
 
 
 def _main_memory() -> int:

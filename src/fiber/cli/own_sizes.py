@@ -120,9 +120,11 @@ def length(settings: Settings, samples: float, batch: int, reason: str, val: boo
     return steps
 
 
-def precision(settings: Settings, machine: Machine) -> float:
-    """Choose the number format -> bytes of an activation over those of fp32."""
-    kind = "bf16" if machine.bf16 else "fp16" if machine.card else "fp32"
+def precision(settings: Settings, machine: Machine, regions: bool = False) -> float:
+    """Choose the number format -> bytes of an activation over those of fp32. With regions, bf16 wins nothing on a CPU
+    (docs/shapes.md)."""
+    half = machine.card or not regions
+    kind = "bf16" if machine.bf16 and half else "fp16" if machine.card else "fp32"
     kind = settings.choose("train.precision", kind, "what this machine computes fast and safely")
     return 1.0 if kind == "fp32" else 0.6
 
@@ -159,7 +161,7 @@ def detector(
     settings.choose("regions.frozen_stages", 0 if narrow else 1)
     settings.choose("optim.text_multiplier", 1.0 if narrow else 0.1)
     settings.choose("optim.gate_multiplier", 50.0 if narrow else 1.0)
-    fits = samples_that_fit(settings, needs, machine, precision(settings, machine))
+    fits = samples_that_fit(settings, needs, machine, precision(settings, machine, regions=True))
     # Few images want many updates: 205 of cells learn more in batches of 4 than of 8 (docs/photographs.md).
     wanted = 4 if own.images < 500 else 8 if own.images < 2000 else 16 if own.images < 20_000 else 32
     batch = size_of_batch(settings, wanted, own.images, fits, machine)
