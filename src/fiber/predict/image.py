@@ -84,7 +84,8 @@ class CoarsePredictor(Predictor):
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[list[Scored]]:
-        """Captions of each image, best first: `beams` of them by beam search, one by the other methods."""
+        """Captions of each image, best first: `beams` of them by beam search, one by the other methods. On a CPU the
+        first call lays out the decoder's weights a second time, for speed (FIBER-B: 0.6 GB)."""
         self.require("caption")
         if method not in ("beam", "greedy", "nucleus"):
             raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
