@@ -77,8 +77,8 @@ class TextToImage(nn.Module):
         """attended (R,L,T) after the layer's self-attention, R/B texts of each image in turn, and projected images
         (B,h,N,d), which are not repeated for them -> (R,L,T)."""
         dropout = self.dropout if self.training else 0.0
-        q = split_heads(self.query(attended).reshape(len(image[0]), -1, attended.shape[-1]), self.heads)
-        asked = merge_heads(attention(q, *image, dropout=dropout)).view(attended.shape)
+        q = self.query(attended).reshape(image[0].shape[0], -1, attended.shape[-1])  # exports cannot vary a len()
+        asked = merge_heads(attention(split_heads(q, self.heads), *image, dropout=dropout)).view(attended.shape)
         return self.gate * F.dropout(self.output(asked), dropout)
 
 
