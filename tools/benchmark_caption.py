@@ -34,7 +34,7 @@ def run(config: BenchConfig) -> dict:
 
     @torch.no_grad()
     def cached() -> torch.Tensor:
-        cache = model.backbone.start_decoding(image)
+        cache = model.backbone.start_decoding(image, config.max_text)
         return torch.stack([next_logits(model, ids[:, t], cache) for t in range(config.max_text - 1)])
 
     @torch.no_grad()
@@ -42,7 +42,7 @@ def run(config: BenchConfig) -> dict:
         logits = []
         for length in range(1, config.max_text):
             padded = ids.masked_fill(torch.arange(config.max_text, device=ids.device) >= length, PAD)
-            tokens = plain.caption_tokens(padded, None, plain.backbone.start_decoding(image))
+            tokens = plain.caption_tokens(padded, None, plain.backbone.start_decoding(image, room=0))
             logits.append(plain.heads.mlm(tokens[:, length - 1]).float())
         return torch.stack(logits)
 

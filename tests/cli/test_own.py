@@ -188,7 +188,9 @@ def test_a_processor_that_multiplies_bfloat16_trains_pairs_in_it_but_no_detector
     model = coarse_export(tmp_path / "m" / "export")
     pairs, lines = own.expand("own_retrieval", ["data=S", f"init_from={model}"])
     boxes, _ = own.expand("own_detector", ["data=B", f"init_from={detector}"])
+    plain, _ = own.expand("own_retrieval", ["data=S", f"init_from={model}", "train.zero_stage=0"])
     assert 'train.precision="bf16"' in pairs
+    assert 'train.precision="fp32"' in plain  # half precision needs ZeRO
     assert 'train.precision="fp32"' in boxes
     assert any("what this machine computes fast and safely" in line for line in lines)
 
