@@ -123,9 +123,7 @@ def length(settings: Settings, samples: float, batch: int, reason: str, val: boo
 def precision(settings: Settings, machine: Machine, regions: bool = False) -> float:
     """Choose the number format -> bytes of an activation over those of fp32. With regions, bf16 wins nothing on a CPU
     (docs/shapes.md)."""
-    half = (machine.card or not regions) and settings.value(
-        "train.zero_stage", 1
-    ) > 0  # half needs ZeRO
+    half = (machine.card or not regions) and settings.value("train.zero_stage", 1) > 0  # half needs ZeRO
     kind = "bf16" if machine.bf16 and half else "fp16" if machine.card and half else "fp32"
     kind = settings.choose("train.precision", kind, "what this machine computes fast and safely")
     return 1.0 if kind == "fp32" else 0.6
