@@ -92,6 +92,18 @@ def test_yolo_in_every_layout(layout, tmp_path):
     assert run(folder, tmp_path / "out") == {"train": train, **({"val": val} if val else {})}
 
 
+def test_a_split_that_roboflow_names_but_never_wrote_is_left_out_and_said(tmp_path, capsys):
+    yolo(tmp_path / "set", "train/images", "train/labels")
+    put(tmp_path / "set/data.yaml", YAML_LIST.replace("test:", "test: ../test/images"))
+    assert run(tmp_path / "set", tmp_path / "out") == {"train": expected("set")}
+    said = capsys.readouterr()
+    for split in ("val", "test"):
+        assert f"{split}: named by the YAML file, but not there: left out" in said.out + said.err
+    assert set(run(tmp_path / "set", tmp_path / "divided", "--val-share", "0.4")) == {"train", "val"}
+    assert main(["shards", "boxes", str(tmp_path / "set"), "--split", "test", "--out", str(tmp_path / "t")]) == 1
+    assert "YOLO without a split 'test'; it has train" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("line", "keypoints", "box"),
     [

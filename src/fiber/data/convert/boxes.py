@@ -42,14 +42,16 @@ def splits(request: Request) -> tuple[str, list[str]]:
     found = _find(request)
     said = "; ".join(f"{split}: {_READERS[found.form].described(place)}" for split, place in found.places.items())
     guessed = "as told" if request.format else "guessed"
-    return f"{request.raw}: {_TITLES[found.form]} ({guessed}); {said}", list(found.places)
+    return f"{request.raw}: {_TITLES[found.form]} ({guessed}); {said}", [
+        split for split, at in found.places.items() if at
+    ]
 
 
 def read(request: Request) -> RawDataset:
     """One record per image of a split, with all its boxes."""
     found = _find(request)
-    if request.split not in found.places:
-        has = f"it has {', '.join(found.places)}"
+    if not found.places.get(request.split):
+        has = f"it has {', '.join(split for split, place in found.places.items() if place)}"
         raise ConversionError(f"{request.raw}: {_TITLES[found.form]} without a split {request.split!r}; {has}")
     name = re.sub("[^A-Za-z0-9_-]+", "_", request.raw.resolve().name)
     reader = _READERS[found.form]

@@ -83,7 +83,8 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
         with suppress(OSError, ElementTree.ParseError):
             names.update(entry.findtext("name", "").strip() for entry in ElementTree.parse(path).iter("object"))
     if not names:
-        raise ConversionError(f"{request.raw}: no XML file here has an <object>")
+        raise ConversionError(f"{request.raw}: no XML file here has an <object>, as VOC's have, one file an image; "
+                              "CVAT has an XML of its own: let it write Pascal VOC or COCO")  # fmt: skip
     return [{"id": i, "name": name} for i, name in enumerate(sorted(name for name in names if name), 1)]
 
 

@@ -26,19 +26,22 @@ from fiber.data.convert.splits import files, files_of, folders_of, split_of
 
 NAMED = False
 Place = list[Path]
-"""Folders of images, and text files that list images."""
+"""Folders of images, and text files that list images; none where the YAML file names a split that is not there."""
+NOWHERE = "named by the YAML file, but not there: left out"
 _JUDGED = 200  # images whose boxes tell whether they are shares
 
 
 def places(request: Request) -> dict[str, Place]:
-    """split -> where its images are listed; {} where the folder has no labels of this format."""
+    """split -> where its images are listed; {} where the folder has no labels of this format. Training images must
+    be there; of the others a YAML file may name what was never made, as Roboflow's do."""
     raw = request.raw
     config = _config(raw)
     if config is not None:
-        found = {split: _entries(raw, config, config[key]) for split, key in _keys(config).items() if config[key]}
-        if not found:
+        named = {split: config[key] for split, key in _keys(config).items() if config[key]}
+        if not named:
             raise ConversionError(f"{raw}: its YAML file names neither train, val nor test images")
-        return found
+        needed = "train" if "train" in named else next(iter(named))
+        return {split: _entries(raw, config, value, split == needed) for split, value in named.items()}
     by_split = {split: list(filter(_labelled, folders)) for split, folders in folders_of(raw).items()}
     if any(by_split.values()):
         return {split: folders for split, folders in by_split.items() if folders}
@@ -63,15 +66,18 @@ def _keys(config: dict[str, Any]) -> dict[str, str]:
     return {split: key for key in ("train", "valid", "val", "test") if key in config and (split := split_of(key))}
 
 
-def _entries(raw: Path, config: dict[str, Any], value: Any) -> Place:
-    """The places of a split. Roboflow writes `../train/images` for a folder beside the file."""
-    found = []
+def _entries(raw: Path, config: dict[str, Any], value: Any, needed: bool) -> Place:
+    """The places of a split; [] where it is not there and not needed. Roboflow writes `../train/images` for a folder
+    beside the file."""
+    found: Place = []
     base = str(config.get("path") or "")
     for entry in value if isinstance(value, list) else [value]:
         inner = str(entry).replace("\\", "/")
         short = inner.lstrip("./") if inner.startswith(".") else inner
         tried = [raw / base / inner, raw / inner, raw / short, raw / Path(base).name / inner, raw / Path(inner).name]
         place = next((path for path in tried if path.exists()), None)
+        if place is None and not found and not needed and not isinstance(value, list):
+            return []
         if place is None:
             raise ConversionError(f"{raw}: the YAML file names {entry!r}, which is not there; looked for {tried[0]}, "
                                   f"{tried[1]}, {tried[2]}")  # fmt: skip
@@ -104,7 +110,7 @@ def label_of(image: str) -> str | None:
 
 def described(place: Place) -> str:
     """The place, for people."""
-    return ", ".join(os.path.join(path.parent.name, path.name) for path in place)
+    return ", ".join(os.path.join(path.parent.name, path.name) for path in place) or NOWHERE
 
 
 def classes(request: Request, found: dict[str, Place]) -> Classes:

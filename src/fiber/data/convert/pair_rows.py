@@ -1,5 +1,7 @@
 """Rows of (image, texts) in text files of any length: tables, JSON lines, and lists in JSON.
 
+A column `split` divides the rows; without one they are all of one split.
+
 Rows of one image may lie anywhere in the file and become one record. So the file is read twice: first for whose row
 each is and where it lies (a hash of the image's name, offset, length), then in the order in which images come first,
 each row again at its place, which keeps 28 bytes per row. Where rows of an image lie together, as in most files,
@@ -13,23 +15,28 @@ import hashlib
 import io
 import json
 import os
+import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop
 from fiber.data.convert.json_stream import iter_places, open_text
 from fiber.data.convert.pair_images import is_base64
+from fiber.data.convert.splits import split_of
 
 NAMES = ("filepath", "file_name", "filename", "image", "image_path", "image_name", "image_file", "img", "img_path",
          "path", "file", "url", "image_url", "img_url", "bytes", "image_bytes", "jpg", "png")  # fmt: skip
 TEXTS = ("caption", "captions", "title", "text", "texts", "sentence", "sentences", "raw", "comment", "description",
          "alt_text", "alt", "txt", "prompt", "top_caption")  # fmt: skip
 SEPARATORS = {".csv": ",;|\t", ".tsv": "\t", ".txt": ",\t|", ".token": "\t"}
+SPLIT = "split"  # the column or key that says of which split a row is
+_NUMBERED = re.compile("#[0-9]+$")  # Flickr's name of an image's second text: 1000092795.jpg#1
 
 csv.field_size_limit(1 << 25)  # characters of one cell: an image may be one
 Row = tuple[str, list[Any]]
@@ -41,7 +48,8 @@ class RowFile:
     """A file of rows, and which of its columns (or keys) are used.
 
     kind: "table", "lines" or "list". image, text: keys; of a table the numbers of its columns, of `width` columns,
-    after `skip` lines of header.
+    after `skip` lines of header. split: key or column of a row's split (None: there is none), of which only the rows
+    of `only` are given.
     """
 
     path: Path
@@ -51,30 +59,62 @@ class RowFile:
     separator: str = ","
     width: int = 0
     skip: int = 0
+    split: Any = None
+    only: str | None = None
 
     def parse(self, data: bytes, where: str) -> Row | Drop:
         """The row that lies in some bytes of the file."""
         if self.kind == "table":
-            rows = csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), delimiter=self.separator)
-            return self._cells(next(rows), where)
-        try:
-            return json_row(json.loads(data), where, self.image, self.text)
-        except (ValueError, RecursionError) as error:
-            return Drop("line malformed", where, str(error)[:200])
+            return self._row(next(self._cells(io.StringIO(data.decode("utf-8-sig"), newline=""))), where)
+        return self._row(_loaded(data), where)
 
-    def _cells(self, row: list[str], where: str) -> Row | Drop:
-        if len(row) != self.width:
-            return Drop("row malformed", where, f"{len(row)} columns: {row!r:.100}")
-        return row[self.image], [row[self.text]]
+    def _cells(self, lines: Iterable[str]) -> Any:
+        """The reader of a table's lines. Flickr's .token files put no quotes around texts, which have quotes of
+        their own."""
+        if ".token" in self.path.suffixes:
+            return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
+        return csv.reader(lines, delimiter=self.separator)
+
+    def _row(self, value: Any, where: str) -> Row | Drop:
+        """Of the cells of a table, of an object in JSON, or of the error in its place."""
+        if isinstance(value, Exception):
+            return Drop("line malformed", where, str(value)[:200])
+        if self.kind != "table":
+            return json_row(value, where, self.image, self.text)
+        if len(value) != self.width:
+            return Drop("row malformed", where, f"{len(value)} columns: {value!r:.100}")
+        name = value[self.image]
+        bare = _NUMBERED.sub("", name)
+        return bare if is_image(bare) else name, [value[self.text]]
+
+    def splits(self) -> set[str]:
+        """Those that the column of splits names; none where there is no such column, or no split in it."""
+        if self.split is None:
+            return set()
+        return {split for value, *_ in self._values() if (split := named_split(self._split(value)))}
+
+    def _split(self, value: Any) -> Any:
+        """What a row says of its split; None where it says nothing."""
+        if self.kind == "table":
+            return value[self.split] if len(value) == self.width else None
+        return value.get(self.split) if isinstance(value, dict) else None
 
     def places(self) -> Iterator[tuple[Row | Drop, int, int]]:
-        """(row, byte offset, byte length) of every row, in the order of the file."""
+        """(row, byte offset, byte length) of every row of the split, in the order of the file."""
+        for value, offset, length, where in self._values():
+            said = self._split(value) if self.only else None
+            if said is not None and named_split(said) is None:
+                yield Drop("unknown split", where, f"{said!r:.100}"), offset, length
+            elif said is None or named_split(said) == self.only:
+                yield self._row(value, where), offset, length
+
+    def _values(self) -> Iterator[tuple[Any, int, int, str]]:
+        """(what the file has, byte offset, byte length, where) of every row."""
         if self.kind == "table":
-            yield from self._table_places()
+            yield from self._table_values()
         elif self.kind == "list":
             for number, (value, offset, length) in enumerate(iter_places(self.path)):
-                row = json_row(value, f"{self.path.name}, entry {number}", self.image, self.text)
-                yield row, offset, length
+                yield value, offset, length, f"{self.path.name}, entry {number}"
         else:
             offset = 0
             with open(self.path, "rb") as file:
@@ -82,10 +122,10 @@ class RowFile:
                     if line.strip():
                         clean = line.removeprefix(b"\xef\xbb\xbf")
                         place = offset + len(line) - len(clean)
-                        yield self.parse(clean, f"{self.path.name}, line {number}"), place, len(clean)
+                        yield _loaded(clean), place, len(clean), f"{self.path.name}, line {number}"
                     offset += len(line)
 
-    def _table_places(self) -> Iterator[tuple[Row | Drop, int, int]]:
+    def _table_values(self) -> Iterator[tuple[list[str], int, int, str]]:
         end = 0
 
         def lines() -> Iterator[str]:
@@ -96,26 +136,46 @@ class RowFile:
                     yield line.decode("utf-8-sig" if end == len(line) else "utf-8")
 
         try:
-            rows = csv.reader(lines(), delimiter=self.separator)
+            rows = self._cells(lines())
             for _ in range(self.skip):
                 next(rows, None)
             start = end
             for row in rows:  # the reader takes exactly the lines of a row
                 if row:
-                    yield self._cells(row, f"{self.path.name}, line {rows.line_num}"), start, end - start
+                    yield row, start, end - start, f"{self.path.name}, line {rows.line_num}"
                 start = end
         except (csv.Error, UnicodeDecodeError) as error:
-            raise ConversionError(f"{self.path}: not a table in UTF-8: {error}") from None
+            raise ConversionError(f"{self.path}: {_not_utf8(error)}") from None
+
+
+def _loaded(data: bytes) -> Any:
+    """The value of a line of JSON, or the error that it is."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        return error
+
+
+def named_split(value: Any) -> str | None:
+    """train, val or test of what a row says: "valid", "Test", Karpathy's "restval" (trained on); None of others."""
+    if not isinstance(value, str):
+        return None
+    return "train" if value.strip().lower() == "restval" else split_of(value)
+
+
+def _not_utf8(error: Exception) -> str:
+    return f"not a table in UTF-8: {error}; save it so, in a spreadsheet as 'CSV UTF-8'"
 
 
 def table(path: Path, image: str | None, text: str | None) -> RowFile:
     """A table with its columns found: those named, or of usual names; numbers name columns of a table without a
-    header. Raises ConversionError."""
+    header. Two columns without a header whose first has an image's name are images and texts. Raises
+    ConversionError."""
     with open_text(path) as file:
         try:
             first = file.readline(1 << 20).rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ConversionError(f"{path}: not a table in UTF-8: {error}") from None
+            raise ConversionError(f"{path}: {_not_utf8(error)}") from None
     header: list[str] = []
     for separator in SEPARATORS.get(path.suffix.lower(), ",\t"):
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
@@ -126,10 +186,18 @@ def table(path: Path, image: str | None, text: str | None) -> RowFile:
         header = [cell.lower() for cell in cells]
         columns = _column(header, image, NAMES), _column(header, text, TEXTS)
         if None not in columns:
-            return RowFile(path, "table", *columns, separator, len(cells), 1)
+            split = header.index(SPLIT) if SPLIT in header else None
+            return RowFile(path, "table", *columns, separator, len(cells), 1, split)
+        if image is text is None and len(cells) == 2 and is_image(_NUMBERED.sub("", cells[0])) and is_text(cells[1]):
+            return RowFile(path, "table", 0, 1, separator, 2)
     wanted = f"images ({image or ', '.join(NAMES)}) and one of texts ({text or ', '.join(TEXTS)})"
-    raise ConversionError(f"{path}: the header {header!r:.200} must have a column of {wanted}; others are named by "
+    raise ConversionError(f"{path}: the header {first!r:.200} must have a column of {wanted}; others are named by "
                           "--image-column and --text-column")  # fmt: skip
+
+
+def is_text(cell: str) -> bool:
+    """Whether a cell has a letter: the number of a class is no text."""
+    return any(character.isalpha() for character in cell)
 
 
 def _column(header: list[str], name: str | None, usual: tuple[str, ...]) -> int | None:

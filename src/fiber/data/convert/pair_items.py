@@ -1,0 +1,122 @@
+"""Rows of images and texts -> the items of a set: of text files, of COCO's and Karpathy's JSON, of Parquet files."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fiber.data.convert.coco_format import identity
+from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
+from fiber.data.convert.json_stream import Grouped, has_array, iter_array
+from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
+from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, Row, RowFile, json_row, named_split
+
+
+def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
+    record = {"image_id": f"{source}_{name}", "source": source, "captions": [{"text": text} for text in texts]}
+    return RawItem(record, (image,))
+
+
+def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+    path = rows.rows.path
+    for number, found in enumerate(rows):
+        if isinstance(found, Drop):
+            yield found
+            continue
+        name, texts, offset, length = found
+        if is_base64(name):
+            image: RawImage = RowImage((str(path),), offset, length, rows=rows.rows)
+            yield item(source, f"{path.stem}_{number:09d}", texts, image)
+        else:
+            yield named(source, name, texts, folder)
+
+
+def named(source: str, name: str, texts: list[Any], folder: ImageFolder) -> RawItem:
+    if is_url(name):
+        return item(source, url_name(name), texts, UrlImage((name,)))
+    return item(source, name, texts, folder.find(name))
+
+
+def joined(rows: Iterator[Row | Drop], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+    """Rows of a file that lists every image once; one that comes again is counted."""
+    taken: set[int] = set()
+    for row in rows:
+        if isinstance(row, Drop):
+            yield row
+        elif hash(row[0]) in taken:
+            yield Drop("image listed again later", f"{source}_{row[0]}", "each image once, with all its texts")
+        else:
+            taken.add(hash(row[0]))
+            yield named(source, row[0], row[1], folder)
+
+
+def coco_rows(path: Path, split: str) -> Iterator[Row | Drop]:
+    """COCO's captions; Karpathy's file, of one split."""
+    captions = None
+    if has_array(path, "annotations"):
+        captions = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
+    for number, image in enumerate(iter_array(path, "images")):
+        where = f"{path.name}, image {number}"
+        if isinstance(image, dict) and captions is not None:
+            texts = [entry.get("caption") for entry in captions[identity(image.get("id"))]]
+            image = {**image, "caption": texts}
+        said = image.get(SPLIT, split) if isinstance(image, dict) else split
+        if (named := named_split(said)) in (split, None):
+            yield json_row(image, where) if named else Drop("unknown split", where, f"{said!r:.100}")
+
+
+def parquet(
+    path: Path, request: Request, folder: ImageFolder, source: str
+) -> tuple[Iterator[RawItem | Drop], int | None]:
+    """Rows of a Parquet file. Images in it are read where they lie, one record per row; names and URLs are first
+    written to a temporary file of lines, because rows of one image may lie anywhere."""
+    file = parquet_file(path)
+    columns = file.schema_arrow.names
+    image = request.image_column or next((name for name in columns if name.lower() in NAMES), None)
+    text = request.text_column or next((name for name in columns if name.lower() in TEXTS), None)
+    if image is None or text is None or image not in columns or text not in columns:
+        raise ConversionError(f"{path}: its columns are {', '.join(columns)[:200]}; name those of the images and of "
+                              "the texts by --image-column and --text-column")  # fmt: skip
+    only = request.split if parquet_splits(path) else None
+    kind = str(file.schema_arrow.field(image).type)
+    if kind.startswith("struct") or "binary" in kind:
+        return _parquet_images(path, image, text, source, only), file.metadata.num_rows if only is None else None
+    temporary = tempfile.TemporaryDirectory()  # lives with the items
+    with open(
+        lines := Path(temporary.name) / path.name, "w", encoding="utf-8"
+    ) as out:  # named as what is wrong in it
+        for batch in file.iter_batches(columns=[image, text] + [SPLIT] * (only is not None)):
+            for row in batch.to_pylist():
+                out.write(json.dumps({"image": row[image], "text": row[text], SPLIT: row.get(SPLIT)}) + "\n")
+    rows = ByImage(RowFile(lines, "lines", "image", "text", split=SPLIT, only=only))
+
+    def items() -> Iterator[RawItem | Drop]:
+        with temporary:
+            yield from grouped(rows, folder, source)
+
+    return items(), len(rows)
+
+
+def parquet_splits(path: Path) -> set[str]:
+    """Those that its column of splits names; none where there is no such column, or no split in it."""
+    file = parquet_file(path)
+    if SPLIT not in file.schema_arrow.names:
+        return set()
+    return {split for value in file.read([SPLIT])[SPLIT].unique().to_pylist() if (split := named_split(value))}
+
+
+def _parquet_images(path: Path, image: str, text: str, source: str, only: str | None) -> Iterator[RawItem | Drop]:
+    file = parquet_file(path)
+    for group in range(file.num_row_groups):
+        values = file.read_row_group(group, columns=[text] + [SPLIT] * (only is not None)).to_pylist()
+        for row, value in enumerate(values):
+            name, said = f"{path.stem}_{group:04d}_{row:06d}", value.get(SPLIT)
+            if said is not None and named_split(said) is None:
+                yield Drop("unknown split", f"{source}_{name}", f"{said!r:.100}")
+            elif said is None or named_split(said) == only:
+                texts = value[text] if isinstance(value[text], list) else [value[text]]
+                yield item(source, name, texts, ParquetImage((str(path),), row, group, column=image))

@@ -1,0 +1,185 @@
+"""Own pairs as they really lie about: splits in a column, tables without a header, texts in a folder."""
+
+import json
+from pathlib import Path
+
+import pytest
+from raw_common import put, write_image
+
+from fiber.cli.main import main
+from fiber.data.convert.pair_rows import named_split
+from fiber.data.shards import ShardSet
+
+ROWS = [("a.jpg", "one", "train"), ("b.jpg", "two", "valid"), ("a.jpg", "three", "train"), ("c.jpg", "four", "TEST")]
+SPLITS = {"train": {"a.jpg": ["one", "three"]}, "val": {"b.jpg": ["two"]}, "test": {"c.jpg": ["four"]}}
+
+
+def packed(source: Path, out: Path, *options: str) -> dict[str, dict[str, list[str]]]:
+    """split -> image, without the name of the set -> texts."""
+    assert main(["shards", "pairs", str(source), "--out", str(out), *options]) == 0
+    found = {}
+    for path in sorted(out.iterdir()):
+        shards = ShardSet(path)
+        records = [shards.record(i) for i in range(len(shards))]
+        found[path.name] = {
+            r["image_id"].removeprefix(f"{source.name}_"): [caption["text"] for caption in r["captions"]]
+            for r in records
+        }
+    return found
+
+
+def images(folder: Path, names: str = "abc") -> None:
+    for number, name in enumerate(names):
+        put(folder / f"{name}.jpg", write_image(number))
+
+
+def drops(folder: Path) -> list[tuple[str, str]]:
+    lines = (folder / "drops.jsonl").read_text().splitlines()
+    return [(drop["reason"], drop["detail"]) for drop in map(json.loads, lines)]
+
+
+def write_rows(folder: Path, kind: str, rows: list[tuple[str, str, str]]) -> None:
+    """The rows as a file of a kind."""
+    entries = [{"image": image, "caption": text, "split": split} for image, text, split in rows]
+    if kind == "csv":
+        put(folder / "all.csv", "split,image,caption\n" + "".join(f"{s},{i},{t}\n" for i, t, s in rows))
+    elif kind == "jsonl":
+        put(folder / "all.jsonl", "".join(json.dumps(entry) + "\n" for entry in entries))
+    elif kind == "list":
+        put(folder / "all.json", entries)
+    elif kind == "karpathy":  # one entry an image
+        put(folder / "all.json", {"images": [
+            {"filename": image, "split": split, "sentences": [{"raw": t} for i, t, _ in rows if i == image]}
+            for image, split in dict.fromkeys((i, s) for i, _, s in rows)
+        ]})  # fmt: skip
+    else:
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        put(folder / "x", "")
+        pq.write_table(pa.Table.from_pylist(entries), folder / "all.parquet", row_group_size=2)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "list", "karpathy", "parquet"])
+def test_a_column_of_splits_divides_the_rows(kind, tmp_path):
+    """What is marked as val or test is not trained on, in whatever kind of file it lies."""
+    images(tmp_path / "set")
+    write_rows(tmp_path / "set", kind, ROWS)
+    assert packed(tmp_path / "set", tmp_path / "out") == SPLITS
+    one = tmp_path / "one"
+    assert main(["shards", "pairs", str(tmp_path / "set"), "--split", "val", "--out", str(one)]) == 0
+    assert len(ShardSet(one)) == 1
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "list", "karpathy", "parquet"])
+def test_a_row_of_an_unknown_split_is_counted_and_in_none(kind, tmp_path):
+    images(tmp_path / "set")
+    write_rows(tmp_path / "set", kind, [*ROWS[:2], ("c.jpg", "four", "withheld")])
+    found = packed(tmp_path / "set", tmp_path / "out")
+    assert found == {"train": {"a.jpg": ["one"]}, "val": {"b.jpg": ["two"]}}
+    for split in found:
+        ((reason, detail),) = drops(tmp_path / "out" / split)
+        assert (reason, detail) == ("unknown split", "'withheld'")
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "karpathy"])
+def test_what_karpathy_left_over_is_trained_on_and_nothing_else(kind, tmp_path):
+    images(tmp_path / "set")
+    write_rows(tmp_path / "set", kind, [ROWS[0], ("b.jpg", "two", "restval"), ROWS[3]])
+    assert packed(tmp_path / "set", tmp_path / "out") == {
+        "train": {"a.jpg": ["one"], "b.jpg": ["two"]},
+        "test": {"c.jpg": ["four"]},
+    }
+
+
+def test_a_column_without_a_split_in_it_divides_nothing(tmp_path):
+    images(tmp_path / "set")
+    write_rows(tmp_path / "set", "csv", [(image, text, "wood") for image, text, _ in ROWS])
+    assert packed(tmp_path / "set", tmp_path / "out") == {
+        "train": {"a.jpg": ["one", "three"], "b.jpg": ["two"], "c.jpg": ["four"]}
+    }
+
+
+def test_split_names():
+    said = {"train": "train", "Training ": "train", "restval": "train", "valid": "val", "dev": "val", "TEST": "test"}
+    assert {value: named_split(value) for value in said} == said
+    assert [named_split(value) for value in ("", "withheld", None, 3)] == [None] * 4
+
+
+def test_images_inside_parquet_have_the_split_of_their_row(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    data = [write_image(i) for i in range(3)]
+    put(tmp_path / "set/x", "")
+    table = pa.table({"image": data, "text": ["one", "two", "three"], "split": ["train", "test", "train"]})
+    pq.write_table(table, tmp_path / "set/all.parquet", row_group_size=2)
+    found = packed(tmp_path / "set", tmp_path / "out", "--workers", "1")
+    assert {split: list(texts.values()) for split, texts in found.items()} == {
+        "train": [["one"], ["three"]],
+        "test": [["two"]],
+    }
+    shards = ShardSet(tmp_path / "out/train")
+    assert [shards.read(i).images[0][1] for i in range(2)] == [data[0], data[2]]
+
+
+def test_a_table_in_each_split_folder_as_hugging_face_has_it(tmp_path):
+    """metadata.csv beside its images; the same name in two splits is another image in each."""
+    for number, split in enumerate(("train", "validation")):
+        for image, name in enumerate("ab"):
+            put(tmp_path / "set" / split / f"{name}.jpg", write_image(10 * number + image))
+        put(tmp_path / "set" / split / "metadata.csv", f"file_name,text\na.jpg,{split} a\nb.jpg,{split} b\n")
+    assert packed(tmp_path / "set", tmp_path / "out") == {
+        "train": {"a.jpg": ["train a"], "b.jpg": ["train b"]},
+        "val": {"a.jpg": ["validation a"], "b.jpg": ["validation b"]},
+    }
+    assert ShardSet(tmp_path / "out/val").read(0).images[0][1] == write_image(10)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("results.token", "a.jpg#0\t\"One\" dog .\na.jpg#1\t\" two, dogs\nb.jpg#0\tthree\n"),
+        ("Flickr8k.token.txt", "a.jpg#0\t\"One\" dog .\na.jpg#1\t\" two, dogs\nb.jpg#0\tthree\n"),
+        ("list.csv", 'a.jpg,"""One"" dog ."\na.jpg,""" two, dogs"\nb.jpg,three\n'),
+        ("list.tsv", '\ufeffa.jpg\t"""One"" dog ."\na.jpg\t""" two, dogs"\nb.jpg\tthree\n'),
+    ],
+)  # fmt: skip
+def test_two_columns_without_a_header(name, content, tmp_path):
+    """Flickr's files of tokens have no quotes around texts, which have quotes of their own."""
+    images(tmp_path / "set" / "images")
+    put(tmp_path / "set" / name, content)
+    found = packed(tmp_path / "set", tmp_path / "out")["train"]
+    assert {image: [text.strip() for text in texts] for image, texts in found.items()} == {
+        "a.jpg": ['"One" dog .', '" two, dogs'],
+        "b.jpg": ["three"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a.jpg,3\nb.jpg,4\n", "the header 'a.jpg,3' must have a column of images"),  # classes, no texts
+        (b"a.jpg,one,two\n", "the header"),
+        ("image,caption\na.jpg,gr\u00fcn\n".encode("cp1252"), "not a table in UTF-8"),
+        ("image,caption\na.jpg,gr\u00fcn\n".encode("utf-16"), "not a table in UTF-8"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_named_with_the_reason(content, said, tmp_path, capsys):
+    images(tmp_path / "set")
+    put(tmp_path / "set" / "list.csv", content)
+    assert main(["shards", "pairs", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "list.csv" in line
+    assert said in line
+
+
+@pytest.mark.parametrize("texts", ["texts", "captions"])
+@pytest.mark.parametrize("inner", ["", "train/"])
+def test_texts_in_a_folder_of_their_own(texts, inner, tmp_path):
+    images(tmp_path / "set" / inner / "images" / "x")
+    for name in "ab":
+        put(tmp_path / "set" / inner / texts / "x" / f"{name}.txt", f"text {name}")
+    found = packed(tmp_path / "set", tmp_path / "out")["train"]
+    assert list(found.values()) == [["text a"], ["text b"]]
+    assert drops(tmp_path / "out/train") == [("no caption", "no c.txt beside it")]
