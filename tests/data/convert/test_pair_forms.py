@@ -1,6 +1,7 @@
 """Own pairs as they really lie about: splits in a column, tables without a header, texts in a folder."""
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -183,3 +184,24 @@ def test_texts_in_a_folder_of_their_own(texts, inner, tmp_path):
     found = packed(tmp_path / "set", tmp_path / "out")["train"]
     assert list(found.values()) == [["text a"], ["text b"]]
     assert drops(tmp_path / "out/train") == [("no caption", "no c.txt beside it")]
+
+
+def test_a_text_that_is_not_utf8_is_counted_and_none_is_changed(tmp_path):
+    """Beside images and in tars: a byte order mark is no part of a text, and nothing is packed with letters lost."""
+    said = {
+        "a": "gr\u00fcn".encode("latin-1"),
+        "b": "gr\u00fcn".encode("utf-8-sig"),
+        "c": "gr\u00fcn".encode("utf-16"),
+    }
+    images(tmp_path / "set")
+    for name, text in said.items():
+        put(tmp_path / "set" / f"{name}.txt", text)
+    assert packed(tmp_path / "set", tmp_path / "out") == {"train": {"b.jpg": ["gr\u00fcn"]}}
+    assert [reason for reason, _ in drops(tmp_path / "out/train")] == ["text not in UTF-8"] * 2
+    put(tmp_path / "tars" / "x", "")
+    with tarfile.open(tmp_path / "tars" / "one.tar", "w") as tar:
+        for file in sorted((tmp_path / "set").iterdir()):
+            tar.add(file, file.name)
+    found = packed(tmp_path / "tars", tmp_path / "from_tars")["train"]
+    assert list(found.values()) == [["gr\u00fcn"]]
+    assert ["is not in UTF-8" in detail for _, detail in drops(tmp_path / "from_tars/train")] == [True, True]

@@ -177,11 +177,15 @@ def _text_of(image: str) -> Path | None:
 def _beside(folder: Path, source: str) -> Iterator[RawItem | Drop]:
     for path in files(folder, is_image):
         name, text = Path(path).relative_to(folder).as_posix(), _text_of(path)
-        if text is not None:
-            caption = text.read_text(encoding="utf-8", errors="replace")
-            yield pair_items.item(source, name, [caption], RawImage((path,)))
-        else:
+        if text is None:
             yield Drop("no caption", f"{source}_{name}", f"no {Path(path).stem}.txt beside it")
+            continue
+        try:
+            caption = text.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            yield Drop("text not in UTF-8", f"{source}_{name}", f"{text.name}: {error}; save it so")
+        else:
+            yield pair_items.item(source, name, [caption], RawImage((path,)))
 
 
 def _of_files(

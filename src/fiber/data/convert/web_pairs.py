@@ -76,7 +76,7 @@ def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
         for stem in sorted({Path(name).stem for name in names}):
             about: dict[str, Any] = {}
             if f"{stem}.txt" in names:
-                about = {"caption": _text((shard / f"{stem}.txt").read_bytes())}
+                about = _text((shard / f"{stem}.txt").read_bytes(), f"{shard.name}/{stem}.txt")
             if f"{stem}.json" in names:
                 about |= _sidecar((shard / f"{stem}.json").read_bytes(), f"{shard.name}/{stem}.json")
             image_name = next((f"{stem}{ext}" for ext in _IMAGES if f"{stem}{ext}" in names), None)
@@ -133,7 +133,7 @@ def _tar(
             if extension == ".json":
                 more = _sidecar(data, f"{path.name}/{member.name}", text_field)
             else:
-                more = {"caption": _text(data)}
+                more = _text(data, f"{path.name}/{member.name}")
             # The first of a kind counts, as for images; the JSON's caption before the text's.
             about[key] = {**more, **found} if "seen" in found or extension != ".json" else {**found, **more}
             about[key] |= {"seen": True} if extension == ".json" else {}
@@ -142,8 +142,12 @@ def _tar(
     yield from again
 
 
-def _text(data: bytes) -> str:
-    return data.decode(errors="replace").strip()
+def _text(data: bytes, name: str) -> dict[str, Any]:
+    """What a text file says of an image, as `_sidecar`."""
+    try:
+        return {"caption": data.decode("utf-8-sig").strip()}
+    except UnicodeDecodeError as error:
+        return {"status": f"{name} is not in UTF-8: {error}"}
 
 
 def _sidecar(data: bytes, name: str, key: str = "") -> dict[str, Any]:
