@@ -73,6 +73,8 @@ def test_a_set_in_numbers(tmp_path: Path) -> None:
     sizes = SetSizes.of(str(write_set(tmp_path / "s", 7)), "boxes")
     assert (sizes.images, sizes.annotations, sizes.classes) == (7, 14, ("big", "tiny"))
     assert (sizes.side, sizes.aspect, sizes.smallest, sizes.object_share) == (64, 2.0, "tiny", 0.25)
+    few = SetSizes.of(str(write_set(tmp_path / "few", 2)), "boxes")  # no class has five boxes
+    assert (few.smallest, few.object_share) == ("tiny", 0.25)
     pairs = SetSizes.of(str(write_set(tmp_path / "p", 3, texts=2)), "captions")
     assert (pairs.annotations, len(pairs.texts), pairs.object_share) == (6, 6, 1.0)
 

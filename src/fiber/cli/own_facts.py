@@ -82,7 +82,8 @@ class SetSizes:
             raise ConfigError(f"data: no record of {path} can be read (fiber inspect {path} says why)")
         short, long = np.array(sides).T
         boxes = sum(map(len, shares.values()))
-        sizes = {label: float(np.median(of)) for label, of in shares.items() if len(of) >= min(5, boxes)}
+        enough = min(5, max(map(len, shares.values()), default=0))  # of a few images no class may have five
+        sizes = {label: float(np.median(of)) for label, of in shares.items() if len(of) >= enough}
         smallest = min(sizes, key=lambda label: sizes[label]) if field == "boxes" and sizes else None
         return cls(
             path,
