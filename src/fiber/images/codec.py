@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import simplejpeg
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from fiber.errors import SampleFault
 
@@ -70,7 +70,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
         with quiet():
             width, height = _stored_size(data)
     except Exception as error:
-        raise SampleFault("undecodable_image", f"{len(data)} bytes: {error}") from None
+        raise SampleFault("undecodable_image", f"{len(data)} bytes: {_said(error)}") from None
     # Of a TIFF Pillow gives the upright size itself.
     return (height, width) if kind_of(data) != "tiff" and orientation(data) >= 5 else (width, height)
 
@@ -126,7 +126,7 @@ def decode_pil(data: bytes) -> Image.Image:
     except SampleFault:
         raise
     except Exception as error:
-        raise SampleFault("undecodable_image", f"{len(data)} bytes: {error}") from None
+        raise SampleFault("undecodable_image", f"{len(data)} bytes: {_said(error)}") from None
 
 
 def check_decodes(data: bytes) -> bytes:
@@ -149,8 +149,13 @@ def check_decodes(data: bytes) -> bytes:
                 _load(candidate)
             return candidate
         except Exception as error:
-            problem = problem or str(error)
+            problem = problem or _said(error)
     raise SampleFault("undecodable_image", f"{len(data)} bytes: {problem}")
+
+
+def _said(error: Exception) -> str:
+    """What is wrong with an image, for people: of an unknown one Pillow names only a place in memory."""
+    return "no known image, or cut in its header" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
 def _load(data: bytes) -> None:
