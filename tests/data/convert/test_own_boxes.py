@@ -252,6 +252,59 @@ def test_refused_in_one_line(make, options, said, tmp_path, capsys):
     assert said in lines[0]
 
 
+def voc_file(name: str, label: str, encoding: str, declared: str = "") -> bytes:
+    corners = "<xmin>8</xmin><ymin>6</ymin><xmax>40</xmax><ymax>30</ymax>"
+    start = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+    return f"{start}<annotation><filename>{name}.jpg</filename><object><name>{label}</name><bndbox>{corners}</bndbox>\
+</object></annotation>".encode(encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared"),
+    [
+        ("utf-8", ""),
+        ("latin-1", "ISO-8859-1"),
+        ("gbk", "GBK"),
+        ("gbk", "gb2312"),
+        ("utf-16", "utf-16"),
+        ("big5", "Big5"),
+    ],
+)
+def test_voc_is_read_in_the_encoding_that_it_declares(encoding, declared, tmp_path):
+    label = "gr\u00fcn" if encoding == "latin-1" else "\u5b57"
+    put(tmp_path / "set/a.jpg", write_image(0, size=(W, H)))
+    put(tmp_path / "set/a.xml", voc_file("a", label, encoding, declared))
+    assert run(tmp_path / "set", tmp_path / "out") == {"train": {"set_a": [(label, BOXES["a"][0][1])]}}
+
+
+LATIN = "0: gr\u00fcn\n".encode("latin-1")
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda f: (yolo(f, "images", "labels"), put(f / "classes.txt", LATIN)), "classes.txt"),
+        (lambda f: (yolo(f, "images", "labels"), put(f / "x.yaml", b"train: images\nnames:\n  " + LATIN)), "x.yaml"),
+        (lambda f: (yolo(f, "images", "labels"), put(f / "train.txt", LATIN),
+                    put(f / "data.yaml", "train: train.txt\nnames: [cup]\n")), "train.txt"),
+        (lambda f: put(f / "a.xml", voc_file("a", "gr\u00fcn", "latin-1")), "a.xml"),
+        (lambda f: put(f / "a.json", '{"shapes": [{"label": "gr\u00fcn"}]}'.encode("latin-1")), "a.json"),
+        (lambda f: put(f / "coco.json", '{"categories": [{"id": 1, "name": "gr\u00fcn"}], "images": [], \
+"annotations": []}'.encode("latin-1")), "coco.json"),
+        (lambda f: put(f / "train.jsonl", '{"filename": "a.jpg", "detection": {"instances": [{"bbox": [1, 1, 9, 9], \
+"label": 0, "category": "gr\u00fcn"}]}}\n'.encode("latin-1")), "train.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_file_in_another_encoding_is_named_with_the_remedy(make, named, tmp_path, capsys):
+    """Whatever the format: the file, not the set, and not what follows from it."""
+    put(tmp_path / "set/a.jpg", write_image(0, size=(W, H)))
+    make(tmp_path / "set")
+    assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert named in line
+    assert "UTF-8" in line
+
+
 def test_val_share_of_a_python_caller_is_between_0_and_1():
     for share in (0, 1, 1.5, float("nan")):
         with pytest.raises(ConversionError, match="a share between 0 and 1"):

@@ -297,7 +297,11 @@ def test_wrong_tables_say_what_is_expected(tmp_path, capsys):
         ("b.csv", b"", "must have a column of images"),
         ("c.txt", b"x", "must have a column of images"),
         ("c.doc", b"x", "texts come from a .csv"),
-        ("d.csv", "filepath,title\na.jpg,caf\xe9\n".encode("latin-1"), "not a table in UTF-8"),
+        (
+            "d.csv",
+            "filepath,title\na.jpg,caf\xe9\n".encode("latin-1"),
+            "not UTF-8 (perhaps Latin-1 or GBK)",
+        ),
         ("e.tsv", f"filepath\ttitle\na.jpg\t{'x' * (csv.field_size_limit() + 1)}\n".encode(), "not a table"),
         ("f.json", b"7", "expected a JSON object"),
     ):

@@ -162,8 +162,8 @@ def test_two_columns_without_a_header(name, content, tmp_path):
     [
         (b"a.jpg,3\nb.jpg,4\n", "the header 'a.jpg,3' must have a column of images"),  # classes, no texts
         (b"a.jpg,one,two\n", "the header"),
-        ("image,caption\na.jpg,gr\u00fcn\n".encode("cp1252"), "not a table in UTF-8"),
-        ("image,caption\na.jpg,gr\u00fcn\n".encode("utf-16"), "not a table in UTF-8"),
+        ("image,caption\na.jpg,gr\u00fcn\n".encode("cp1252"), "not UTF-8 (perhaps Latin-1 or GBK): save it as UTF-8"),
+        ("image,caption\na.jpg,gr\u00fcn\n".encode("utf-16"), "not UTF-8 (perhaps Latin-1 or GBK): save it as UTF-8"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_named_with_the_reason(content, said, tmp_path, capsys):

@@ -13,6 +13,7 @@ from fiber.data.convert.boxes_coco import head_of, size_of
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
+from fiber.data.convert.json_stream import NOT_UTF8
 from fiber.data.convert.splits import files, folders_of
 
 NAMED = True
@@ -47,11 +48,15 @@ def described(place: Place) -> str:
 
 def classes(request: Request, found: dict[str, Place]) -> Classes:
     """All labels of areas in the files of all splits, in alphabetical order: the format has no list of them."""
-    names = set()
+    names, problem = set(), ""
     for path in (path for place in found.values() for path in files(place, _is_json)):
         content = _load(path)
+        if isinstance(content, str):
+            problem = problem or content
         if isinstance(content, dict):
             names |= {str(shape.get("label", "")).strip() for shape in _shapes(content) if _box(shape) is not None}
+    if problem and not names:
+        raise ConversionError(f"{problem}; no file here can be read")
     return [{"id": i, "name": name} for i, name in enumerate(sorted(name for name in names if name), 1)]
 
 
@@ -92,6 +97,8 @@ def _load(path: str) -> Any:
     """The content of a file, or why it has none."""
     try:
         return json.loads(Path(path).read_bytes())
+    except UnicodeDecodeError as error:
+        return f"{path}: {NOT_UTF8}: {error}"
     except (OSError, ValueError, RecursionError) as error:
         return f"{path}: {error}"
 

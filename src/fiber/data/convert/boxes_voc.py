@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,13 +79,32 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
     """All names in the files of all splits, in alphabetical order: the format has no list of them. With a plain list
     of names (--classes) the files need not be read."""
     names: Counter[str] = Counter()
+    problem = ""
     for path in itertools.chain.from_iterable(place.paths() for place in found.values()):
-        with suppress(OSError, ElementTree.ParseError):
-            names.update(entry.findtext("name", "").strip() for entry in ElementTree.parse(path).iter("object"))
+        try:
+            names.update(entry.findtext("name", "").strip() for entry in _root(path).iter("object"))
+        except (OSError, ElementTree.ParseError) as error:
+            problem = problem or f"{path}: {error}"
+    if not names and problem:
+        raise ConversionError(f"{problem}; no XML file here can be read (not UTF-8, perhaps: save them as UTF-8)")
     if not names:
         raise ConversionError(f"{request.raw}: no XML file here has an <object>, as VOC's have, one file an image; "
                               "CVAT has an XML of its own: let it write Pascal VOC or COCO")  # fmt: skip
     return [{"id": i, "name": name} for i, name in enumerate(sorted(name for name in names if name), 1)]
+
+
+def _root(path: str) -> ElementTree.Element:
+    """The root of an XML file. Raises OSError, ParseError."""
+    data = Path(path).read_bytes()
+    try:
+        return ElementTree.fromstring(data)
+    except (ValueError, LookupError):  # in an encoding of several bytes, such as GBK, which the parser does not know
+        declared = re.match(rb"""\s*<\?xml[^>]*?encoding=["']([\w.-]+)["'][^>]*\?>""", data)
+        try:
+            text = data[declared.end() :].decode(declared[1].decode()) if declared else data.decode()
+        except (ValueError, LookupError) as error:
+            raise ElementTree.ParseError(str(error)) from None
+        return ElementTree.fromstring(text)
 
 
 def items(request: Request, place: Place, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
@@ -103,7 +122,7 @@ def _items(place: Place, source: str, ids: dict[str, int]) -> Iterator[RawItem |
             f"{source}_{stem if stems[stem] < 2 else Path(path).relative_to(place.annotations).with_suffix('')}"
         )
         try:
-            root = ElementTree.parse(path).getroot()
+            root = _root(path)
         except OSError as error:
             yield Drop("annotation file missing", image_id, str(error))
             continue

@@ -56,7 +56,7 @@ def _config(raw: Path) -> dict[str, Any] | None:
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConversionError(f"{path}: not a YAML file: {' '.join(str(error).split())[:200]}") from None
+            raise ConversionError(f"{path}: not a YAML file in UTF-8: {' '.join(str(error).split())[:200]}") from None
         if isinstance(config, dict) and "names" in config:
             return config
     return None

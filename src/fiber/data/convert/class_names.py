@@ -23,7 +23,7 @@ def renamed(classes: Classes, path: Path | None, named: bool) -> Classes:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+        raise ConversionError(f"{path}: cannot be read as UTF-8 text (save it so): {error}") from None
     if not lines:
         raise ConversionError(f"{path}: no names in it")
     if any("=" in line for line in lines):

@@ -15,8 +15,9 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Generator, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TextIO, TypeVar
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _CHUNK = 1 << 20
 _LARGEST = 64 << 20  # an element that does not end within this is broken, not long
 _BLANK = " \t\r\n"
 _INCOMPLETE = "a file that was downloaded is perhaps incomplete"
-_NOT_UTF8 = "not UTF-8 (perhaps Latin-1 or GBK): save it as UTF-8"
+NOT_UTF8 = "not UTF-8 (perhaps Latin-1 or GBK): save it as UTF-8"
 
 
 def load(path: Path) -> Any:
@@ -38,7 +39,7 @@ def load(path: Path) -> Any:
     except OSError as error:
         raise ConversionError(f"{path}: {_unopened(error)}") from None
     except UnicodeDecodeError as error:
-        raise ConversionError(f"{path}: {_NOT_UTF8}: {error}") from None
+        raise ConversionError(f"{path}: {NOT_UTF8}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise ConversionError(f"{path}: broken JSON: {error or 'nested too deep'}; {_INCOMPLETE}") from None
 
@@ -64,12 +65,19 @@ def _scan_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
             offset += len(line)
 
 
-def open_text(path: Path) -> Any:
-    """Open a UTF-8 text file, with one clear error if it is absent. A byte order mark is skipped."""
+@contextmanager
+def open_text(path: Path) -> Iterator[TextIO]:
+    """A UTF-8 text file, with one clear error if it is absent or turns out to be in another encoding. A byte order
+    mark is skipped."""
     try:
-        return open(path, encoding="utf-8-sig", newline="\n")
+        file = open(path, encoding="utf-8-sig", newline="\n")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise ConversionError(f"{path}: {_unopened(error)}") from None
+    try:
+        with file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise ConversionError(f"{path}: {NOT_UTF8}: {error}") from None
 
 
 def iter_array(path: Path, name: str | None = None) -> Iterator[Any]:
@@ -246,7 +254,7 @@ class _Scanner:
             try:
                 value = json.loads(raw.encode("latin-1"))
             except UnicodeDecodeError as error:
-                self.fail(f"{_NOT_UTF8} ({error.reason})")
+                self.fail(f"{NOT_UTF8} ({error.reason})")
             except (ValueError, RecursionError) as error:
                 self.fail(str(error))
         return value, self.base + start, end - start

@@ -26,7 +26,7 @@ import numpy as np
 
 from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop
-from fiber.data.convert.json_stream import iter_places, open_text
+from fiber.data.convert.json_stream import NOT_UTF8, iter_places, open_text
 from fiber.data.convert.pair_images import is_base64
 from fiber.data.convert.splits import split_of
 
@@ -144,8 +144,10 @@ class RowFile:
                 if row:
                     yield row, start, end - start, f"{self.path.name}, line {rows.line_num}"
                 start = end
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ConversionError(f"{self.path}: {_not_utf8(error)}") from None
+        except UnicodeDecodeError as error:
+            raise ConversionError(f"{self.path}: {NOT_UTF8}: {error}") from None
+        except csv.Error as error:
+            raise ConversionError(f"{self.path}: not a table: {error}") from None
 
 
 def _loaded(data: bytes) -> Any:
@@ -163,19 +165,12 @@ def named_split(value: Any) -> str | None:
     return "train" if value.strip().lower() == "restval" else split_of(value)
 
 
-def _not_utf8(error: Exception) -> str:
-    return f"not a table in UTF-8: {error}; save it so, in a spreadsheet as 'CSV UTF-8'"
-
-
 def table(path: Path, image: str | None, text: str | None) -> RowFile:
     """A table with its columns found: those named, or of usual names; numbers name columns of a table without a
     header. Two columns without a header whose first has an image's name are images and texts. Raises
     ConversionError."""
     with open_text(path) as file:
-        try:
-            first = file.readline(1 << 20).rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise ConversionError(f"{path}: {_not_utf8(error)}") from None
+        first = file.readline(1 << 20).rstrip("\r\n")
     header: list[str] = []
     for separator in SEPARATORS.get(path.suffix.lower(), ",\t"):
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]

@@ -183,7 +183,7 @@ def _beside(folder: Path, source: str) -> Iterator[RawItem | Drop]:
         try:
             caption = text.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
-            yield Drop("text not in UTF-8", f"{source}_{name}", f"{text.name}: {error}; save it so")
+            yield Drop("text not in UTF-8", f"{source}_{name}", f"{text.name}: {error}")
         else:
             yield pair_items.item(source, name, [caption], RawImage((path,)))
 
