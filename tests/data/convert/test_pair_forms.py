@@ -72,15 +72,32 @@ def test_a_column_of_splits_divides_the_rows(kind, tmp_path):
     assert len(ShardSet(one)) == 1
 
 
+@pytest.mark.parametrize("said", ["withheld", ""])
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "list", "karpathy", "parquet"])
-def test_a_row_of_an_unknown_split_is_counted_and_in_none(kind, tmp_path):
+def test_a_row_of_an_unknown_split_is_counted_and_in_none(kind, said, tmp_path):
     images(tmp_path / "set")
-    write_rows(tmp_path / "set", kind, [*ROWS[:2], ("c.jpg", "four", "withheld")])
+    write_rows(tmp_path / "set", kind, [*ROWS[:2], ("c.jpg", "four", said)])
     found = packed(tmp_path / "set", tmp_path / "out")
     assert found == {"train": {"a.jpg": ["one"]}, "val": {"b.jpg": ["two"]}}
     for split in found:
         ((reason, detail),) = drops(tmp_path / "out" / split)
-        assert (reason, detail) == ("unknown split", "'withheld'")
+        assert (reason, detail) == ("unknown split", repr(said))
+
+
+def test_a_row_without_a_split_among_others_is_in_none(tmp_path):
+    images(tmp_path / "set")
+    rows = [
+        {"image": "a.jpg", "caption": "one", "split": "train"},
+        {"image": "b.jpg", "caption": "two"},
+        {"image": "c.jpg", "caption": "four", "split": "test"},
+        {"image": "c.jpg", "split": "test"},
+        7,
+    ]
+    put(tmp_path / "set/all.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert packed(tmp_path / "set", tmp_path / "out") == {"train": {"a.jpg": ["one"]}, "test": {"c.jpg": ["four"]}}
+    reasons = {split: [reason for reason, _ in drops(tmp_path / "out" / split)] for split in ("train", "test")}
+    assert reasons["train"] == ["unknown split", "entry malformed"]
+    assert reasons["test"] == ["unknown split", "entry malformed", "entry malformed"]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "karpathy"])

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.coco_format import identity
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
-from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, Row, RowFile, json_row, named_split
+from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, Row, RowFile, json_row, named_split, of_split
 
 
 def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
@@ -54,8 +55,17 @@ def joined(rows: Iterator[Row | Drop], folder: ImageFolder, source: str) -> Iter
             yield named(source, row[0], row[1], folder)
 
 
+def image_splits(path: Path) -> set[str]:
+    """Those that the images of COCO's or Karpathy's JSON name."""
+    if f'"{SPLIT}"' not in head_of(path) or not has_array(path, "images"):
+        return set()
+    images = (image for image in iter_array(path, "images") if isinstance(image, dict))
+    return {split for image in images if (split := named_split(image.get(SPLIT)))}
+
+
 def coco_rows(path: Path, split: str) -> Iterator[Row | Drop]:
     """COCO's captions; Karpathy's file, of one split."""
+    only = split if image_splits(path) else None
     captions = None
     if has_array(path, "annotations"):
         captions = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
@@ -64,9 +74,9 @@ def coco_rows(path: Path, split: str) -> Iterator[Row | Drop]:
         if isinstance(image, dict) and captions is not None:
             texts = [entry.get("caption") for entry in captions[identity(image.get("id"))]]
             image = {**image, "caption": texts}
-        said = image.get(SPLIT, split) if isinstance(image, dict) else split
-        if (named := named_split(said)) in (split, None):
-            yield json_row(image, where) if named else Drop("unknown split", where, f"{said!r:.100}")
+        mine = of_split(image.get(SPLIT), only, where) if isinstance(image, dict) else True
+        if mine:
+            yield mine if isinstance(mine, Drop) else json_row(image, where)
 
 
 def parquet(
@@ -114,9 +124,10 @@ def _parquet_images(path: Path, image: str, text: str, source: str, only: str | 
     for group in range(file.num_row_groups):
         values = file.read_row_group(group, columns=[text] + [SPLIT] * (only is not None)).to_pylist()
         for row, value in enumerate(values):
-            name, said = f"{path.stem}_{group:04d}_{row:06d}", value.get(SPLIT)
-            if said is not None and named_split(said) is None:
-                yield Drop("unknown split", f"{source}_{name}", f"{said!r:.100}")
-            elif said is None or named_split(said) == only:
+            name = f"{path.stem}_{group:04d}_{row:06d}"
+            mine = of_split(value.get(SPLIT), only, f"{source}_{name}")
+            if isinstance(mine, Drop):
+                yield mine
+            elif mine:
                 texts = value[text] if isinstance(value[text], list) else [value[text]]
                 yield item(source, name, texts, ParquetImage((str(path),), row, group, column=image))

@@ -94,7 +94,7 @@ class RowFile:
         return {split for value, *_ in self._values() if (split := named_split(self._split(value)))}
 
     def _split(self, value: Any) -> Any:
-        """What a row says of its split; None where it says nothing."""
+        """What a row says of its split; None where it says nothing or is malformed."""
         if self.kind == "table":
             return value[self.split] if len(value) == self.width else None
         return value.get(self.split) if isinstance(value, dict) else None
@@ -102,11 +102,11 @@ class RowFile:
     def places(self) -> Iterator[tuple[Row | Drop, int, int]]:
         """(row, byte offset, byte length) of every row of the split, in the order of the file."""
         for value, offset, length, where in self._values():
-            said = self._split(value) if self.only else None
-            if said is not None and named_split(said) is None:
-                yield Drop("unknown split", where, f"{said!r:.100}"), offset, length
-            elif said is None or named_split(said) == self.only:
+            if not self.only:
                 yield self._row(value, where), offset, length
+            elif mine := of_split(self._split(value), self.only, where):
+                row = self._row(value, where)  # where it is malformed, that is said, whatever its split
+                yield mine if isinstance(mine, Drop) and not isinstance(row, Drop) else row, offset, length
 
     def _values(self) -> Iterator[tuple[Any, int, int, str]]:
         """(what the file has, byte offset, byte length, where) of every row."""
@@ -163,6 +163,14 @@ def named_split(value: Any) -> str | None:
     if not isinstance(value, str):
         return None
     return "train" if value.strip().lower() == "restval" else split_of(value)
+
+
+def of_split(said: Any, only: str | None, where: str) -> bool | Drop:
+    """Whether a row that says this of its split is of `only` (None: all are); a Drop where that is no split."""
+    if only is None:
+        return True
+    named = named_split(said)
+    return named == only if named else Drop("unknown split", where, f"{said!r:.100}")
 
 
 def table(path: Path, image: str | None, text: str | None) -> RowFile:

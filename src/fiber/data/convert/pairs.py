@@ -23,7 +23,7 @@ from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
-from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, RowFile, named_split, table
+from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, RowFile, table
 from fiber.data.convert.splits import files, files_of, folders_of, split_of, subfolders
 
 SPLITS = ("train", "val", "test")
@@ -106,14 +106,12 @@ def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
 def _splits_in(path: Path, request: Request) -> list[str]:
     """Those that the rows of a file name, else the one of its name or of its folder's."""
     kind = path.suffix.lower()
-    named: set[str | None] = set()
     if kind == ".json" and _is_object(path):
-        if f'"{SPLIT}"' in head_of(path) and has_array(path, "images"):
-            named = {named_split(image.get(SPLIT)) for image in iter_array(path, "images") if isinstance(image, dict)}
+        named = pair_items.image_splits(path)
     elif kind == ".parquet":
-        named |= pair_items.parquet_splits(path)
+        named = pair_items.parquet_splits(path)
     else:
-        named |= _row_file(path, request).splits()
+        named = _row_file(path, request).splits()
     inner = split_of(path.parent.name) if path.parent.parent == request.raw else None
     return [split for split in SPLITS if split in named] or [split_of(path.stem) or inner or "train"]
 
