@@ -66,12 +66,7 @@ class ContrastiveOutput:
 
 
 def itc_loss(
-    image: Tensor,
-    text: Tensor,
-    image_id: Tensor,
-    temperature: Tensor,
-    queue: FeatureQueue,
-    gather_gradient: bool,
+    image: Tensor, text: Tensor, image_id: Tensor, temperature: Tensor, queue: FeatureQueue, gather_gradient: bool
 ) -> tuple[Tensor, ContrastiveOutput]:
     """Mean of the image->text and text->image cross-entropies with the true pair as the target (FIBER §3).
 

@@ -56,8 +56,7 @@ def _check_train(train: TrainConfig, world: int) -> None:
         f"train.offload: all needs train.zero_stage 3, got {train.zero_stage}",
     )
     require(
-        train.offload == "none" or train.zero_stage >= 1,
-        "train.offload: optimizer needs train.zero_stage 1 or more",
+        train.offload == "none" or train.zero_stage >= 1, "train.offload: optimizer needs train.zero_stage 1 or more"
     )
     require(
         train.precision == "fp32" or train.zero_stage >= 1,

@@ -110,10 +110,7 @@ def validate_stage2(config: Stage2Config, world: int | None) -> None:
     require(bool(regions.short_sides), "regions.short_sides: give at least one")
     sides = (*regions.short_sides, regions.test_side, *config.eval.scales)
     require(min(sides) >= 32, "regions: sides below 32 px leave nothing to detect")
-    require(
-        regions.max_side >= max(sides),
-        f"regions.max_side: {regions.max_side} px is less than a short side",
-    )
+    require(regions.max_side >= max(sides), f"regions.max_side: {regions.max_side} px is less than a short side")
     require(
         regions.frozen_stages <= stages,
         f"regions.frozen_stages: the image tower has {stages} stages, got {regions.frozen_stages}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from fiber.data.order import DRAWS, PURPOSES, SAMPLE, Item, MixedStream, Per, Source, _rows
 from fiber.data.records import BY_RULE, Sample, broken, image_hash
 from fiber.data.shards import ShardSet
-from fiber.data.workers import OwnCopies, next_batch, start_worker
+from fiber.data.workers import OwnCopies, begin, next_batch, start_worker
 from fiber.errors import DataFaultError, SampleFault, ShardError
 
 MakeSample = Callable[[Sample, str, int, np.random.Generator], dict[str, Any]]
@@ -190,19 +191,21 @@ def _damage(source: Source) -> list[tuple[Fault, str]]:
 def _batches(
     dataset: Dataset, numbers: Any, workers: int, share: float, found: list[tuple[Fault, str]]
 ) -> Iterator[dict[str, Any]]:
+    forked = workers > 0 and sys.platform == "linux"
+    begun = mmap.mmap(-1, workers) if forked else bytearray()
     loader = DataLoader(
         dataset,
         batch_size=None,
         sampler=numbers,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        worker_init_fn=partial(start_worker, turns=PREFETCH + 1),
-        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        worker_init_fn=partial(start_worker, turns=PREFETCH + 1, begun=begun),
+        multiprocessing_context="fork" if forked else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: the global one belongs to the model
     )
     budget, copies = _FaultBudget(share), OwnCopies()
-    batches = iter(loader)
+    batches = begin(loader, begun)
     while True:
         start = time.perf_counter()
         batch = next(batches, None)

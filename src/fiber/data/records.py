@@ -240,9 +240,7 @@ def _check_record(record: Record, categories: set[int] | None) -> None:
     for key in ("image_id", "source"):
         value = record.get(key)
         _check(
-            isinstance(value, str) and value != "",
-            "missing_field",
-            f"{key} must be a non-empty string: {value!r}",
+            isinstance(value, str) and value != "", "missing_field", f"{key} must be a non-empty string: {value!r}"
         )
     _check_size(record, "")
     for field in (*FIELDS, "negative_categories", "not_exhaustive_categories", "images"):

@@ -19,16 +19,7 @@ import numpy as np
 
 from fiber.data.index import Index
 from fiber.data.indexing import IndexBuilder, Members, scan_tar
-from fiber.data.records import (
-    EXTENSIONS,
-    FIELDS,
-    REQUIRED,
-    Record,
-    Sample,
-    SetFacts,
-    broken,
-    check_categories,
-)
+from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts, broken, check_categories
 from fiber.data.remote import RemoteFolder, check_shard_name
 from fiber.errors import SampleFault, ShardError
 

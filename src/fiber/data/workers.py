@@ -8,16 +8,20 @@ import os
 import signal
 import sys
 import threading
+import time
 import weakref
-from multiprocessing import queues
+from collections.abc import Iterator
+from multiprocessing import active_children, queues
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 LARGE = 1 << 20  # bytes from which a tensor of a batch gets a block of its own in the training process ...
 KEPT = 16  # ... which remembers so many of them; who holds more batches than that gets fresh memory
+BEGIN_S = 30.0  # a worker that has not begun by then never will; it takes milliseconds
 
 
 class SharedBuffers:
@@ -53,10 +57,8 @@ _buffers: SharedBuffers | None = None  # set in loader workers
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Like torch.empty, for a collate to fill: in a loader worker it lies in shared memory.
-
-    Return it in the batch as it is, or in a dict, list or tuple there; it is valid for this batch alone.
-    """
+    """Like torch.empty, for a collate to fill: in a loader worker it lies in shared memory. Return it in the batch as
+    it is, or in a dict, list or tuple there; it is valid for this batch alone."""
     return torch.empty(shape, dtype=dtype) if _buffers is None else _buffers.take(shape, dtype)
 
 
@@ -65,13 +67,30 @@ def stack(values: list[Tensor]) -> Tensor:
     return torch.stack(values, out=empty((len(values), *values[0].shape), values[0].dtype))
 
 
-def start_worker(number: int, turns: int) -> None:
-    """Makes this process a loader worker with `turns` sets of buffers (a DataLoader passes its `number`).
+def begin(loader: DataLoader, begun: Any) -> Iterator[Any]:
+    """The loader's batches, once all its workers have `begun` (a byte of each). In Python 3.11 a forked process hangs
+    where a thread of C++ was entering Python (its lock is renewed too late): all are then killed and forked again."""
+    for _ in range(2):
+        begun[:] = bytes(len(begun))
+        others, end = set(active_children()), time.monotonic() + BEGIN_S
+        batches, alive = iter(loader), True
+        forked = set(active_children()) - others
+        while not all(begun[:]) and (alive := all(child.is_alive() for child in forked)) and time.monotonic() < end:
+            time.sleep(0.002)
+        if all(begun[:]) or not alive:  # the loader itself tells of a worker that has died
+            return batches
+        del batches  # first, so that the loader does not take their end for a fault
+        for child in forked:
+            child.kill()
+    return iter(loader)
 
-    It outlasts the signals of a pre-emption, which the training process answers by saving, and ends when that process
-    tells it to or dies.
-    """
+
+def start_worker(number: int, turns: int, begun: Any) -> None:
+    """Makes this process a loader worker with `turns` sets of buffers, and says so in `begun`, at its `number`. It
+    outlasts the signals of a pre-emption, which the training process answers by saving, and ends when that process
+    tells it to or dies."""
     global _buffers
+    begun[number : number + 1] = b"\1"
     _buffers = SharedBuffers(turns)
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -105,11 +124,8 @@ def next_batch() -> None:
 
 class OwnCopies:
     """The training process's copies of batches. A large tensor lies in a block of memory that is used again once
-    nothing refers to the tensor any more.
-
-    malloc would place it on the heap, between small things that live longer: at 384 pixels the heap grew by 400 MB,
-    most of it holes. Memory mapped again for every batch would cost a page fault every 4 KB.
-    """
+    nothing refers to the tensor any more: malloc would place it on the heap, between small things that live longer
+    (at 384 pixels the heap grew by 400 MB, most of it holes), and memory mapped for every batch costs page faults."""
 
     def __init__(self) -> None:
         self.blocks: list[tuple[np.ndarray, weakref.ref]] = []  # with the view of each that a tensor holds, or held
