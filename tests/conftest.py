@@ -22,11 +22,17 @@ torch.set_num_threads(1)
 
 SEVERAL_RANKS = ("tests/e2e/", "tests/golden/", "tests/test_distributed.py")
 """Tests that launch several ranks, which fill the cores by themselves."""
+ONE_PROCESS = ("tests/e2e/test_custom_data.py", "tests/e2e/test_demo.py", "tests/e2e/test_every_dataset.py")
+"""Long ones among them that hardly do: beside the others, so that neither of two processes is done long before."""
+
+
+def several_ranks(nodeid: str) -> bool:
+    return nodeid.startswith(SEVERAL_RANKS) and not nodeid.startswith(ONE_PROCESS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What launches several ranks begins first: it takes longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SEVERAL_RANKS))
+    """What launches several ranks begins first: it takes longest. Then what else is long."""
+    items.sort(key=lambda item: (not several_ranks(item.nodeid), not item.nodeid.startswith(ONE_PROCESS)))
 
 
 class FilesSideBySide(LoadScopeScheduling):
@@ -34,7 +40,7 @@ class FilesSideBySide(LoadScopeScheduling):
     so that no two launches overlap. (The groups of `--dist loadgroup` are lost with pytest 9.)"""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "ranks" if nodeid.startswith(SEVERAL_RANKS) else nodeid.split("::")[0]
+        return "ranks" if several_ranks(nodeid) else nodeid.split("::")[0]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FilesSideBySide:
