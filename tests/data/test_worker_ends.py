@@ -40,7 +40,7 @@ def test_a_batch_that_cannot_be_handed_over_is_not_waited_for(monkeypatch: pytes
 
 @pytest.mark.parametrize("hanging", [0, 1])
 def test_a_worker_that_hangs_in_its_fork_is_replaced(
-    hanging: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    hanging: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Real forks that never come back in the child, as Python 3.11 has them: the first, as many as `hanging`."""
     counted = tmp_path / "forks"
@@ -69,3 +69,4 @@ def test_a_worker_that_hangs_in_its_fork_is_replaced(
     del batches
     assert not multiprocessing.active_children()
     assert counted.stat().st_size == 2 * (1 + (hanging > 0))
+    assert capsys.readouterr().err.count("a loader worker did not begin in 1 s") == hanging

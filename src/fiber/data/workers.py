@@ -79,6 +79,7 @@ def begin(loader: DataLoader, begun: Any) -> Iterator[Any]:
             time.sleep(0.002)
         if all(begun[:]) or not alive:  # the loader itself tells of a worker that has died
             return batches
+        print(f"a loader worker did not begin in {BEGIN_S:g} s: all are started again", file=sys.stderr)
         del batches  # first, so that the loader does not take their end for a fault
         for child in forked:
             child.kill()
