@@ -41,7 +41,8 @@ def drops(folder: Path) -> list[tuple[str, str]]:
 
 def write_rows(folder: Path, kind: str, rows: list[tuple[str, str, str]]) -> None:
     """The rows as a file of a kind."""
-    entries = [{"image": image, "caption": text, "split": split} for image, text, split in rows]
+    pad = "x" * 70_000  # as an image in it would be: what is looked for lies behind the beginning of the file
+    entries = [{"image": image, "caption": text, "pad": pad, "split": split} for image, text, split in rows]
     if kind == "csv":
         put(folder / "all.csv", "split,image,caption\n" + "".join(f"{s},{i},{t}\n" for i, t, s in rows))
     elif kind == "jsonl":
@@ -50,7 +51,8 @@ def write_rows(folder: Path, kind: str, rows: list[tuple[str, str, str]]) -> Non
         put(folder / "all.json", entries)
     elif kind == "karpathy":  # one entry an image
         put(folder / "all.json", {"images": [
-            {"filename": image, "split": split, "sentences": [{"raw": t} for i, t, _ in rows if i == image]}
+            {"filename": image, "sentences": [{"raw": t} for i, t, _ in rows if i == image],
+             "pad": pad, "split": split}
             for image, split in dict.fromkeys((i, s) for i, _, s in rows)
         ]})  # fmt: skip
     else:

@@ -36,22 +36,25 @@ class _Found:
     form: str
     places: dict[str, Any]
 
+    @property
+    def there(self) -> list[str]:
+        """The splits but those that the set names and does not have."""
+        return [split for split, place in self.places.items() if place]
+
 
 def splits(request: Request) -> tuple[str, list[str]]:
     """(one line that says what was recognised, the splits)."""
     found = _find(request)
     said = "; ".join(f"{split}: {_READERS[found.form].described(place)}" for split, place in found.places.items())
     guessed = "as told" if request.format else "guessed"
-    return f"{request.raw}: {_TITLES[found.form]} ({guessed}); {said}", [
-        split for split, at in found.places.items() if at
-    ]
+    return f"{request.raw}: {_TITLES[found.form]} ({guessed}); {said}", found.there
 
 
 def read(request: Request) -> RawDataset:
     """One record per image of a split, with all its boxes."""
     found = _find(request)
-    if not found.places.get(request.split):
-        has = f"it has {', '.join(split for split, place in found.places.items() if place)}"
+    if request.split not in found.there:
+        has = f"it has {', '.join(found.there)}"
         raise ConversionError(f"{request.raw}: {_TITLES[found.form]} without a split {request.split!r}; {has}")
     name = re.sub("[^A-Za-z0-9_-]+", "_", request.raw.resolve().name)
     reader = _READERS[found.form]

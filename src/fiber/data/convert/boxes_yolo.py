@@ -27,7 +27,7 @@ from fiber.data.convert.splits import files, files_of, folders_of, split_of
 NAMED = False
 Place = list[Path]
 """Folders of images, and text files that list images; none where the YAML file names a split that is not there."""
-NOWHERE = "named by the YAML file, but not there: left out"
+_NOWHERE = "named by the YAML file, but not there: left out"
 _JUDGED = 200  # images whose boxes tell whether they are shares
 
 
@@ -110,7 +110,7 @@ def label_of(image: str) -> str | None:
 
 def described(place: Place) -> str:
     """The place, for people."""
-    return ", ".join(os.path.join(path.parent.name, path.name) for path in place) or NOWHERE
+    return ", ".join(os.path.join(path.parent.name, path.name) for path in place) or _NOWHERE
 
 
 def classes(request: Request, found: dict[str, Place]) -> Classes:

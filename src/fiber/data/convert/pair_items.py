@@ -8,13 +8,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.coco_format import identity
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
-from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, Row, RowFile, json_row, named_split, of_split
+from fiber.data.convert.pair_rows import (
+    NAMES,
+    SPLIT,
+    TEXTS,
+    ByImage,
+    Row,
+    RowFile,
+    has_split,
+    json_row,
+    named_split,
+    of_split,
+)  # fmt: skip
 
 
 def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
@@ -57,7 +67,7 @@ def joined(rows: Iterator[Row | Drop], folder: ImageFolder, source: str) -> Iter
 
 def image_splits(path: Path) -> set[str]:
     """Those that the images of COCO's or Karpathy's JSON name."""
-    if f'"{SPLIT}"' not in head_of(path) or not has_array(path, "images"):
+    if not has_array(path, "images") or not has_split(iter_array(path, "images")):
         return set()
     images = (image for image in iter_array(path, "images") if isinstance(image, dict))
     return {split for image in images if (split := named_split(image.get(SPLIT)))}

@@ -19,6 +19,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +90,12 @@ class RowFile:
 
     def splits(self) -> set[str]:
         """Those that the column of splits names; none where there is no such column, or no split in it."""
-        if self.split is None:
+        if self.split is None or not has_split(value for value, *_ in self._values()):
             return set()
         return {split for value, *_ in self._values() if (split := named_split(self._split(value)))}
 
     def _split(self, value: Any) -> Any:
-        """What a row says of its split; None where it says nothing or is malformed."""
+        """What a row says of its split; None where it says nothing."""
         if self.kind == "table":
             return value[self.split] if len(value) == self.width else None
         return value.get(self.split) if isinstance(value, dict) else None
@@ -165,6 +166,11 @@ def named_split(value: Any) -> str | None:
     return "train" if value.strip().lower() == "restval" else split_of(value)
 
 
+def has_split(entries: Iterable[Any]) -> bool:
+    """Whether one of the first entries says of which split it is; rows of a table have a column for it."""
+    return any(isinstance(one, list) or (isinstance(one, dict) and SPLIT in one) for one in islice(entries, 100))
+
+
 def of_split(said: Any, only: str | None, where: str) -> bool | Drop:
     """Whether a row that says this of its split is of `only` (None: all are); a Drop where that is no split."""
     if only is None:
@@ -191,14 +197,14 @@ def table(path: Path, image: str | None, text: str | None) -> RowFile:
         if None not in columns:
             split = header.index(SPLIT) if SPLIT in header else None
             return RowFile(path, "table", *columns, separator, len(cells), 1, split)
-        if image is text is None and len(cells) == 2 and is_image(_NUMBERED.sub("", cells[0])) and is_text(cells[1]):
+        if image is text is None and len(cells) == 2 and is_image(_NUMBERED.sub("", cells[0])) and _is_text(cells[1]):
             return RowFile(path, "table", 0, 1, separator, 2)
     wanted = f"images ({image or ', '.join(NAMES)}) and one of texts ({text or ', '.join(TEXTS)})"
     raise ConversionError(f"{path}: the header {first!r:.200} must have a column of {wanted}; others are named by "
                           "--image-column and --text-column")  # fmt: skip
 
 
-def is_text(cell: str) -> bool:
+def _is_text(cell: str) -> bool:
     """Whether a cell has a letter: the number of a class is no text."""
     return any(character.isalpha() for character in cell)
 

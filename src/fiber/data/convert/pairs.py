@@ -213,6 +213,5 @@ def _row_file(path: Path, request: Request) -> RowFile:
         return table(path, request.image_column, request.text_column)
     if kind in (".jsonl", ".ndjson", ".json"):
         form = "list" if kind == ".json" else "lines"
-        split = SPLIT if f'"{SPLIT}"' in head_of(path) else None
-        return RowFile(path, form, request.image_column, request.text_column, split=split)
+        return RowFile(path, form, request.image_column, request.text_column, split=SPLIT)
     raise ConversionError(f"{path}: texts come from a .csv, .tsv, .jsonl, .json or .parquet file")
