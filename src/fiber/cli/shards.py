@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Turn images and annotations into clean, indexed WebDataset shards that both stages read:
 
-    fiber shards boxes MY_FOLDER --out data/mine --val-share 0.2     COCO, VOC, YOLO, labelme, ODVG: guessed
+    fiber shards boxes MY_FOLDER --out data/mine --val-share 0.2     COCO, VOC, YOLO, ..., tables: guessed
     fiber shards pairs MY_FOLDER --out data/mine                     images with texts, in any usual form
     fiber shards coco_captions --raw DIR --split train --out DIR     a set as its authors publish it
 

@@ -230,7 +230,7 @@ def test_val_share_divides_images_by_seed(tmp_path):
 @pytest.mark.parametrize(
     ("make", "options", "said"),
     [
-        (lambda f: f.mkdir(), [], "neither COCO, VOC, YOLO, labelme nor ODVG was recognised"),
+        (lambda f: f.mkdir(), [], "neither COCO, VOC, YOLO, labelme, ODVG, CVAT nor a table of boxes was recognised"),
         (lambda f: None, [], "no such folder"),
         (lambda f: yolo(f, "images", "labels"), [], "no class has a name; give a text file of them by --classes"),
         (lambda f: yolo(f, "images", "labels"), ["--format", "voc"], "nothing of the format VOC found here"),

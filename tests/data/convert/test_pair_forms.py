@@ -224,3 +224,16 @@ def test_a_text_that_is_not_utf8_is_counted_and_none_is_changed(tmp_path):
     found = packed(tmp_path / "tars", tmp_path / "from_tars")["train"]
     assert list(found.values()) == [["gr\u00fcn"]]
     assert ["is not in UTF-8" in detail for _, detail in drops(tmp_path / "from_tars/train")] == [True, True]
+
+
+@pytest.mark.parametrize("given", ["folder", "file"])
+def test_an_object_of_images_and_texts(given, tmp_path):
+    folder = tmp_path / "set"
+    images(folder / "images")
+    put(folder / "val.json", "\ufeff" + json.dumps({"a.jpg": ["one", "three"], "b.jpg": "two", "d.jpg": "gone"}))
+    put(folder / "sizes.json", {"images": 3, "a.jpg": 1})  # other JSON beside it is no text
+    source = folder if given == "folder" else folder / "val.json"
+    found = packed(source, tmp_path / "out", *(() if given == "folder" else ("--images", str(folder / "images"))))
+    found = {key.removeprefix("set_"): texts for key, texts in found["val"].items()}
+    assert found == {"a.jpg": ["one", "three"], "b.jpg": ["two"]}
+    assert [reason for reason, _ in drops(tmp_path / "out/val")] == ["missing image"]

@@ -1,10 +1,12 @@
-"""Your own boxes: COCO, VOC, YOLO, labelme or ODVG, guessed from the folder.
+"""Your own boxes: COCO, VOC, YOLO, labelme, ODVG, CVAT or tables, guessed from the folder.
 
 COCO      SRC/annotations/instances_train.json, SRC/train/_annotations.coco.json, or any JSON of that form
 VOC       SRC/Annotations/*.xml, SRC/JPEGImages, SRC/ImageSets/Main/train.txt; or the XML beside the images
 YOLO      SRC/data.yaml, SRC/images/train/*.jpg, SRC/labels/train/*.txt; SRC/train/images, ...; lists of files
 labelme   a JSON file with the name of the image beside each image
 ODVG      JSON lines {"filename", "detection" or "grounding"}
+CVAT      the XML of "CVAT for images": one file, <annotations> with <image> and <box>
+table     a CSV with a box a row, or JSON lines {"file_name", "objects": {"bbox", "categories"}} (Hugging Face)
 
 Splits are called train, val and test by the names of files and folders; a set without them is train. An image of a
 listed split without labels has no objects; one that an annotation file does not list is not in the set.
@@ -16,7 +18,15 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from fiber.data.convert import boxes_coco, boxes_labelme, boxes_odvg, boxes_voc, boxes_yolo
+from fiber.data.convert import (
+    boxes_coco,
+    boxes_cvat,
+    boxes_labelme,
+    boxes_odvg,
+    boxes_table,
+    boxes_voc,
+    boxes_yolo,
+)
 from fiber.data.convert.class_names import renamed, without_match
 from fiber.data.convert.items import ConversionError, RawDataset, Request
 
@@ -24,9 +34,11 @@ SPLITS = ("train", "val", "test")
 OPTIONS = ("raw", "annotations", "images", "format", "classes")
 LICENCE = "that of your images and annotations"
 
-_READERS = {"coco": boxes_coco, "yolo": boxes_yolo, "voc": boxes_voc, "odvg": boxes_odvg, "labelme": boxes_labelme}
+_READERS = {"coco": boxes_coco, "yolo": boxes_yolo, "cvat": boxes_cvat, "voc": boxes_voc, "odvg": boxes_odvg,
+            "labelme": boxes_labelme, "table": boxes_table}  # fmt: skip
 FORMATS = tuple(_READERS)
-_TITLES = {"coco": "COCO", "yolo": "YOLO", "voc": "VOC", "odvg": "ODVG", "labelme": "labelme"}
+_TITLES = {"coco": "COCO", "yolo": "YOLO", "cvat": "CVAT", "voc": "VOC", "odvg": "ODVG", "labelme": "labelme",
+           "table": "a table of boxes"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,6 +95,6 @@ def _find(request: Request) -> _Found:
     if request.format:
         raise ConversionError(f"{request.raw}: nothing of the format {_TITLES[request.format]} found here")
     raise ConversionError(
-        f"{request.raw}: neither COCO, VOC, YOLO, labelme nor ODVG was recognised; name the JSON file by "
-        "--annotations, or the format by --format (see docs/data.md for the layouts)"
+        f"{request.raw}: neither COCO, VOC, YOLO, labelme, ODVG, CVAT nor a table of boxes was recognised; name the "
+        "file by --annotations, or the format by --format (see docs/data.md for the layouts)"
     )

@@ -88,8 +88,7 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
     if not names and problem:
         raise ConversionError(f"{problem}; no XML file here can be read (not UTF-8, perhaps: save them as UTF-8)")
     if not names:
-        raise ConversionError(f"{request.raw}: no XML file here has an <object>, as VOC's have, one file an image; "
-                              "CVAT has an XML of its own: let it write Pascal VOC or COCO")  # fmt: skip
+        raise ConversionError(f"{request.raw}: no XML file here has an <object>, as VOC's have, one file an image")
     return [{"id": i, "name": name} for i, name in enumerate(sorted(name for name in names if name), 1)]
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert import json_stream
+from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.coco_format import identity
-from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
@@ -73,8 +76,18 @@ def image_splits(path: Path) -> set[str]:
     return {split for image in images if (split := named_split(image.get(SPLIT)))}
 
 
-def coco_rows(path: Path, split: str) -> Iterator[Row | Drop]:
-    """COCO's captions; Karpathy's file, of one split."""
+def is_mapping(path: Path) -> bool:
+    """Whether a file is an object of images and their texts: {"1.jpg": "a dog", "2.jpg": ["a cat", "a pet"]}."""
+    first = re.match(r'\{\s*("(?:[^"\\]|\\.)*")\s*:\s*["\[]', head_of(path).lstrip("\xef\xbb\xbf \t\r\n"))
+    return first is not None and is_image(json.loads(first[1], strict=False))
+
+
+def object_rows(path: Path, split: str) -> Iterator[Row | Drop]:
+    """An object of images and texts; COCO's captions; Karpathy's file, of one split."""
+    if is_mapping(path):
+        for name, texts in json_stream.load(path).items():
+            yield name, texts if isinstance(texts, list) else [texts]
+        return
     only = split if image_splits(path) else None
     captions = None
     if has_array(path, "annotations"):

@@ -2,11 +2,11 @@
 
 SRC is a folder, or the file of texts in it: .csv or .tsv with a header (image, filepath, ... and caption, title,
 ...) or of two columns without one, .token (Flickr), .jsonl, .parquet, or .json: a list of {"image", "caption"}
-(ALBEF, BLIP, LAVIS), COCO's captions, or Karpathy's split file. An image is a path, a URL (http), or its bytes
-(base64 in text files). Rows of one image become one record. Or SRC holds WebDataset tars of any key names, or images
-with a .txt of the same name beside them or in a folder `texts` or `captions` beside their `images`. Splits are called
-train, val and test by the names of files and folders, or by a column or key `split`. Images are looked for under
---images, else in SRC. --in-place uses tars as they lie.
+(ALBEF, BLIP, LAVIS), {"1.jpg": text or texts}, COCO's captions, or Karpathy's split file. An image is a path, a URL
+(http), or its bytes (base64 in text files). Rows of one image become one record. Or SRC holds WebDataset tars of any
+key names, or images with a .txt of the same name beside them or in a folder `texts` or `captions` beside their
+`images`. Splits are called train, val and test by the names of files and folders, or by a column or key `split`.
+Images are looked for under --images, else in SRC. --in-place uses tars as they lie.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def _has_texts(path: Path, request: Request, refused: list[str]) -> bool:
             first: dict[str, Any] = (
                 next(iter_array(path, "annotations"), {}) if has_array(path, "annotations") else {}
             )
-            return "caption" in first or '"sentences"' in head
+            return "caption" in first or '"sentences"' in head or pair_items.is_mapping(path)
         return head[:1] == "[" and any(f'"{key}"' in head for key in (request.text_column, *TEXTS) if key)
     return kind in _LINES
 
@@ -197,7 +197,7 @@ def _of_files(
         if kind == ".parquet":
             part, count = pair_items.parquet(path, request, folder, source)
         elif kind == ".json" and _is_object(path):
-            part, count = pair_items.joined(pair_items.coco_rows(path, request.split), folder, source), None
+            part, count = pair_items.joined(pair_items.object_rows(path, request.split), folder, source), None
         else:
             whole = _row_file(path, request)
             rows = ByImage(replace(whole, only=request.split) if whole.splits() else whole)

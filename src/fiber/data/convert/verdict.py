@@ -69,6 +69,11 @@ def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]], prompts: b
     if marked and not prompts:
         names = ", ".join(map(repr, marked[:_SHOWN]))
         found.append(f"of class names with [brackets] the words in them alone stand for the class: {names}")
+    numbers = [entry["name"] for entry in categories if entry["name"].strip().isdecimal()]
+    if numbers and not prompts:
+        names = ", ".join(numbers[:_SHOWN])
+        found.append(f"class names that are numbers say nothing to the model: {names}; give words by --classes FILE, "
+                     "lines `0 = coffee cup`")  # fmt: skip
     if categories:
         found += _same_words(categories)
     return found

@@ -1,0 +1,238 @@
+"""Own boxes in CVAT's XML and in tables: the set that `test_own_boxes` writes in other formats."""
+
+import json
+
+import pytest
+from raw_common import put, write_image
+from test_own_boxes import BOXES, NAMES, H, W, expected, run
+
+from fiber.cli.main import main
+from fiber.data.convert.boxes_table import recognised
+from fiber.data.convert.items import Drop
+from fiber.data.convert.pair_rows import ByImage
+
+
+def images(folder, names="abc"):
+    for name in names:
+        put(folder / f"{name}.jpg", write_image("abc".index(name), size=(W, H)))
+
+
+def cells(box):
+    return ",".join(map(str, box))
+
+
+def tensorflow(names, class_first=True):
+    rows = [f"{image}.jpg,{W},{H},{NAMES[c]},{cells(box)}\n" for image in names for c, box in BOXES[image]]
+    empty = [f"{image}.jpg,{W},{H},,,,,\n" for image in names if not BOXES[image]]
+    return "filename,width,height,class,xmin,ymin,xmax,ymax\n" + "".join([*rows, *empty])
+
+
+def cvat(names, subset="", extra=""):
+    shapes = {
+        image: "".join(
+            f'<box label="{NAMES[c]}" occluded="0" xtl="{x0}" ytl="{y0}" xbr="{x1}" ybr="{y1}" z_order="0"></box>'
+            for c, (x0, y0, x1, y1) in BOXES[image]
+        )
+        for image in names
+    }
+    labels = "".join(f"<label><name>{name}</name><color>#ff0000</color></label>" for name in NAMES)
+    found = "".join(
+        f'<image id="{i}" name="{image}.jpg" {subset and subset[i]} width="{W}" height="{H}">{shapes[image]}</image>'
+        for i, image in enumerate(names)
+    )
+    return (
+        f'<?xml version="1.0" encoding="utf-8"?>\n<annotations><version>1.1</version><meta><task><labels>{labels}'
+        f"</labels></task></meta>{found}{extra}</annotations>"
+    )
+
+
+def shares_table():
+    rows = [
+        f"{image},xclick,{NAMES[c]},1,{x0 / W},{x1 / W},{y0 / H},{y1 / H}\n"
+        for image in "abc"
+        for c, (x0, y0, x1, y1) in BOXES[image]
+    ]
+    return "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n" + "".join(rows) + "b,,,,,,,\n"
+
+
+def sides(box):
+    return [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+
+
+def hugging_face(names, lists):
+    lines = []
+    for image in names:
+        if lists:
+            objects = {
+                "bbox": [sides(box) for _, box in BOXES[image]],
+                "categories": [NAMES[c] for c, _ in BOXES[image]],
+            }
+        else:
+            objects = [{"bbox": sides(box), "category": NAMES[c]} for c, box in BOXES[image]]
+        lines.append(json.dumps({"file_name": f"{image}.jpg", "width": W, "height": H, "objects": objects}) + "\n")
+    return "".join(lines)
+
+
+LAYOUTS = ["roboflow", "six columns", "shares", "x y w h", "semicolons", "lists", "objects", "split"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tables_in_every_layout(layout, tmp_path):
+    folder = tmp_path / "mine"
+    found = {"train": expected("mine")}
+    if layout in ("roboflow", "lists", "objects"):
+        found = {"train": expected("mine", "ab"), "val": expected("mine", "c")}
+        for split, names in (("train", "ab"), ("valid", "c")):
+            images(folder / split, names)
+            if layout == "roboflow":
+                put(folder / split / "_annotations.csv", tensorflow(names))
+            else:
+                put(folder / split / "metadata.jsonl", hugging_face(names, layout == "lists"))
+    elif layout == "six columns":  # keras-retinanet's, rows of an image apart
+        images(folder / "images")
+        rows = ["images/a.jpg,8,6,40,30,cup\n", "images/b.jpg,,,,,\n", "images/c.jpg,0,0,64,48,red block\n",
+                "images/a.jpg,16,12,32,24,red block\n"]  # fmt: skip
+        put(folder / "annotations.csv", "".join(rows))
+        found = {"train": {f"mine_images/{name[5:]}": boxes for name, boxes in expected("mine").items()}}
+    elif layout == "shares":
+        images(folder / "train")
+        put(folder / "train-annotations-bbox.csv", shares_table())
+    elif layout == "x y w h":
+        images(folder)
+        rows = [f"{image}.jpg,{NAMES[c]},{cells(sides(box))}\n" for image in "abc" for c, box in BOXES[image]]
+        put(folder / "boxes.csv", "image,label,x,y,width,height\n" + "".join(rows) + "b.jpg,,,,,\n")
+    elif layout == "semicolons":
+        images(folder)
+        put(folder / "boxes.csv", "\ufeff" + tensorflow("abc").replace(",", ";"))
+    else:
+        images(folder)
+        lines = tensorflow("abc").splitlines()
+        words = {"filename": "split", "a.jpg": "train", "b.jpg": "train", "c.jpg": "valid"}
+        put(folder / "boxes.csv", "".join(f"{line},{words[line.partition(',')[0]]}\n" for line in lines))
+        found = {"train": expected("mine", "ab"), "val": expected("mine", "c")}
+    assert run(folder, tmp_path / "out") == found
+
+
+def test_a_table_without_classes_has_one(tmp_path, capsys):
+    folder = tmp_path / "wheat"
+    images(folder / "train")
+    boxes = [(image, sides(box)) for image in "abc" for _, box in BOXES[image]]
+    put(folder / "train.csv", "image_id,width,height,bbox\n" + "".join(f'{i},{W},{H},"{box}"\n' for i, box in boxes))
+    expect = {f"wheat_{image}": [("object", box) for _, box in BOXES[image]] for image in "ac"}
+    assert run(folder, tmp_path / "out") == {"train": expect}
+    assert "train.csv, no column of classes: all are called object" in capsys.readouterr().out
+    for number, text in enumerate(("object = wheat head\n", "wheat head\n")):
+        names = put(tmp_path / "names.txt", text)
+        found = run(folder, tmp_path / f"named{number}", "--classes", str(names))["train"]
+        assert {name for boxes in found.values() for name, _ in boxes} == {"wheat head"}
+
+
+def test_what_is_wrong_in_a_table_is_counted(tmp_path):
+    folder = tmp_path / "set"
+    images(folder)
+    rows = ["a.jpg,cup,8,6,40,30", "a.jpg,cup,8,six,40,30", "a.jpg,cup,8,6,8,30", "a.jpg,,1,2,3,4", "c.jpg,cup,1",
+            "gone.jpg,cup,1,1,9,9",
+            "c.jpg,cup,nan,1,9,9", "c.jpg,cup,1,1,9,9"]  # fmt: skip
+    put(folder / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\n" + "\n".join(rows) + "\n")
+    assert run(folder, tmp_path / "out")["train"] == {
+        "set_a": [("cup", [8, 6, 40, 30])],
+        "set_c": [("cup", [1, 1, 9, 9])],
+    }
+    lines = [json.loads(line) for line in (tmp_path / "out/train/drops.jsonl").read_text().splitlines()]
+    assert sorted(line["reason"] for line in lines if not line["kept"]) == sorted(
+        ["box malformed", "box malformed", "box without area", "unknown category", "row malformed", "missing image"]
+    )
+
+
+def test_numbers_for_classes_are_warned_of(tmp_path, capsys):
+    images(tmp_path / "set/train")
+    lines = hugging_face("abc", lists=True).replace('"cup"', "0").replace('"red block"', "10")
+    put(tmp_path / "set/train/metadata.jsonl", lines)
+    assert {name for boxes in run(tmp_path / "set", tmp_path / "out")["train"].values() for name, _ in boxes} == {
+        "0",
+        "10",
+    }
+    assert "class names that are numbers say nothing to the model: 0, 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["filename,caption", "image,label", "id,x,y", "a,b,c,d,e,f", "photo.jpg,1,2", ""],
+)
+def test_other_tables_have_no_boxes(header, tmp_path):
+    assert recognised(put(tmp_path / "t.csv", header + "\nx\n")) is None
+
+
+def test_rows_lie_where_they_are_read_again(tmp_path):
+    text = 'filename,class,xmin,ymin,xmax,ymax\nä.jpg,"a\nb",1,2,3,4\nz.jpg,c,1,2,3,4\nä.jpg,d,5,6,7,8\n'
+    rows = recognised(put(tmp_path / "t.csv", text))
+    found = [(name, [(label, box) for label, box, _, _ in entries]) for name, entries, _, _ in ByImage(rows)]
+    assert found == [("ä.jpg", [("a\nb", [1, 2, 3, 4]), ("d", [5, 6, 7, 8])]), ("z.jpg", [("c", [1, 2, 3, 4])])]
+    assert not any(isinstance(row, Drop) for row, _, _ in rows.places())
+
+
+@pytest.mark.parametrize("layout", ["one file", "subsets", "a file of each split"])
+def test_cvat_in_every_layout(layout, tmp_path):
+    folder = tmp_path / "mine"
+    found = {"train": expected("mine", "ab"), "val": expected("mine", "c")}
+    images(folder / "images")
+    if layout == "one file":
+        put(folder / "annotations.xml", cvat("abc"))
+        found = {"train": expected("mine")}
+    elif layout == "subsets":
+        put(folder / "annotations.xml", cvat("abc", ['subset="Train"', 'subset="Train"', 'subset="Validation"']))
+    else:
+        put(folder / "annotations" / "train.xml", cvat("ab"))
+        put(folder / "annotations" / "val.xml", cvat("c"))
+    assert run(folder, tmp_path / "out") == found
+
+
+def test_shapes_of_cvat(tmp_path):
+    """A square of sides 20 turned by 45 degrees reaches 20 / sqrt(2) from its center each way."""
+    folder = tmp_path / "set"
+    images(folder, "a")
+    shapes = (
+        '<image id="0" name="a.jpg" width="64" height="48">'
+        '<box label="cup" xtl="20" ytl="10" xbr="40" ybr="30" rotation="45"/>'
+        '<polygon label="cup" points="1,2;11,4;5,22"/><ellipse label="cup" cx="20" cy="20" rx="8" ry="4"/>'
+        '<ellipse label="cup" cx="20" cy="20" rx="8" ry="4" rotation="90"/>'
+        '<mask label="new" left="3" top="4" width="10" height="12" rle="1, 2"/>'
+        '<polyline label="cup" points="1,1;2,2"/><tag label="sunny"/>'
+        '<box label="cup" xtl="1" ytl="x" xbr="2" ybr="3"/>'
+        "</image>"
+    )
+    put(folder / "annotations.xml", cvat("", extra=shapes))
+    found = run(folder, tmp_path / "out")["train"]["set_a"]
+    reach = 20 / 2**0.5
+    assert found == [
+        ("cup", pytest.approx([30 - reach, 20 - reach, 30 + reach, 20 + reach])),
+        ("cup", [1, 2, 11, 22]),
+        ("cup", [12, 16, 28, 24]),
+        ("cup", pytest.approx([16, 12, 24, 28])),
+        ("new", [3, 4, 13, 16]),
+    ]
+    lines = (tmp_path / "out/train/drops.jsonl").read_text()
+    assert lines.count('"shape without area"') == 2
+    assert [
+        entry["name"] for entry in json.loads((tmp_path / "out/train/dataset.json").read_text())["categories"]
+    ] == [
+        *NAMES,
+        "new",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('<annotations><track id="0" label="cup"><box frame="0"/></track></annotations>', "of a video (tracks)"),
+        ("<annotations><image id='0' name='a.jpg'><box", "broken XML"),
+    ],
+)
+def test_cvat_that_cannot_be_used(text, said, tmp_path, capsys):
+    images(tmp_path / "set", "a")
+    put(tmp_path / "set/annotations.xml", text)
+    assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert "annotations.xml" in error
+    assert "Traceback" not in error
