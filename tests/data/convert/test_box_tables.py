@@ -1,6 +1,7 @@
 """Own boxes in CVAT's XML and in tables: the set that `test_own_boxes` writes in other formats."""
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from raw_common import put, write_image
@@ -10,6 +11,7 @@ from fiber.cli.main import main
 from fiber.data.convert.boxes_table import recognised
 from fiber.data.convert.items import Drop
 from fiber.data.convert.pair_rows import ByImage
+from fiber.data.shards import ShardSet
 
 
 def images(folder, names="abc"):
@@ -236,3 +238,40 @@ def test_cvat_that_cannot_be_used(text, said, tmp_path, capsys):
     assert said in error
     assert "annotations.xml" in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("form", ["table", "cvat"])
+def test_real_publishedare_the_same_records_in_every_form(form, tmp_path, shared):
+    """The training images of BCCD, published as VOC, written out by other code."""
+    published = shared / "real/bccd"
+    if not published.is_dir():
+        pytest.skip("the real set bccd is not there")
+    stems = (published / "ImageSets/Main/train.txt").read_text().split()
+    roots = {stem: ElementTree.parse(published / f"Annotations/{stem}.xml").getroot() for stem in stems}
+    folder = tmp_path / "bccd"
+    folder.mkdir()
+    (folder / "images").symlink_to(published / "JPEGImages")
+    found = [
+        (stem, root.findtext("size/width"), entry.findtext("name"), [side.text for side in entry.find("bndbox")])
+        for stem, root in roots.items()
+        for entry in root.iter("object")
+    ]
+    if form == "table":
+        rows = [f"{stem}.jpg,{width},480,{name},{','.join(box)}\n" for stem, width, name, box in found]
+        put(folder / "train.csv", "filename,width,height,class,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    else:
+        written = ElementTree.Element("annotations")
+        for stem in stems:
+            image = ElementTree.SubElement(written, "image", name=f"{stem}.jpg", width="640", height="480")
+            for _, _, name, box in (one for one in found if one[0] == stem):
+                sides = dict(zip(("xtl", "ytl", "xbr", "ybr"), box, strict=True))
+                ElementTree.SubElement(image, "box", label=name, **sides)
+        put(folder / "train.xml", ElementTree.tostring(written, encoding="unicode"))
+    as_voc = ["shards", "boxes", str(published), "--split", "train", "--out", str(tmp_path / "voc")]
+    assert main([*as_voc, "--no-decode-check"]) == 0
+    voc = ShardSet(tmp_path / "voc")
+    names = {category["id"]: category["name"] for category in voc.categories}
+    expect = {r["image_id"]: [(names[b["category"]], b["box"]) for b in r["boxes"]]
+              for r in map(voc.record, range(len(voc)))}  # fmt: skip
+    assert sum(map(len, expect.values())) == 2804
+    assert run(folder, tmp_path / "out", "--no-decode-check") == {"train": expect}
