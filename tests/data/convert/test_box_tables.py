@@ -95,7 +95,6 @@ def test_tables_in_every_layout(layout, tmp_path):
         rows = ["images/a.jpg,8,6,40,30,cup\n", "images/b.jpg,,,,,\n", "images/c.jpg,0,0,64,48,red block\n",
                 "images/a.jpg,16,12,32,24,red block\n"]  # fmt: skip
         put(folder / "annotations.csv", "".join(rows))
-        found = {"train": {f"mine_images/{name[5:]}": boxes for name, boxes in expected("mine").items()}}
     elif layout == "shares":
         images(folder / "train")
         put(folder / "train-annotations-bbox.csv", shares_table())
@@ -155,6 +154,26 @@ def test_numbers_for_classes_are_warned_of(tmp_path, capsys):
         "10",
     }
     assert "class names that are numbers say nothing to the model: 0, 10" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["table", "cvat"])
+def test_images_of_one_name_stay_apart(form, tmp_path):
+    """One name in two folders, and two kinds of file of one stem."""
+    folder = tmp_path / "set"
+    names = ["one/a.jpg", "two/a.jpg", "one/b.jpg", "one/b.png"]
+    for number, name in enumerate(names):
+        put(folder / "images" / name, write_image(number, "PNG" if name.endswith("png") else "JPEG", size=(W, H)))
+    if form == "table":
+        rows = [f"{name},cup,{number},1,9,9\n" for number, name in enumerate(names)]
+        put(folder / "boxes.csv", "filename,class,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    else:
+        found = "".join(
+            f'<image id="{number}" name="{name}"><box label="cup" xtl="{number}" ytl="1" xbr="9" ybr="9"/></image>'
+            for number, name in enumerate(names)
+        )
+        put(folder / "annotations.xml", cvat("", extra=found))
+    boxes = {f"set_{name}": [("cup", [number, 1, 9, 9])] for number, name in enumerate(names)}
+    assert run(folder, tmp_path / "out") == {"train": boxes}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 from fiber.data.convert import coco_format
 from fiber.data.convert.class_names import Classes
-from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.image_folder import FileNames, ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import count_array, has_array, iter_array
 from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
@@ -105,12 +105,15 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     split = split_of(place.stem, place.parent.name) or "train"
     near = [place.parent, place.parent / "images"] if place.parent.name != "annotations" else []
     roots = [request.images] if request.images else [*near, *folders_of(request.raw).get(split, ()), request.raw]
-    listed, folder = coco_format.FileNames(place), ImageFolder([*roots, *(root / "images" for root in roots)])
+    listed, folder = (
+        FileNames(coco_format.file_names(place)),
+        ImageFolder([*roots, *(root / "images" for root in roots)]),
+    )
     found = coco_format.items(
         place,
         name,
         {entry["id"] for entry in known},
-        lambda image: listed.image_id(name, image),
-        lambda image: listed.find(folder, image),
+        lambda image: listed.image_id(name, coco_format.file_name(image)),
+        lambda image: listed.find(folder, coco_format.file_name(image)),
     )
     return found, count_array(place, "images")

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import ImageFolder, plain, stem_of
+from fiber.data.convert.image_folder import FileNames, ImageFolder, plain
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
 
@@ -113,20 +113,20 @@ def items(request: Request, place: ImagesOfFile, name: str, known: Classes) -> t
     near = [place.path.parent, place.path.parent / "images"]
     roots = [request.images] if request.images else [*near, request.raw / "images", request.raw]
     roots += folders_of(request.raw).get(place.subset or split_of(place.path.stem) or "train", [])
-    return _items(place, ImageFolder(roots), name, by_name(known)), sum(1 for _ in place.images())
+    listed = FileNames(image.get("name", "") for image in place.images())
+    return _items(place, listed, ImageFolder(roots), name, by_name(known)), sum(1 for _ in place.images())
 
 
-def _items(place: ImagesOfFile, folder: ImageFolder, source: str, ids: dict[str, int]) -> Iterator[RawItem | Drop]:
+def _items(
+    place: ImagesOfFile, listed: FileNames, folder: ImageFolder, source: str, ids: dict[str, int]
+) -> Iterator[RawItem | Drop]:
     numbers = itertools.count(1)
     for image in place.images():
         name = image.get("name", "")
-        if not (parts := plain(name)):
+        if not plain(name):
             yield Drop("image without a name", source, f"{place.path.name}, image {image.get('id')!r}")
             continue
-        inner = (
-            Path(name.replace("\\", "/")).with_suffix("").as_posix() if len(parts) > 1 else stem_of(Path(name).name)
-        )
-        image_id = f"{source}_{inner}"
+        image_id = listed.image_id(source, name)
         boxes: list[dict[str, Any]] = []
         drops: list[Drop] = []
         for shape in image:
@@ -140,7 +140,7 @@ def _items(place: ImagesOfFile, folder: ImageFolder, source: str, ids: dict[str,
             else:
                 boxes.append({"box": box, "category": ids[label], "id": next(numbers)})
         record = {"image_id": image_id, "source": source, "boxes": boxes}
-        yield RawItem(record, (folder.find(name),), _size(image), tuple(drops))
+        yield RawItem(record, (listed.find(folder, name),), _size(image), tuple(drops))
 
 
 def _size(image: Element) -> tuple[int, int] | None:

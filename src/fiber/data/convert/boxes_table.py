@@ -14,7 +14,7 @@ from typing import Any
 
 from fiber.data.convert.boxes_coco import head_of, size_of
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import ImageFolder, is_image
+from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import open_text
 from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, ByImage, Row, RowFile
@@ -197,7 +197,8 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     roots = [request.images] if request.images else [near, near / "images", raw / "images", raw]
     roots += folders_of(raw).get(place.only or split_of(place.path.stem, near.name) or "train", [])
     rows = ByImage(place)
-    return _items(rows, ImageFolder(roots), name, by_name(known), _are_shares(place)), len(rows)
+    listed = FileNames(found[0] for found in rows if not isinstance(found, Drop))
+    return _items(rows, listed, ImageFolder(roots), name, by_name(known), _are_shares(place)), len(rows)
 
 
 def _are_shares(place: Place) -> bool:
@@ -207,7 +208,7 @@ def _are_shares(place: Place) -> bool:
 
 
 def _items(
-    rows: ByImage, folder: ImageFolder, source: str, ids: dict[str, int], shares: bool
+    rows: ByImage, listed: FileNames, folder: ImageFolder, source: str, ids: dict[str, int], shares: bool
 ) -> Iterator[RawItem | Drop]:
     numbers = itertools.count(1)
     one = next(iter(ids)) if rows.rows.text is None and rows.rows.kind == "table" and len(ids) == 1 else None
@@ -216,9 +217,7 @@ def _items(
             yield found
             continue
         name, entries, _, _ = found
-        image_id = (
-            f"{source}_{Path(name.replace(chr(92), '/')).with_suffix('').as_posix() if is_image(name) else name}"
-        )
+        image_id = listed.image_id(source, name)
         boxes: list[dict[str, Any]] = []
         drops: list[Drop] = []
         for label, box, _, detail in entries:
@@ -233,7 +232,7 @@ def _items(
                 boxes.append({"box": _share(box) if shares else box, "category": ids[label], "id": next(numbers)})
         size = next((size for _, _, size, _ in entries if size), None)
         record = {"image_id": image_id, "source": source, "boxes": boxes}
-        yield RawItem(record, (folder.find(name),), size, tuple(drops), fractions=shares)
+        yield RawItem(record, (listed.find(folder, name),), size, tuple(drops), fractions=shares)
 
 
 def _share(box: list[float]) -> list[float]:

@@ -8,13 +8,11 @@ another form) is one clear error.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem
 from fiber.data.convert.json_stream import Grouped, iter_array
 from fiber.data.convert.masks import mask_box
@@ -54,27 +52,11 @@ def identity(value: Any) -> str:
     return str(value)
 
 
-class FileNames:
-    """What the names of all images tell together: which repeat. Made by one pass over `images`."""
-
-    def __init__(self, path: Path) -> None:
-        self.stems: Counter[str] = Counter()
-        self.bases: Counter[str] = Counter()
-        for image in iter_array(path, "images"):
-            with suppress(KeyError, TypeError):
-                base = file_name(image).rpartition("/")[2]
-                self.bases[base] += 1
-                self.stems[Path(base).stem] += 1
-
-    def image_id(self, set_name: str, image: Entry) -> str:
-        """SET_STEM; where several images have that stem, SET_ and the whole name in the file."""
-        name = file_name(image)
-        stem = Path(name.rpartition("/")[2]).stem
-        return f"{set_name}_{stem if self.stems[stem] < 2 else name}"
-
-    def find(self, folder: ImageFolder, image: Entry) -> RawImage:
-        """The image's file."""
-        return folder.find(str(image["file_name"]), self.bases[file_name(image).rpartition("/")[2]] < 2)
+def file_names(path: Path) -> Iterator[str]:
+    """The names of all images of a file; entries without one are passed over."""
+    for image in iter_array(path, "images"):
+        with suppress(KeyError, TypeError):
+            yield file_name(image)
 
 
 def file_name(image: Entry) -> str:

@@ -77,6 +77,27 @@ class ImageFolder:
         return None
 
 
+class FileNames:
+    """What the names of all images of a set tell together: which repeat. 8 bytes a name."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        stems, bases = array("Q"), array("Q")
+        for name in names:
+            base = _base(name)
+            bases.append(_hash(base))
+            stems.append(_hash(_bare(base)))
+        self._stems, self._bases = _repeated(stems), _repeated(bases)
+
+    def image_id(self, set_name: str, name: str) -> str:
+        """SET_STEM; where several images have that stem, SET_ and the whole name."""
+        stem = _bare(_base(name))
+        return f"{set_name}_{name.replace(chr(92), '/') if _hash(stem) in self._stems else stem}"
+
+    def find(self, folder: ImageFolder, name: str) -> RawImage:
+        """The image's file."""
+        return folder.find(name, _hash(_base(name)) not in self._bases)
+
+
 class _Listing:
     """The images below some roots, each once, by stem: 17 bytes per file, and its path, whatever their number."""
 
@@ -122,6 +143,21 @@ def _images_below(root: str) -> Iterator[str]:
 
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
+
+
+def _base(name: str) -> str:
+    return name.replace("\\", "/").rpartition("/")[2]
+
+
+def _bare(base: str) -> str:
+    """Without an image's extension."""
+    return os.path.splitext(base)[0] if is_image(base) else base
+
+
+def _repeated(hashes: array) -> frozenset[int]:
+    """Those that come more than once."""
+    found, counts = np.unique(np.frombuffer(hashes, np.uint64) if len(hashes) else [], return_counts=True)
+    return frozenset(map(int, found[counts > 1]))
 
 
 def _common(wanted: Sequence[str], found: Sequence[str]) -> int:

@@ -17,7 +17,7 @@ import yaml
 
 from fiber.data.convert import coco_format
 from fiber.data.convert.boxes_coco import own_classes
-from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.image_folder import FileNames, ImageFolder
 from fiber.data.convert.items import ConversionError, RawDataset, Request, existing
 from fiber.data.convert.json_stream import count_array
 from fiber.data.records import clean_text
@@ -40,13 +40,13 @@ def read(request: Request) -> RawDataset:
     section = {} if request.config is None else load_config(request.config)
     prompts = request.variant == "prompts" and bool(section.get("CAPTION_PROMPT"))
     classes = named(classes, section, prompts)
-    listed, folder = coco_format.FileNames(annotations), ImageFolder(images)
+    listed, folder = FileNames(coco_format.file_names(annotations)), ImageFolder(images)
     items = coco_format.items(
         annotations,
         name,
         {entry["id"] for entry in classes},
-        lambda image: listed.image_id(name, image),
-        lambda image: listed.find(folder, image),
+        lambda image: listed.image_id(name, coco_format.file_name(image)),
+        lambda image: listed.find(folder, coco_format.file_name(image)),
     )
     provenance = {
         "converter": "odinw",
