@@ -2,36 +2,41 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+FOR_DEMO := $(VENV)/.installed
+FOR_TESTS := $(VENV)/.installed-with-tests
+# The smaller environment is enough for the demo; where the larger one is there, it is that.
+READY := $(or $(wildcard $(FOR_TESTS)),$(FOR_DEMO))
 JOBS ?= 2
 
 .PHONY: demo test lint format clean
 
-demo: $(STAMP)
+demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash launch/demo.sh
 
 # Test files side by side, JOBS at a time; those that launch several ranks one after the other (tests/conftest.py).
-test: $(STAMP)
+test: $(FOR_TESTS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --no-loadscope-reorder
 
-lint: $(STAMP)
+lint: $(FOR_TESTS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 
-format: $(STAMP)
+format: $(FOR_TESTS)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # Re-installed when the packaging changes; otherwise the environment is current.
-$(STAMP): setup.py pyproject.toml constraints.txt
+$(FOR_DEMO): EXTRAS := train
+$(FOR_TESTS): EXTRAS := train,test,lint
+$(FOR_DEMO) $(FOR_TESTS): setup.py pyproject.toml constraints.txt
 	@echo "installing into $(VENV) (torch and friends: a few minutes on first use)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# The tested versions; where this Python or this index lacks one of them, the newest that setup.py allows. Modules
 	@# are compiled when they are first imported: all 17,000 of them would take half a minute, most are never used.
-	$(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt -e ".[train,test,lint]" \
-	  || $(BIN)/python -m pip install --quiet --progress-bar off --no-compile -e ".[train,test,lint]"
-	@touch $(STAMP)
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-compile -c constraints.txt -e ".[$(EXTRAS)]" \
+	  || $(BIN)/python -m pip install --quiet --progress-bar off --no-compile -e ".[$(EXTRAS)]"
+	@touch $@
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info
