@@ -103,7 +103,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     for depth, part in enumerate(parts):
         position: str | int = part
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not part.isdecimal() or int(part) >= len(node):
                 raise ConfigError(f"{key}: {'.'.join(parts[:depth])} has {len(node)} entries, no index {part!r}")
             position = int(part)
         elif not isinstance(node, dict):

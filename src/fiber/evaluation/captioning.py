@@ -107,7 +107,7 @@ def _row(batch: dict[str, Any], number: int, text: str) -> Row:
 def server_id(image_id: str) -> int | str:
     """How the servers of COCO and NoCaps know an image: the number of coco_N and nocaps_N; other ids as they are."""
     source, _, number = image_id.rpartition("_")
-    return int(number) if source in ("coco", "nocaps") and number.isdigit() else image_id
+    return int(number) if source in ("coco", "nocaps") and number.isdecimal() else image_id
 
 
 def _examples(rows: Sequence[Row], samples: np.ndarray) -> list[Example]:

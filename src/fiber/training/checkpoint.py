@@ -94,7 +94,7 @@ class Checkpoints:
     def _steps(self) -> list[int]:
         """Steps of the checkpoint folders, whole or not, ascending as numbers: names are as long as they need be."""
         names = (path.name.removeprefix("step_") for path in self.folder.glob("step_*"))
-        return sorted(int(name) for name in names if name.isdigit())
+        return sorted(int(name) for name in names if name.isdecimal())
 
     def _prune(self, step: int, best: int | None) -> None:
         """Remove all but the `keep` newest whole checkpoints up to `step`, the one just saved, and the best."""

@@ -166,7 +166,7 @@ def _shorten(names: Sequence[str]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name in names:
         parts = name.split(".")[:-1]
-        numbers = [i for i, part in enumerate(parts) if part.isdigit()]
+        numbers = [i for i, part in enumerate(parts) if part.isdecimal()]
         module = name if ": " in name else ".".join(parts[: numbers[-1] + 1] if numbers else parts)
         groups.setdefault(module, []).append(name)
     return [group[0] if len(group) == 1 else f"{module}.* ({len(group)})" for module, group in groups.items()]

@@ -218,7 +218,7 @@ def _choose(given: int | None, hyper: int | None, default: tuple[int, str]) -> t
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:
     """Number of consecutive indices i with names `prefix` + "i."."""
     indices = {name[len(prefix) :].split(".")[0] for name in state if name.startswith(prefix)}
-    count = len([entry for entry in indices if entry.isdigit()])
+    count = len([entry for entry in indices if entry.isdecimal()])
     if {str(i) for i in range(count)} - indices:
         raise WeightsError(f"{prefix}*: indices {sorted(indices)} are not consecutive; the file is incomplete")
     return count

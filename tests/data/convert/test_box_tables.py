@@ -145,6 +145,29 @@ def test_what_is_wrong_in_a_table_is_counted(tmp_path):
     )
 
 
+def test_what_is_wrong_in_lines_of_objects_is_counted(tmp_path):
+    folder = tmp_path / "set"
+    images(folder, "ac")
+    good = {"bbox": [8, 6, 32, 24], "category": "Åcup"}  # its second byte alone would be the end of a line
+    lines = [
+        {
+            "file_name": "a.jpg",
+            "width": "²",
+            "objects": [good, {"bbox": "1234", "category": "Åcup"}, {"bbox": [1, 1, 5, 5]}],
+        },
+        {"file_name": "c.jpg", "objects": {"bbox": [[1, 1, 8, 8], [2, 2]], "categories": ["Åcup"]}},
+        {"file_name": 3, "objects": []},
+        {"file_name": "gone.jpg", "objects": None},
+    ]
+    put(folder / "metadata.jsonl", "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n{broken\n")
+    found = run(folder, tmp_path / "out")
+    assert found == {"train": {"set_a": [("Åcup", [8, 6, 40, 30])], "set_c": [("Åcup", [1, 1, 9, 9])]}}
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "out/train/drops.jsonl").read_text().splitlines()]
+    assert sorted(reasons) == sorted(
+        ["box malformed", "box malformed", "unknown category", "entry malformed", "entry malformed", "line malformed"]
+    )
+
+
 def test_numbers_for_classes_are_warned_of(tmp_path, capsys):
     images(tmp_path / "set/train")
     lines = hugging_face("abc", lists=True).replace('"cup"', "0").replace('"red block"', "10")

@@ -145,7 +145,7 @@ def _items(
 
 def _size(image: Element) -> tuple[int, int] | None:
     sides = image.get("width", ""), image.get("height", "")
-    return (int(sides[0]), int(sides[1])) if all(side.isdigit() and int(side) for side in sides) else None
+    return (int(sides[0]), int(sides[1])) if all(side.isdecimal() and int(side) for side in sides) else None
 
 
 def _box(shape: Element) -> list[float] | None:

@@ -56,7 +56,7 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
     names: dict[int, str] = {}
     for path in files_of(request.raw, "*label*.json"):
         content = json_stream.load(path)
-        if isinstance(content, dict) and all(key.isdigit() and isinstance(content[key], str) for key in content):
+        if isinstance(content, dict) and all(key.isdecimal() and isinstance(content[key], str) for key in content):
             names |= {int(key): name for key, name in content.items()}
     for line in (line for place in found.values() for _, line in _lines(place)):
         for entry in _instances(line):

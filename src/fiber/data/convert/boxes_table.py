@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +55,9 @@ class BoxRows(RowFile):
         if len(value) != self.width:
             return Drop("row malformed", where, f"{len(value)} columns: {value!r:.100}")
         size = (
-            size_of(*(int(value[side]) if value[side].isdigit() else 0 for side in self.size)) if self.size else None
+            size_of(*(int(value[side]) if value[side].isdecimal() else 0 for side in self.size))
+            if self.size
+            else None
         )
         cells = [value[column].strip() for column in self.box]
         label = self.label if self.text is None else value[self.text].strip()
@@ -77,10 +78,10 @@ class BoxRows(RowFile):
             objects = [entry for entry in objects if isinstance(entry, dict)] if isinstance(objects, list) else []
             pairs = [(_first(entry, _CLASSES), _first(entry, _BOX)) for entry in objects]
         size = size_of(value.get("width"), value.get("height"))
-        rows = [
-            ("" if label is None else str(label).strip(), corners(box, True), size, f"{where}: {box!r} {label!r}")
-            for label, box in pairs
-        ]
+        rows = []
+        for label, value in pairs:
+            box = corners(value, True) if isinstance(value, list) else None
+            rows.append(("" if label is None else str(label).strip(), box, size, f"{where}: {value!r} {label!r}"))
         return name, rows or [("", None, size, "")]
 
 
@@ -132,11 +133,10 @@ def _divided(rows: BoxRows, split: str | None) -> dict[str, Place]:
 
 def recognised(path: Path) -> BoxRows | None:
     """How the boxes of a file are read; None where it has none."""
-    head = head_of(path)
     if path.suffix.lower() == ".jsonl":
-        first = next((line for line in head.splitlines() if line.strip()), "")
+        first = head_of(path).lstrip("\xef\xbb\xbf \r\n").partition("\n")[0]
         is_ours = '"objects"' in first and any(f'"{name}"' in first for name in NAMES)
-        return BoxRows(path, "lines", None, None, split=SPLIT if _has(path, SPLIT) else None) if is_ours else None
+        return BoxRows(path, "lines", None, None, split=SPLIT) if is_ours else None
     with open_text(path) as file:
         first = file.readline(1 << 20).rstrip("\r\n")
     for separator in SEPARATORS.get(path.suffix.lower(), ""):
@@ -144,18 +144,6 @@ def recognised(path: Path) -> BoxRows | None:
         if rows := _columns(path, cells, separator):
             return rows
     return None
-
-
-def _has(path: Path, key: str) -> bool:
-    with open_text(path) as lines:
-        try:
-            return any(
-                key in entry
-                for line in itertools.islice(lines, 100)
-                if isinstance(entry := json.loads(line or "0"), dict)
-            )
-        except (ValueError, RecursionError):
-            return False
 
 
 def _columns(path: Path, cells: list[str], separator: str) -> BoxRows | None:

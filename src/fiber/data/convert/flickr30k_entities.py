@@ -92,7 +92,7 @@ def _unrelated(root: Path) -> set[tuple[str, int]]:
         return set()
     with open_text(path) as lines:
         rows = [line.split() for line in lines]
-    return {(row[0], int(row[1])) for row in rows if len(row) >= 2 and row[1].isdigit()}
+    return {(row[0], int(row[1])) for row in rows if len(row) >= 2 and row[1].isdecimal()}
 
 
 def _item(root: Path, name: str, request: Request, unrelated: set[tuple[str, int]]) -> RawItem | Drop:

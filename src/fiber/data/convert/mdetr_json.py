@@ -74,7 +74,7 @@ def _image(file_name: str, origin: str, about: dict, request: Request) -> tuple[
         return f"coco_{number}", coco_folder.coco_image(request, number, file_name.split("_")[1])
     if origin == "flickr":
         return f"flickr_{stem}", flickr_image(request, file_name)
-    identity = about[int(stem)][2] if stem.isdigit() and int(stem) in about else f"vg_{stem}"
+    identity = about[int(stem)][2] if stem.isdecimal() and int(stem) in about else f"vg_{stem}"
     roots = [request.images] if request.images else [request.raw / folder for folder in VG_FOLDERS]
     return identity, image_in(roots, file_name)
 

@@ -188,7 +188,7 @@ def table(path: Path, image: str | None, text: str | None) -> RowFile:
     header: list[str] = []
     for separator in SEPARATORS.get(path.suffix.lower(), ",\t"):
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
-        if image is not None and text is not None and image.isdigit() and text.isdigit():
+        if image is not None and text is not None and image.isdecimal() and text.isdecimal():
             if max(int(image), int(text)) < len(cells):
                 return RowFile(path, "table", int(image), int(text), separator, len(cells))
             continue

@@ -71,7 +71,7 @@ def _rows(rows: Iterator[str], folder: Path, source: str) -> Iterator[RawItem]:
 
 def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
     """A row that was not fetched has a .json with its status and no image."""
-    for shard in (path for path in subfolders(folder) if path.name.isdigit()):
+    for shard in (path for path in subfolders(folder) if path.name.isdecimal()):
         names = {name for name in os.listdir(shard) if not name.startswith(".")}
         for stem in sorted({Path(name).stem for name in names}):
             about: dict[str, Any] = {}
