@@ -43,7 +43,7 @@ def places(request: Request) -> dict[str, ImagesOfFile]:
         path = existing([request.annotations, raw / request.annotations], "the annotations")
         return _divided(path) if _is_cvat(path) else {}
     folders = [raw, raw / "annotations", *(folder for folder in subfolders(raw) if split_of(folder.name))]
-    found = [path for folder in folders for path in files_of(folder, "*.xml") if _is_cvat(path)]
+    found = [path for folder in folders for path in _files_in(folder)]
     if len(found) == 1 and not _own_split(found[0], raw):
         return _divided(found[0])
     split: dict[str, ImagesOfFile] = {}
@@ -53,6 +53,17 @@ def places(request: Request) -> dict[str, ImagesOfFile]:
             raise ConversionError(f"{path}: {split[name].path} is {name} already; name one by --annotations")
         split[name] = ImagesOfFile(path)
     return split
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """CVAT's. A folder of one file per image (VOC's) is left after the first."""
+    found = []
+    for path in files_of(folder, "*.xml"):
+        if _is_cvat(path):
+            found.append(path)
+        elif "<annotation>" in head_of(path):
+            return []
+    return found
 
 
 def _own_split(path: Path, raw: Path) -> str | None:
