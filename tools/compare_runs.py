@@ -37,7 +37,7 @@ def read_curve(runs: Sequence[Path], metric: str) -> Curve:
 
 
 def table(groups: dict[str, list[Path]], metrics: Sequence[str]) -> str:
-    """Markdown: a row an evaluation, a column a metric and group, in percent: mean (least-greatest)."""
+    """Markdown: one row per evaluation, one column per metric and group, in percent: mean (least-greatest)."""
     curves = {(m, label): read_curve(runs, m) for m in metrics for label, runs in groups.items()}
     steps = sorted({int(step) for places, _ in curves.values() for step in places})
     lines = [

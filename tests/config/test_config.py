@@ -69,6 +69,12 @@ def test_resolved_configuration_round_trips(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "resolved.yaml").read_text())["train"]["zero_stage"] == 1
 
 
+@pytest.mark.parametrize("index", ["1", "-1", "²", "x"])
+def test_an_index_that_is_none_is_said(tmp_path: Path, index: str) -> None:
+    with pytest.raises(ConfigError, match=f"data.train has 1 entries, no index '{index}'"):
+        load(tmp_path, MINIMAL, "data.train=[{path: a}]", f"data.train.{index}.path=b")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -141,6 +141,7 @@ def test_the_checkpoint_just_saved_stays_whatever_lies_beside_it(tmp_path: Path)
         "step_000001",
     ]
     (folder / "step_000007").mkdir()  # not whole
+    (folder / "step_²").mkdir()  # no number
     checkpoints.save(2, engine, optimizer, None, {})
     assert checkpoints.latest() == folder / "step_000002"
     assert not (folder / "step_000001").exists()

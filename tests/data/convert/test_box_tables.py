@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 from raw_common import put, write_image
-from test_own_boxes import BOXES, NAMES, H, W, expected, run
+from test_own_boxes import BOXES, NAMES, H, W, coco, expected, run, voc
 
 from fiber.cli.main import main
 from fiber.data.convert.boxes_table import recognised
@@ -23,7 +23,7 @@ def cells(box):
     return ",".join(map(str, box))
 
 
-def tensorflow(names, class_first=True):
+def tensorflow(names):
     rows = [f"{image}.jpg,{W},{H},{NAMES[c]},{cells(box)}\n" for image in names for c, box in BOXES[image]]
     empty = [f"{image}.jpg,{W},{H},,,,,\n" for image in names if not BOXES[image]]
     return "filename,width,height,class,xmin,ymin,xmax,ymax\n" + "".join([*rows, *empty])
@@ -317,3 +317,50 @@ def test_real_publishedare_the_same_records_in_every_form(form, tmp_path, shared
               for r in map(voc.record, range(len(voc)))}  # fmt: skip
     assert sum(map(len, expect.values())) == 2804
     assert run(folder, tmp_path / "out", "--no-decode-check") == {"train": expect}
+
+
+@pytest.mark.parametrize("size", ["64.0", "1e999", "nan", "", "six", "9" * 5000, "²", "-64"])
+@pytest.mark.parametrize("form", ["table", "cvat", "voc"])
+def test_a_size_that_is_no_whole_number_stops_nothing(form, size, tmp_path):
+    """Boxes count without the size that a file gives; the image has its own."""
+    folder = tmp_path / "set"
+    images(folder, "a")
+    if form == "table":
+        put(folder / "boxes.csv", tensorflow("a").replace(f"{W},{H},", f"{size},{H},"))
+    elif form == "cvat":
+        put(folder / "annotations.xml", cvat("a").replace(f'width="{W}"', f'width="{size}"'))
+    else:
+        put(folder / "a.xml", voc(BOXES["a"], "a.jpg").replace(f"<width>{W}<", f"<width>{size}<"))
+    assert run(folder, tmp_path / "out") == {"train": expected("set", "a")}
+
+
+@pytest.mark.parametrize("kind", ["boxes", "pairs"])
+def test_lines_that_end_as_on_an_old_mac_are_said(kind, tmp_path, capsys):
+    images(tmp_path / "set", "a")
+    text = tensorflow("a") if kind == "boxes" else "image,caption\na.jpg,a cup\n"
+    put(tmp_path / "set/table.csv", text.replace("\n", "\r"))
+    raw = tmp_path / "set" if kind == "boxes" else tmp_path / "set/table.csv"
+    assert main(["shards", kind, str(raw), "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert "table.csv: its lines end as on an old Mac (CR alone): save it with LF or CR LF" in error
+    assert "Traceback" not in error
+
+
+def test_classes_that_are_numbers_are_in_their_order(tmp_path):
+    images(tmp_path / "set", "a")
+    names = ["10", "9", "007", "1" * 5000]
+    rows = [f"a.jpg,{name},1,1,9,{10 + number}\n" for number, name in enumerate(names)]
+    put(tmp_path / "set/boxes.csv", "filename,class,xmin,ymin,xmax,ymax\n" + "".join(rows))
+    run(tmp_path / "set", tmp_path / "out")
+    assert [entry["name"] for entry in ShardSet(tmp_path / "out/train").categories] == ["007", "9", "10", "1" * 5000]
+
+
+@pytest.mark.parametrize("name", ["BOXES.CSV", "boxes.ndjson", "ANNOTATIONS.XML", "INSTANCES.JSON"])
+def test_names_of_files_as_other_systems_write_them(name, tmp_path):
+    images(tmp_path / "set")
+    if name == "INSTANCES.JSON":
+        (coco(tmp_path / "set") / "annotations.json").rename(tmp_path / "set" / name)
+    else:
+        written = {"CSV": tensorflow, "ndjson": lambda names: hugging_face(names, lists=True), "XML": cvat}
+        put(tmp_path / "set" / name, written[name.partition(".")[2]]("abc"))
+    assert run(tmp_path / "set", tmp_path / "out") == {"train": expected("set")}

@@ -1,11 +1,13 @@
 """From item to sample: boxes and spans by hand, every reason to drop."""
 
 import math
+import re
 
 import pytest
 import raw
 
-from fiber.data.convert.items import Drop, RawDataset, RawImage, RawItem
+from fiber.data.convert.engine import ConversionOptions, convert
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem
 from fiber.data.convert.packing import Packing, _move_spans, _same_shape, pack
 from fiber.data.records import clean_text, validate_record
 from fiber.data.remote import SHARD_NAME
@@ -155,3 +157,22 @@ def test_a_folder_with_any_name_gives_shards_that_can_be_opened():
     dataset = RawDataset("my photos (2024)", "train", "CC0", {}, [])
     assert SHARD_NAME.fullmatch(f"{dataset.name}-000000.tar")
     assert dataset.name == "my_photos_2024_"
+
+
+@pytest.mark.parametrize(
+    ("provenance", "named"),
+    [
+        ({"file": "a.json"}, "a.json"),
+        ({"files": ["a.json", "b.json"]}, "a.json, b.json"),
+        ({"files": "Annotations/*.xml"}, "Annotations/*.xml"),
+        ({}, "mine"),
+    ],
+)
+def test_files_that_are_not_what_they_should_be_are_named(provenance, named, tmp_path):
+    def items():
+        yield Drop("no caption", "7", "")
+        raise ValueError("x")
+
+    source = RawDataset("mine", "train", "CC0", provenance, items())
+    with pytest.raises(ConversionError, match=re.escape(f"{named}: what follows 7 is not in the format of mine: x")):
+        convert(source, ConversionOptions(tmp_path / "out"))

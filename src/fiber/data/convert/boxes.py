@@ -6,7 +6,7 @@ YOLO      SRC/data.yaml, SRC/images/train/*.jpg, SRC/labels/train/*.txt; SRC/tra
 labelme   a JSON file with the name of the image beside each image
 ODVG      JSON lines {"filename", "detection" or "grounding"}
 CVAT      the XML of "CVAT for images": one file, <annotations> with <image> and <box>
-table     a CSV with a box a row, or JSON lines {"file_name", "objects": {"bbox", "categories"}} (Hugging Face)
+table     a CSV with one box per row, or JSON lines {"file_name", "objects": {"bbox", "categories"}} (Hugging Face)
 
 Splits are called train, val and test by the names of files and folders; a set without them is train. An image of a
 listed split without labels has no objects; one that an annotation file does not list is not in the set.

@@ -25,6 +25,14 @@ def head_of(path: Path) -> str:
         return file.read(_HEAD).decode("latin-1")
 
 
+def whole_number(text: str) -> int | None:
+    """Of a number in a text, without what follows its point; None of what is none."""
+    try:
+        return int(float(text))
+    except (ValueError, OverflowError):
+        return None
+
+
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
     """(width, height) where a file gives whole numbers above 0."""
     return (width, height) if type(width) is int and type(height) is int and min(width, height) > 0 else None
@@ -105,10 +113,8 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     split = split_of(place.stem, place.parent.name) or "train"
     near = [place.parent, place.parent / "images"] if place.parent.name != "annotations" else []
     roots = [request.images] if request.images else [*near, *folders_of(request.raw).get(split, ()), request.raw]
-    listed, folder = (
-        FileNames(coco_format.file_names(place)),
-        ImageFolder([*roots, *(root / "images" for root in roots)]),
-    )
+    listed = FileNames(coco_format.file_names(place))
+    folder = ImageFolder([*roots, *(root / "images" for root in roots)])
     found = coco_format.items(
         place,
         name,

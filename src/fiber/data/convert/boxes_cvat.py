@@ -12,14 +12,14 @@ from typing import Any
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
-from fiber.data.convert.boxes_coco import head_of
+from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder, plain
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
 
 NAMED = True
-_POINTS = ("polygon", "polyline", "points", "ellipse", "mask", "cuboid", "skeleton")
+_SHAPES = ("box", "polygon", "polyline", "points", "ellipse", "mask", "cuboid", "skeleton")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def classes(request: Request, found: dict[str, ImagesOfFile]) -> Classes:
 
 
 def _label(shape: Element) -> str:
-    return shape.get("label", "").strip() if shape.tag == "box" or shape.tag in _POINTS else ""
+    return shape.get("label", "").strip() if shape.tag in _SHAPES else ""
 
 
 def items(request: Request, place: ImagesOfFile, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
@@ -150,13 +150,9 @@ def _items(
                 drops.append(Drop("unknown category", image_id, detail))
             else:
                 boxes.append({"box": box, "category": ids[label], "id": next(numbers)})
+        size = size_of(*(whole_number(image.get(side, "")) for side in ("width", "height")))
         record = {"image_id": image_id, "source": source, "boxes": boxes}
-        yield RawItem(record, (listed.find(folder, name),), _size(image), tuple(drops))
-
-
-def _size(image: Element) -> tuple[int, int] | None:
-    sides = image.get("width", ""), image.get("height", "")
-    return (int(sides[0]), int(sides[1])) if all(side.isdecimal() and int(side) for side in sides) else None
+        yield RawItem(record, (listed.find(folder, name),), size, tuple(drops))
 
 
 def _box(shape: Element) -> list[float] | None:

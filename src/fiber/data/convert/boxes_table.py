@@ -1,5 +1,5 @@
-"""One's own boxes in tables, a box a row (TensorFlow's and Roboflow's CSV, OpenImages, Kaggle's `bbox`, six columns
-without a header), and in JSON lines, an image a row, with `objects` (Hugging Face's image folders)."""
+"""One's own boxes in tables, one box per row (TensorFlow's and Roboflow's CSV, OpenImages, Kaggle's `bbox`, six
+columns without a header), and in JSON lines, one image per row, with `objects` (Hugging Face's image folders)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.boxes_coco import head_of, size_of
+from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
-from fiber.data.convert.json_stream import open_text
+from fiber.data.convert.json_stream import first_line
 from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, ByImage, Row, RowFile
 from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
 
@@ -29,13 +29,14 @@ _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max
 _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "width", "height"),
           ("bbox_x", "bbox_y", "bbox_width", "bbox_height"))  # fmt: skip
 _BOX = ("bbox", "box")
-_ENDS = ("*.csv", "*.tsv", "*.jsonl")
+ONE_CLASS = "object"
+_ENDS = ("*.csv", "*.tsv", "*.jsonl", "*.ndjson")
 _WITHIN = 1.01  # boxes of a file that has none beyond are shares of the image's sides
 
 
 @dataclass(frozen=True)
 class BoxRows(RowFile):
-    """A file of boxes. text: column (or key) of the class, None where there is but one, called as `label` says.
+    """A file of boxes. text: column (or key) of the class, None where there is but one, ONE_CLASS.
 
     box: the four columns of a box, or one that has all of them. sides: the last two are its width and height, else
     its other corner. size: the columns of the image's width and height.
@@ -44,7 +45,6 @@ class BoxRows(RowFile):
     box: tuple[int, ...] = ()
     sides: bool = False
     size: tuple[int, int] | None = None
-    label: str = ""
 
     def _row(self, value: Any, where: str) -> Row | Drop:
         """(name of the image, [(class, corners or None, size, what the row has)]); without a box it has nothing."""
@@ -54,13 +54,9 @@ class BoxRows(RowFile):
             return self._objects(value, where)
         if len(value) != self.width:
             return Drop("row malformed", where, f"{len(value)} columns: {value!r:.100}")
-        size = (
-            size_of(*(int(value[side]) if value[side].isdecimal() else 0 for side in self.size))
-            if self.size
-            else None
-        )
+        size = size_of(*(whole_number(value[side]) for side in self.size)) if self.size else None
         cells = [value[column].strip() for column in self.box]
-        label = self.label if self.text is None else value[self.text].strip()
+        label = ONE_CLASS if self.text is None else value[self.text].strip()
         if not any(cells):
             return value[self.image], [("", None, size, "")]
         if len(cells) == 1:
@@ -133,12 +129,11 @@ def _divided(rows: BoxRows, split: str | None) -> dict[str, Place]:
 
 def recognised(path: Path) -> BoxRows | None:
     """How the boxes of a file are read; None where it has none."""
-    if path.suffix.lower() == ".jsonl":
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
         first = head_of(path).lstrip("\xef\xbb\xbf \r\n").partition("\n")[0]
         is_ours = '"objects"' in first and any(f'"{name}"' in first for name in NAMES)
         return BoxRows(path, "lines", None, None, split=SPLIT) if is_ours else None
-    with open_text(path) as file:
-        first = file.readline(1 << 20).rstrip("\r\n")
+    first = first_line(path)
     for separator in SEPARATORS.get(path.suffix.lower(), ""):
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]
         if rows := _columns(path, cells, separator):
@@ -160,22 +155,24 @@ def _columns(path: Path, cells: list[str], separator: str) -> BoxRows | None:
     size = (header.index("width"), header.index("height")) if {"width", "height"} <= set(header) - set(box) else None
     return BoxRows(
         path, "table", image, label, separator, len(cells), 1, header.index(SPLIT) if SPLIT in header else None,
-        box=tuple(header.index(name) for name in box), sides=sides, size=size, label="object",
+        box=tuple(header.index(name) for name in box), sides=sides, size=size,
     )  # fmt: skip
 
 
 def described(place: Place) -> str:
     """The place, for people."""
     of = f" (split {place.only})" if place.only else ""
-    one = ", no column of classes: all are called object, unless --classes names them" if place.text is None else ""
-    return f"{place.path.name}{of}{one if place.kind == 'table' else ''}"
+    one = f", no column of classes: all are called {ONE_CLASS}, unless --classes names them"
+    return f"{place.path.name}{of}{one if place.text is None and place.kind == 'table' else ''}"
 
 
 def classes(request: Request, found: dict[str, Place]) -> Classes:
     """All names in the rows of all splits: numbers in their order, others in alphabetical order."""
     names = {label for place in found.values() for row, _, _ in place.places() if not isinstance(row, Drop)
              for label, box, _, _ in row[1] if label and box}  # fmt: skip
-    order = sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+    order = sorted(names)
+    if all(name.isdecimal() for name in names):
+        order.sort(key=lambda name: (len(name.lstrip("0")), name.lstrip("0")))
     return [{"id": i, "name": name} for i, name in enumerate(order, 1)]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from fiber.data.convert.boxes_coco import size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
@@ -88,7 +89,7 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
     if not names and problem:
         raise ConversionError(f"{problem}; no XML file here can be read (not UTF-8, perhaps: save them as UTF-8)")
     if not names:
-        raise ConversionError(f"{request.raw}: no XML file here has an <object>, as VOC's have, one file an image")
+        raise ConversionError(f"{request.raw}: no XML file here has an <object>, as VOC's have, one file per image")
     return [{"id": i, "name": name} for i, name in enumerate(sorted(name for name in names if name), 1)]
 
 
@@ -133,22 +134,15 @@ def _items(place: Place, source: str, ids: dict[str, int]) -> Iterator[RawItem |
         for entry in root.iter("object"):
             _add_box(entry, ids, image_id, boxes, drops, numbers)
         image = _image(folder, path, root.findtext("filename", "").strip())
+        size = size_of(*(whole_number(root.findtext(f"size/{side}", "")) for side in ("width", "height")))
         record = {"image_id": image_id, "source": source, "boxes": boxes}
-        yield RawItem(record, (image,), _size(root), tuple(drops))
+        yield RawItem(record, (image,), size, tuple(drops))
 
 
 def _image(folder: ImageFolder, path: str, named: str) -> RawImage:
     """The image of the XML file's own name; else what the file calls it, which tools leave as it once was."""
     image = folder.find(Path(path).stem)
     return image if os.path.isfile(image.paths[0]) or not named else folder.find(named)
-
-
-def _size(root: ElementTree.Element) -> tuple[int, int] | None:
-    try:
-        width, height = (int(float(root.findtext(f"size/{side}", ""))) for side in ("width", "height"))
-    except ValueError:
-        return None
-    return (width, height) if width > 0 and height > 0 else None
 
 
 def _add_box(

@@ -86,7 +86,8 @@ def _guarded(source: RawDataset) -> Iterator[RawItem | Made | Drop]:
             yield item
             last = item.subject if isinstance(item, Drop) else item.image_id
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, RecursionError, OverflowError) as error:
-        files = source.provenance.get("file") or ", ".join(source.provenance.get("files", ())) or source.name
+        read = source.provenance.get("file") or source.provenance.get("files") or source.name  # one, or several
+        files = read if isinstance(read, str) else ", ".join(read)
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ConversionError(
             f"{files}: what follows {last} is not in the format of {source.name}: {what}"

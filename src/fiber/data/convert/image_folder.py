@@ -78,7 +78,7 @@ class ImageFolder:
 
 
 class FileNames:
-    """What the names of all images of a set tell together: which repeat. 8 bytes a name."""
+    """What the names of all images of a set tell together: which repeat. 8 bytes per name."""
 
     def __init__(self, names: Iterable[str]) -> None:
         stems, bases = array("Q"), array("Q")

@@ -65,6 +65,15 @@ def _scan_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
             offset += len(line)
 
 
+def first_line(path: Path) -> str:
+    """The first line of a text file (at most 2^20 characters), without its end. Raises ConversionError."""
+    with open_text(path) as file:
+        line = file.readline(1 << 20).rstrip("\r\n")
+    if "\r" in line:
+        raise ConversionError(f"{path}: its lines end as on an old Mac (CR alone): save it with LF or CR LF")
+    return line
+
+
 @contextmanager
 def open_text(path: Path) -> Iterator[TextIO]:
     """A UTF-8 text file, with one clear error if it is absent or turns out to be in another encoding. A byte order

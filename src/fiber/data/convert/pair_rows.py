@@ -27,7 +27,7 @@ import numpy as np
 
 from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop
-from fiber.data.convert.json_stream import NOT_UTF8, iter_places, open_text
+from fiber.data.convert.json_stream import NOT_UTF8, first_line, iter_places
 from fiber.data.convert.pair_images import is_base64
 from fiber.data.convert.splits import split_of
 
@@ -183,8 +183,7 @@ def table(path: Path, image: str | None, text: str | None) -> RowFile:
     """A table with its columns found: those named, or of usual names; numbers name columns of a table without a
     header. Two columns without a header whose first has an image's name are images and texts. Raises
     ConversionError."""
-    with open_text(path) as file:
-        first = file.readline(1 << 20).rstrip("\r\n")
+    first = first_line(path)
     header: list[str] = []
     for separator in SEPARATORS.get(path.suffix.lower(), ",\t"):
         cells = [cell.strip() for cell in next(csv.reader([first], delimiter=separator), [])]

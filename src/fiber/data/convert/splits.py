@@ -69,11 +69,11 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
-    """The files in a folder whose names match a pattern as of glob, sorted; as `subfolders`."""
+    """The files in a folder whose names, in lower case, match a pattern as of glob, sorted; as `subfolders`."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if fnmatchcase(entry.name, pattern))
+        return sorted(folder / entry.name for entry in entries if fnmatchcase(entry.name.lower(), pattern))
 
 
 def folders_of(root: Path) -> dict[str, list[Path]]:
