@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from fiber.fine.deform import deform_conv, operator_deform_conv, sampled_deform_conv
 
 
-def operands(grid: tuple[int, int], stride: int, reach: float) -> list[torch.Tensor]:
-    """x, offset, mask, weight, bias; offsets that leave the map too."""
+def operands(grid: tuple[int, int], stride: int, reach: float, whole: bool = False) -> list[torch.Tensor]:
+    """x, offset, mask, weight, bias; offsets that leave the map too, or whole pixels."""
     draw = torch.Generator().manual_seed(0)
     out = [-(-side // stride) for side in grid]
     made = [
@@ -20,16 +20,21 @@ def operands(grid: tuple[int, int], stride: int, reach: float) -> list[torch.Ten
         torch.randn(6, 4, 3, 3, generator=draw),
         torch.randn(6, generator=draw),
     ]
+    if whole:
+        made[1].round_()
     return [x.requires_grad_() for x in made]
 
 
+@pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize(
-    ("grid", "stride", "reach"), [((7, 9), 1, 1.5), ((8, 12), 2, 4.0), ((1, 1), 1, 0.7), ((5, 3), 2, 30.0)]
+    ("grid", "stride", "reach"),
+    [((7, 9), 1, 1.5), ((8, 12), 2, 4.0), ((1, 1), 1, 0.7), ((5, 3), 2, 30.0), ((9, 7), 1, 0.0)],
 )
-def test_forms_agree_in_values_and_gradients(grid: tuple[int, int], stride: int, reach: float) -> None:
+def test_forms_agree_in_values_and_gradients(grid: tuple[int, int], stride: int, reach: float, whole: bool) -> None:
+    """Whole pixels too, where the derivative has two sides: an untrained head samples nothing else."""
     results = []
     for form in (operator_deform_conv, sampled_deform_conv):
-        inputs = operands(grid, stride, reach)
+        inputs = operands(grid, stride, reach, whole)
         value = form(*inputs, stride)
         weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
         (value * weights).sum().backward()
@@ -77,3 +82,16 @@ def test_half_precision_inputs_give_float32() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = deform_conv(*inputs)
     torch.testing.assert_close(found, deform_conv(*(x.float() for x in inputs)))
+
+
+def test_offsets_that_are_no_numbers_give_outputs_that_are_none() -> None:
+    """A model that diverges is told by its loss, not by an index out of range."""
+    x, offset, mask, weight, bias = (t.detach() for t in operands((7, 9), 1, 1.0))
+    wanted = deform_conv(x, offset, mask, weight, bias)
+    offset[0, 3, 2, 4], offset[1, 0, 0, 0], offset[1, 0, 6, 8] = math.nan, math.inf, -math.inf
+    found = deform_conv(x, offset, mask, weight, bias)
+    assert found[0, :, 2, 4].isnan().all()
+    changed = torch.zeros(2, 7, 9, dtype=torch.bool)
+    changed[0, 2, 4] = changed[1, 0, 0] = changed[1, 6, 8] = True
+    torch.testing.assert_close(found[~changed[:, None].expand_as(found)], wanted[~changed[:, None].expand_as(found)])
+    assert found[1].isfinite().all()

@@ -4,6 +4,7 @@ Shape letters: B images, C and D channels in and out, (H,W) input map, (h,w) out
 """
 
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,7 @@ def deform_conv(x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: T
     -> (B,D,h,w) float32, padding 1; what lies outside the map is 0.
 
     Always float32: torchvision's operator has no bf16 kernel, and offsets in bf16 would be off by pixels. CUDA runs
-    that operator; on CPU its backward is a scalar loop, and sampling written out is 3 to 9 times faster (2 to 4 times
-    with the forward pass). The two differ only in which one-sided derivative they take at whole-pixel offsets.
+    that operator; on CPU what is written out here is 3 to 4 times faster, with the backward pass 7 to 10 times.
     """
     x, offset, mask, weight, bias = (t.float() for t in (x, offset, mask, weight, bias))
     # Tensors without contents, on which costs are counted, know no autocast.
@@ -39,17 +39,51 @@ def operator_deform_conv(
 def sampled_deform_conv(
     x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, stride: int = 1
 ) -> Tensor:
-    """`deform_conv` as bilinear sampling of every tap and one matrix product; all tensors float32."""
-    (height, width), (rows, columns) = x.shape[-2:], offset.shape[-2:]
-    tap = torch.arange(TAPS, device=x.device)[:, None, None]
-    row = stride * torch.arange(rows, device=x.device)[:, None] - 1 + tap // 3  # (9,h,1)
-    column = stride * torch.arange(columns, device=x.device) - 1 + tap % 3  # (9,1,w)
-    # grid_sample wants the position of pixel i as (2i + 1) / side - 1.
-    grid = torch.stack(
-        [(2 * (offset[:, 1::2] + column) + 1) / width - 1, (2 * (offset[:, 0::2] + row) + 1) / height - 1], -1
-    )
-    sampled = F.grid_sample(x, grid.flatten(1, 2), mode="bilinear", padding_mode="zeros", align_corners=False)
-    # In place and with the bias inside the product: these maps are nine times the input, each pass over them costs.
-    taps = sampled.view(x.shape[0], x.shape[1], TAPS, -1).mul_(mask.flatten(2)[:, None]).flatten(1, 2)
-    kernel = weight.flatten(1).expand(x.shape[0], -1, -1)
-    return torch.baddbmm(bias[:, None], kernel, taps).view(x.shape[0], -1, rows, columns)
+    """`deform_conv` as the weighted sum of four cells for every tap, and one matrix product; all tensors float32."""
+    (batch, channels, height, width), (rows, columns) = x.shape, offset.shape[-2:]
+    # Positions in the map with two cells of zeros around it, (B,h,w,9). Those beyond are moved to the outer one.
+    down, across = 1 + torch.arange(TAPS, device=x.device) // 3, 1 + torch.arange(TAPS, device=x.device) % 3
+    steps = offset.view(batch, TAPS, 2, rows, columns).permute(2, 0, 3, 4, 1)
+    row = steps[0] + (stride * torch.arange(rows, device=x.device)[:, None, None] + down)
+    column = steps[1] + (stride * torch.arange(columns, device=x.device)[:, None] + across)
+    row, column = row.clamp(0, height + 2), column.clamp(0, width + 2)
+    # Those of a model that has diverged are no numbers; its outputs then are none either.
+    top, left = (at.detach().floor().nan_to_num() for at in (row, column))
+    right, full = column - left, mask.permute(0, 2, 3, 1)
+    lower = (row - top) * full
+    upper = full - lower
+    shares = torch.stack([upper - upper * right, upper * right, lower - lower * right, lower * right], -1)
+    image = torch.arange(batch, device=x.device)[:, None, None, None] * (height + 4)
+    corner = ((image + top) * (width + 4) + left).int()
+    corners = corner[..., None] + torch.tensor([0, 1, width + 4, width + 5], dtype=torch.int32, device=x.device)
+    cells = F.pad(x.permute(0, 2, 3, 1), (0, 0, 2, 2, 2, 2)).reshape(-1, channels)
+    taps = weighted_rows(cells, corners.reshape(-1, 4), shares.reshape(-1, 4)).view(-1, TAPS * channels)
+    found = torch.addmm(bias, taps, weight.permute(2, 3, 1, 0).reshape(TAPS * channels, -1))
+    return found.view(batch, rows, columns, -1).permute(0, 3, 1, 2).contiguous()
+
+
+def weighted_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
+    """rows (N,C), index (P,K) int32, shares (P,K) -> (P,C), the sum over k of rows[index] x shares."""
+    sums = F.embedding_bag(index, rows.detach(), mode="sum", per_sample_weights=shares)
+    return _IntoRows.apply(sums, rows, index, shares.detach()) if rows.requires_grad else sums
+
+
+class _IntoRows(torch.autograd.Function):
+    """The sums as they are, with their gradient for the rows: each row sums what it was used for, as the forward pass
+    does it. embedding_bag's own backward adds one row after the other, in three times the time."""
+
+    @staticmethod
+    def forward(ctx: Any, sums: Tensor, rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
+        ctx.save_for_backward(index, shares)
+        ctx.rows = len(rows)
+        return sums.view_as(sums)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        index, shares = ctx.saved_tensors
+        used, place = index.flatten().sort()
+        starts = torch.searchsorted(used, torch.arange(ctx.rows, dtype=used.dtype, device=used.device))
+        into = F.embedding_bag(
+            place // index.shape[1], grad, starts, mode="sum", per_sample_weights=shares.flatten()[place]
+        )
+        return grad, into, None, None
