@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fiber.processor import SMALLEST, largest, multiplies_bfloat16, pack, packed
+from fiber.processor import SMALLEST, largest, multiplies_bfloat16, pack, packed, weighted_rows
 
 WIDTH = 512  # WIDTH ** 2 weights are packed, WIDTH * 8 are not
 
@@ -92,3 +92,16 @@ def test_equals_among_the_largest_are_all_different() -> None:
     assert best.tolist() == [[1.0] * 10]
     assert len(set(place[0].tolist())) == 10
     assert all(i % 7 == 0 for i in place[0].tolist())
+
+
+def test_weighted_rows_and_their_gradients() -> None:
+    """Rows that are used often, once and never; numerically, in float64."""
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(7, 3, dtype=torch.float64, generator=draw, requires_grad=True)
+    shares = torch.randn(5, 4, dtype=torch.float64, generator=draw, requires_grad=True)
+    index = torch.randint(0, 6, (5, 4), generator=draw, dtype=torch.int32)
+    index[0] = 2  # four times at once
+    expected = (rows[index.long()] * shares[..., None]).sum(1)
+    torch.testing.assert_close(weighted_rows(rows, index, shares), expected)
+    assert torch.autograd.gradcheck(lambda rows, shares: weighted_rows(rows, index, shares), (rows, shares))
+    assert not weighted_rows(rows.detach(), index, shares.detach()).requires_grad

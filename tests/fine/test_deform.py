@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fiber.fine.deform import deform_conv, operator_deform_conv, sampled_deform_conv
+from fiber.fine.deform import card_deform_conv, deform_conv, sampled_deform_conv
 
 
 def operands(grid: tuple[int, int], stride: int, reach: float, whole: bool = False) -> list[torch.Tensor]:
@@ -33,7 +33,7 @@ def operands(grid: tuple[int, int], stride: int, reach: float, whole: bool = Fal
 def test_forms_agree_in_values_and_gradients(grid: tuple[int, int], stride: int, reach: float, whole: bool) -> None:
     """Whole pixels too, where the derivative has two sides: an untrained head samples nothing else."""
     results = []
-    for form in (operator_deform_conv, sampled_deform_conv):
+    for form in (card_deform_conv, sampled_deform_conv):
         inputs = operands(grid, stride, reach, whole)
         value = form(*inputs, stride)
         weights = torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
@@ -51,7 +51,7 @@ def test_one_output_by_hand() -> None:
         inside = 0 <= row < 6 and 0 <= column < 7
         return x[image, channel, row, column].item() if inside else 0.0
 
-    for form in (deform_conv, operator_deform_conv, sampled_deform_conv):
+    for form in (deform_conv, card_deform_conv, sampled_deform_conv):
         found = form(x, offset, mask, weight, bias, 2)
         for image, out, i, j in ((0, 0, 0, 0), (1, 5, 1, 2), (0, 3, 2, 3)):
             total = bias[out].item()

@@ -146,6 +146,6 @@ def _kernels_of_a_card() -> Iterator[None]:
     with (
         patch.object(attention, "explicit_attention", attention.fused_attention),
         patch.object(F, "scaled_dot_product_attention", attend),
-        patch.object(deform, "sampled_deform_conv", deform.operator_deform_conv),
+        patch.object(deform, "sampled_deform_conv", deform.card_deform_conv),
     ):
         yield
