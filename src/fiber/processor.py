@@ -81,6 +81,8 @@ def largest(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def weighted_rows(rows: Tensor, index: Tensor, shares: Tensor) -> Tensor:
     """rows (N,C), index (P,K) int32, shares (P,K) -> (P,C), the sum over k of rows[index] x shares."""
+    if torch.compiler.is_compiling():  # ONNX has no embedding_bag that onnxruntime loads
+        return (F.embedding(index, rows) * shares[..., None]).sum(1)
     sums = F.embedding_bag(index, rows.detach(), mode="sum", per_sample_weights=shares)
     return _IntoRows.apply(sums, rows, index, shares.detach()) if rows.requires_grad else sums
 
