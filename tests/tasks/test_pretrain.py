@@ -235,7 +235,9 @@ def test_two_ranks_compute_the_step_of_one(tmp_path):
         torch.testing.assert_close(mean, loss.detach(), rtol=1e-5, atol=0)
     for name, gradient in expected.items():
         mean = sum(half["gradients"][name] for half in halves) / 2
-        torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        # A small entry may be the rest of large terms (up to 14 here), which float32 rounds by 1e-7 of themselves.
+        limit = 1e-6 * max(1.0, float(gradient.abs().max()))
+        torch.testing.assert_close(mean, gradient, rtol=1e-4, atol=limit, msg=lambda m, n=name: f"{n}: {m}")
     for name, buffer in task.queue.named_buffers():
         assert torch.equal(halves[0]["queue"][name], halves[1]["queue"][name])
         torch.testing.assert_close(halves[0]["queue"][name], buffer)
