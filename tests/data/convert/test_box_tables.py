@@ -283,7 +283,7 @@ def test_cvat_that_cannot_be_used(text, said, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("form", ["table", "cvat"])
-def test_real_publishedare_the_same_records_in_every_form(form, tmp_path, shared):
+def test_real_boxes_are_the_same_records_in_every_form(form, tmp_path, shared):
     """The training images of BCCD, published as VOC, written out by other code."""
     published = shared / "real/bccd"
     if not published.is_dir():
