@@ -7,6 +7,8 @@ FOR_TESTS := $(VENV)/.installed-with-tests
 # The smaller environment is enough for the demo; where the larger one is there, it is that.
 READY := $(or $(wildcard $(FOR_TESTS)),$(FOR_DEMO))
 JOBS ?= 2
+# Containers often set this; here every process would then compile torch's modules again, 10 s of a processor each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint format clean
 

@@ -1,5 +1,6 @@
 """The tuning modes at every ZeRO stage, and interrupted. (The launch scripts have tests in tests/launch.)"""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,29 +22,40 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_zero_stage_and_resume(world: Path, tmp_path: Path) -> None:
-    """One job: a mode has the same losses at every ZeRO stage, and stopped half-way and resumed."""
-    names = [f"{mode}_{zero}" for mode in ("full", "frozen_towers", "lora", "prompt") for zero in range(4)]
-    resumed = [name for name in names if name.endswith(("1", "3"))]
-    lines = []
-    for name in names:
-        mode, zero = name.rsplit("_", 1)
-        words = f"tuning.mode={mode} train.zero_stage={zero}"
-        lines += [f"output={tmp_path}/whole/{name} {words} train.steps=4"]
-        lines += [f"output={tmp_path}/halves/{name} {words} train.steps={n}" for n in (2, 4) if name in resumed]
-    (tmp_path / "runs.txt").write_text("\n".join(lines))
+def train_all(lines: list[str], world: Path, folder: Path) -> None:
+    """One job of two ranks with a run for each line of overrides."""
+    folder.mkdir()
+    (folder / "runs.txt").write_text("\n".join(lines))
     few = world / "novel"
     words = (
         f"init_from={world / 'stage2'}", f"tokenizer={world / 'tokenizer'}", f"data.train.0.path={few}",
-        "eval.data=[]", "train.log_every=1", "train.save_every=2", "optim.warmup=0", "optim.lr=1e-3",
-        "optim.schedule=step", "optim.milestones=[0.99]",
+        "eval.data=[]", "train.log_every=1", "train.save_every=2", "train.keep=9", "train.steps=4", "optim.warmup=0",
+        "optim.lr=1e-3", "optim.schedule=step", "optim.milestones=[0.99]",
     )  # fmt: skip
     config, tool = REPO / "configs" / "stage2" / "shapes_few_shot.yaml", REPO / "tools" / "train_many.py"
-    with Job(tool, "--config", config, "--runs", tmp_path / "runs.txt", *words, folder=tmp_path / "job") as job:
+    with Job(tool, "--config", config, "--runs", folder / "runs.txt", *words, folder=folder) as job:
         job.succeed()
+
+
+def test_every_zero_stage_and_resume(world: Path, tmp_path: Path) -> None:
+    """A mode has the same losses at every ZeRO stage, and from a checkpoint that a kill half-way has left."""
+    names = [f"{mode}_{zero}" for mode in ("full", "frozen_towers", "lora", "prompt") for zero in range(4)]
+    resumed = [name for name in names if name.endswith(("1", "3"))]
+
+    def lines(folder: Path, names: list[str]) -> list[str]:
+        chosen = [name.rsplit("_", 1) for name in names]
+        return [f"output={folder}/{mode}_{zero} tuning.mode={mode} train.zero_stage={zero}" for mode, zero in chosen]
+
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    train_all(lines(whole, names), world, tmp_path / "first")
+    for name in resumed:
+        shutil.copytree(whole / name / "checkpoints/step_000002", again / name / "checkpoints/step_000002")
+        shutil.copy(whole / name / "config.yaml", again / name)
+    train_all(lines(again, resumed), world, tmp_path / "second")
     for name in names:
-        whole, mode = losses(tmp_path / "whole" / name), name.rsplit("_", 1)[0]
-        assert len(whole) == 4
-        assert name not in resumed or losses(tmp_path / "halves" / name) == whole, name
-        assert whole == pytest.approx(losses(tmp_path / "whole" / f"{mode}_0"), rel=1e-5), name
-        assert whole[3] != whole[0]
+        curve, mode = losses(whole / name), name.rsplit("_", 1)[0]
+        assert len(curve) == 4
+        assert curve == pytest.approx(losses(whole / f"{mode}_0"), rel=1e-5), name
+        assert curve[3] != curve[0]
+        if name in resumed:
+            assert losses(again / name) == {step: curve[step] for step in (2, 3)}, name

@@ -15,9 +15,11 @@ from transformers import RobertaTokenizerFast
 
 from fiber import cards
 from fiber.data.prompts import PromptBuilder
+from fiber.data.text import load_tokenizer
 from fiber.fine import postprocess
 from fiber.fine.inference import Query, run_queries
 from fiber.fine.postprocess import BoxSelection, Detections, choose
+from fiber.tasks.table import task_of
 
 Configure = Callable[[Path, Path], Any]
 
@@ -78,6 +80,19 @@ def test_a_training_step(name: str, task_sets: Path, tmp_path: Path) -> None:
     assert fused(card)
     assert card.waits.total() == STEP_WAITS + MICRO_BATCH_WAITS.get(name, 0), card.waits
     assert card.uploads.total() <= MOST_UPLOADS, card.uploads
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_work_of_a_step_is_counted(name: str, task_sets: Path, tmp_path: Path) -> None:
+    """For "tflops" and "mfu" in the log, where each step does the same: captions differ, frozen parts skip some."""
+    config = RUNS[name](task_sets, tmp_path)
+    row = task_of(config)
+    module = row.build_module(config, load_tokenizer(config.tokenizer))
+    assert row.flops(config, module) is None  # on a CPU, where counting takes longer than a short run
+    with pretended_card():
+        cost = row.flops(config, module)
+    assert (cost is None) == (name == "frozen towers" or "caption" in name)
+    assert cost is None or cost(torch.Size([4, 3, 96, 96])) > 1e6
 
 
 @pytest.mark.parametrize(
