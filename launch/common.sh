@@ -19,20 +19,26 @@ fi
 # GPUs 2, on the CPU). CUDA_VISIBLE_DEVICES: only these GPUs. MASTER_PORT: the port of the job, in place of a free one.
 # Exit status 75: stopped by a signal and saved, not finished.
 start() {
-  local cards where cores port
+  local cards ranks where cores port
   cards=$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | paste -sd, || true)
   if [[ -n $cards && -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
     cards=${CUDA_VISIBLE_DEVICES// /}
     [[ $cards =~ ^[0-9,]*$ ]] || { echo "error: CUDA_VISIBLE_DEVICES=$cards: give numbers of nvidia-smi -L" >&2 && exit 2; }
   fi
   if [[ -z $cards ]]; then
-    local ranks=${RANKS:-2}
+    ranks=${RANKS:-2}
     export DS_ACCELERATOR=cpu
     cores=$(($(nproc) / ranks))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))} # more threads than cores cost a factor of four
     where=(--num_gpus "$ranks")
   else
-    where=(--include "localhost:$(cut -d, -f"1-${RANKS:-}" <<<"$cards")") # with --num_gpus it would count from GPU 0
+    cards=$(cut -d, -f"1-${RANKS:-}" <<<"$cards")
+    ranks=$(tr , '\n' <<<"$cards" | wc -l)
+    where=(--include "localhost:$cards") # with --num_gpus it would count from GPU 0
+  fi
+  if ((ranks == 1)); then # nothing to launch: some seconds less
+    [[ -z $cards ]] || export CUDA_VISIBLE_DEVICES=$cards
+    exec python -u "$@"
   fi
   # Below the ports of outgoing connections, one of which may be taken before the job listens.
   port=${MASTER_PORT:-$(python -c 'import random, socket

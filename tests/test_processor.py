@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from fiber.processor import SMALLEST, largest, multiplies_bfloat16, pack, packed, weighted_rows
+from fiber.processor import SMALLEST, largest, multiplies_bfloat16, nms, pack, packed, weighted_rows
 
 WIDTH = 512  # WIDTH ** 2 weights are packed, WIDTH * 8 are not
 
@@ -105,3 +105,17 @@ def test_weighted_rows_and_their_gradients() -> None:
     torch.testing.assert_close(weighted_rows(rows, index, shares), expected)
     assert torch.autograd.gradcheck(lambda rows, shares: weighted_rows(rows, index, shares), (rows, shares))
     assert not weighted_rows(rows.detach(), index, shares.detach()).requires_grad
+
+
+def test_boxes_are_suppressed_as_torchvision_does_it() -> None:
+    """Loaded before the package or after it."""
+    torch.manual_seed(0)
+    corners = torch.rand(200, 2) * 50
+    boxes, scores = torch.cat([corners, corners + torch.rand(200, 2) * 30], 1), torch.rand(200)
+    before = nms(boxes, scores, 0.5)
+    assert 10 < len(before) < 190
+
+    from torchvision import ops
+
+    assert torch.equal(ops.nms(boxes, scores, 0.5), before)
+    assert torch.equal(nms(boxes, scores, 0.5), before)

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,22 @@ class _IntoRows(torch.autograd.Function):
             place // index.shape[1], grad, starts, mode="sum", per_sample_weights=shares.flatten()[place]
         )
         return grad, into, None, None
+
+
+def nms(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
+    """torchvision's non-maximum suppression, boxes (N,4), scores (N,), on any device -> int64 rows that stay, best
+    first. Its library is loaded alone: `torchvision.ops` brings torch's compiler along, seconds of a processor."""
+    _load_torchvision()
+    return torch.ops.torchvision.nms(boxes, scores, overlap)
+
+
+@cache
+def _load_torchvision() -> None:
+    """Raises ImportError where torchvision is missing."""
+    package = find_spec("torchvision")
+    if package is None:
+        raise ImportError("torchvision is not installed")
+    for library in Path(str(package.origin)).parent.glob("_C*"):
+        torch.ops.load_library(library)
+    if not hasattr(torch.ops.torchvision, "nms"):  # another version keeps it elsewhere
+        import torchvision.ops  # noqa: F401

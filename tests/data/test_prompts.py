@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from transformers import RobertaTokenizerFast
 
-from fiber.data.prompts import Prompt, PromptBuilder, clean_name, number_of_negatives
+from fiber.data.prompts import Prompt, PromptBuilder, number_of_negatives
+from fiber.data.records import clean_name
 
 ADJECTIVES = ("red", "blue", "green", "sky-blue", "dog's")
 NOUNS = ("cat", "dogs", "light", "circle", "square", "鳥", "trafic sign", "a", "two", "on", "café", "x.y", "9", "b")

@@ -60,6 +60,24 @@ def test_the_cards_that_were_given_are_used(commands: Path, variables: dict[str,
     assert f"--include {chosen} --master_port" in job.stdout, job.stderr
 
 
+@pytest.mark.parametrize(
+    ("variables", "seen"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2,3", "RANKS": "1"}, "2"),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, "3"),
+        ({"CUDA_VISIBLE_DEVICES": "", "RANKS": "1"}, ""),
+    ],
+)
+def test_one_rank_is_not_launched(commands: Path, variables: dict[str, str], seen: str) -> None:
+    """It is the job itself: Ctrl-C and a scheduler's signal reach it, its exit status is the script's."""
+    (commands / "python").unlink()
+    (commands / "python").write_text('#!/usr/bin/env bash\necho "$CUDA_VISIBLE_DEVICES: $*"; exit 75\n')
+    (commands / "python").chmod(0o755)
+    job = launch(commands, "stage2_fine.sh", "my.yaml", "train.steps=3", **variables)
+    assert job.stdout == f"{seen}: -u src/fiber/stage2_fine.py --config my.yaml train.steps=3\n"
+    assert job.returncode == 75
+
+
 def test_no_cards_and_cards_without_a_number(commands: Path) -> None:
     job = launch(commands, "stage2_fine.sh", "configs/stage2/shapes_tiny.yaml", CUDA_VISIBLE_DEVICES="")
     assert "--num_gpus 2 " in job.stdout

@@ -1,6 +1,6 @@
-"""A stand-in for `deepspeed` that starts a job of one process in no time, for tests of what launch scripts do around
-jobs: a server that has imported the code already forks a process per job, with the job's own arguments, environment,
-folder and outputs. The launcher itself, and several ranks, have tests of their own in tests/e2e.
+"""Stand-ins for `python` and `deepspeed` that start a job of one process in no time, for tests of what launch scripts
+do around jobs: a server that has imported the code already forks a process per job, with the job's own arguments,
+environment, folder and outputs. The launcher itself, and several ranks, have tests of their own in tests/e2e.
 
     python tests/launch/warm.py SOCKET          the server; tests/launch/conftest.py starts it and writes the commands
 """
@@ -17,10 +17,10 @@ from pathlib import Path
 CLIENT = """#!{python} -IS
 import json, os, socket, sys
 words = sys.argv[1:]
-if {python_command} and (not words or not words[0].startswith("tools/")):
+script = next((n for n, word in enumerate(words) if word.endswith(".py")), None)
+if script is None or {python_command} and not words[script].startswith(("tools/", "src/fiber/")):
     os.execv({python!r}, [{python!r}, *words])
-if not {python_command}:
-    words = words[next(n for n, word in enumerate(words) if word.endswith(".py")):]
+words = words[script:]
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     job = json.dumps(dict(words=words, folder=os.getcwd(), environment=dict(os.environ))).encode()
@@ -32,7 +32,7 @@ sys.exit(status[0] if status else 1)
 
 
 def write_commands(folder: Path, address: Path) -> None:
-    """`deepspeed` and `python` (whose tools/*.py run warm as well), to be put first on PATH."""
+    """`deepspeed` and `python` (warm for this project's entrypoints and tools), to be put first on PATH."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("deepspeed", "python"):
         file = folder / name
@@ -80,7 +80,9 @@ def run(job: dict, files: list[int]) -> None:
         os.chdir(job["folder"])
         sys.argv = job["words"]
         sys.path.insert(0, str(Path(sys.argv[0]).resolve().parent))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        runpy.run_path(
+            os.path.realpath(sys.argv[0]), run_name="__main__"
+        )  # from the root, for processes that it spawns
         status = 0
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else int(end.code is not None)

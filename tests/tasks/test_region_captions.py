@@ -12,8 +12,8 @@ from PIL import Image
 from transformers import RobertaTokenizerFast
 
 from fiber.data.convert.writer import write_dataset
-from fiber.data.prompts import PromptBuilder, clean_name, in_context
-from fiber.data.records import Record, Sample, SetFacts
+from fiber.data.prompts import PromptBuilder, in_context
+from fiber.data.records import Record, Sample, SetFacts, clean_name
 from fiber.data.shards import ShardSet
 from fiber.errors import SampleFault
 from fiber.evaluation.absent import PhraseBank, content_words

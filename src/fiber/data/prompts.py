@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from fiber.data.records import clean_name
+
 SEPARATOR = ". "
 SPECIALS = 2  # <s> and </s>
 MAX_NEGATIVES = 85
@@ -157,17 +159,6 @@ class PromptBuilder:
         mask = (torch.arange(self.limit) < len(tokens)).long()
         token_map = torch.stack(rows) if rows else torch.zeros(0, self.limit, dtype=torch.bool)
         return Prompt(text, ids, mask, token_map, spans, classes)
-
-
-def clean_name(name: str) -> str:
-    """Class name as it stands in a caption: underscores to blanks, parenthesised remarks dropped (unless nothing
-    else is left), blanks merged. Raises ValueError on a blank name."""
-    words = " ".join(name.replace("_", " ").split())
-    short = " ".join(re.sub(r"\([^)]*\)", " ", words).split())
-    short = short or " ".join(words.replace("(", " ").replace(")", " ").split())
-    if not short:
-        raise ValueError(f"class name {name!r} is blank")
-    return short
 
 
 def in_context(name: str) -> tuple[str, str, str]:

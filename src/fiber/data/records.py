@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,13 +32,7 @@ Record = dict[str, Any]
 FIELDS = ("captions", "expressions", "questions", "hypotheses", "statements", "boxes")
 """Annotation fields: what a data source can walk over, one annotation (or, for boxes, one image) a sample."""
 
-TEXT_OF = {
-    "captions": "text",
-    "expressions": "text",
-    "questions": "question",
-    "hypotheses": "text",
-    "statements": "text",
-}
+TEXT_OF = dict.fromkeys(FIELDS[:-1], "text") | {"questions": "question"}
 """Which key of an annotation holds its text."""
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -262,3 +257,14 @@ def broken(record: Record) -> RecordError | None:
 
 
 REQUIRED = ("image_id", "width", "height", "source")
+
+
+def clean_name(name: str) -> str:
+    """Class name as it stands in a caption: underscores to blanks, parenthesised remarks dropped (unless nothing
+    else is left), blanks merged. Raises ValueError on a blank name."""
+    words = " ".join(name.replace("_", " ").split())
+    short = " ".join(re.sub(r"\([^)]*\)", " ", words).split())
+    short = short or " ".join(words.replace("(", " ").replace(")", " ").split())
+    if not short:
+        raise ValueError(f"class name {name!r} is blank")
+    return short

@@ -12,12 +12,14 @@ from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
 from fiber.evaluation.example_regions import example_samples
+from fiber.evaluation.metrics.grounding_recall import iou
 from fiber.evaluation.region_images import EvalImage
 from fiber.evaluation.regions import Classes, Phrases, predict, questions
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import Detections
 from fiber.images.codec import decode_pil
 from fiber.images.draw import Box, Line, draw_boxes, draw_lines
+from fiber.processor import nms
 
 OVERLAP = 0.6  # IoU above which two boxes stand on one place
 MOST = 30  # boxes drawn in an image: with a thousand classes asked for, more would hide it
@@ -40,14 +42,12 @@ class Shown:
 def draw_regions(image: Image.Image, text: str, shown: Sequence[Shown], legend: bool = True) -> Image.Image:
     """The figure of one image; each of `shown` has a colour of its own, up to seven. `legend`: whether it stands
     below, which a sheet of several figures does once for all."""
-    from torchvision.ops import box_iou  # slow to import, as in fine/postprocess.py
-
     drawn: list[tuple[Box, str, int, bool, bool | None]] = []
     for number, one in enumerate(shown):
         hits, met = [False] * len(one.found), [False] * len(one.true)
         if one.found and one.true:
-            overlaps = box_iou(torch.tensor(one.found, dtype=torch.float64), torch.tensor(one.true).double())
-            hits, met = ((overlaps.amax(axis) >= HIT_OVERLAP).tolist() for axis in (1, 0))
+            overlaps = iou(np.array(one.found, float), np.array(one.true, float))
+            hits, met = ((overlaps.max(axis) >= HIT_OVERLAP).tolist() for axis in (1, 0))
         if any(hits) and not one.every:
             met = [True] * len(met)
         drawn += [
@@ -121,8 +121,6 @@ def _classes(
     record: Record, names: dict[int, str], ids: list[int], found: Detections, threshold: float
 ) -> tuple[str, list[Shown]]:
     """Every class that is there or found, in the order of the set; of boxes on one place the best, whatever class."""
-    from torchvision.ops import nms  # slow to import, as in fine/postprocess.py
-
     sure = found.best(int((found.scores >= threshold).sum()))
     best = nms(sure.boxes, sure.scores, OVERLAP)[:MOST] if len(sure.scores) else torch.zeros(0, dtype=torch.int64)
     boxes, scores = sure.boxes[best], sure.scores[best]

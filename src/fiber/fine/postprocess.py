@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from fiber.fine.boxes import clip, decode
 from fiber.fine.dyhead import HeadOutput
+from fiber.processor import nms
 
 AT_ONCE = 16384  # boxes that a card suppresses in one call; its time and memory (34 MB) grow with the square
 
@@ -127,8 +128,6 @@ def suppress(every: Detections, overlap: float) -> Detections:
     Moving the far corners out by one turns torchvision's edge convention into the inclusive one; moving each class
     to a region of its own makes one call serve all classes. In float64, so that neither move rounds an IoU.
     """
-    from torchvision.ops import nms  # brings torch's compiler with it: a second of processor time
-
     if len(every.boxes) == 0:
         return every
     boxes = every.boxes.double()

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import nms
 
 from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.fine.inference import Query, fit, run_queries
@@ -16,6 +15,7 @@ from fiber.fine.postprocess import DETECTION, REFERRING, BoxSelection, Detection
 from fiber.predict.base import Predictor
 from fiber.predict.phrases import Span, find_phrases
 from fiber.predict.sources import ImageSource, Prepared
+from fiber.processor import nms
 from fiber.weights.export import Export
 
 PAIRS = 8  # (image, prompt) pairs computed at a time

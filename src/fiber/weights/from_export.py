@@ -1,17 +1,14 @@
 """A model built of an export, with its weights."""
 
 from fnmatch import filter as matching
-from typing import TYPE_CHECKING
 
 from fiber.backbone.build import build_backbone
 from fiber.coarse.heads import FUSED_PAIR
 from fiber.coarse.model import CoarseModel
 from fiber.errors import WeightsError
+from fiber.fine.model import FiberDetector
 from fiber.weights.export import Export
 from fiber.weights.load import CAPTION_MAPS, NEW_IN_FINE, LoadReport, load_weights
-
-if TYPE_CHECKING:
-    from fiber.fine.model import FiberDetector
 
 OPTIONAL = {
     "cross_modal": "heads.cross_modal.*",
@@ -23,7 +20,7 @@ OPTIONAL = {
 }
 
 
-def build(export: Export, as_start: bool = False) -> "tuple[CoarseModel | FiberDetector, LoadReport]":
+def build(export: Export, as_start: bool = False) -> tuple[CoarseModel | FiberDetector, LoadReport]:
     """The model of an export with its weights, on the CPU. Heads that the file lacks as a whole stay new (their tasks
     are not offered); a head that it has in part is a WeightsError. So is a detector without pyramid and head, unless
     it is read `as_start` of a training."""
@@ -33,8 +30,6 @@ def build(export: Export, as_start: bool = False) -> "tuple[CoarseModel | FiberD
         raise WeightsError("this export has towers but no pyramid and no head: train from it (init_from=...) first")
     backbone = build_backbone(config.model, config.vocab_size, config.pad_id, config.max_text, fine=fine)
     if fine:
-        from fiber.fine.model import FiberDetector  # torchvision's operators take seconds to import
-
         model: CoarseModel | FiberDetector = FiberDetector(backbone, **config.detector)
     else:
         model = CoarseModel(

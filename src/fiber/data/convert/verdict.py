@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from fiber.data.records import Record
+from fiber.data.records import Record, clean_name
 
 _SHOWN = 5  # classes, and pairs of classes that read the same
 
@@ -80,8 +80,6 @@ def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]], prompts: b
 
 
 def _same_words(categories: list[dict[str, Any]]) -> list[str]:
-    from fiber.data.prompts import clean_name  # brings torch along: only here
-
     classes: dict[str, list[str]] = defaultdict(list)
     for category in categories:
         classes[clean_name(category["name"]).casefold()].append(f"{category['name']!r} (id {category['id']})")
