@@ -9,8 +9,8 @@ from test_own_boxes import BOXES, NAMES, H, W, coco, expected, run, voc
 
 from fiber.cli.main import main
 from fiber.data.convert.boxes_table import recognised
+from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.items import Drop
-from fiber.data.convert.pair_rows import ByImage
 from fiber.data.shards import ShardSet
 
 

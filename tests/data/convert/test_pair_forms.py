@@ -237,3 +237,122 @@ def test_an_object_of_images_and_texts(given, tmp_path):
     found = {key.removeprefix("set_"): texts for key, texts in found["val"].items()}
     assert found == {"a.jpg": ["one", "three"], "b.jpg": ["two"]}
     assert [reason for reason, _ in drops(tmp_path / "out/val")] == ["missing image"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "coco"])
+def test_an_image_that_is_missing_is_not_replaced_by_its_namesake(kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    put(source / "a/1.png", write_image(1, "PNG"))
+    names = ["a/1.png", "b/1.png"]
+    if kind == "csv":
+        put(source / "list.csv", "image,caption\n" + "".join(f"{name},text of {name}\n" for name in names))
+    else:
+        entries = [{"id": n, "file_name": name} for n, name in enumerate(names)]
+        captions = [{"id": n, "image_id": n, "caption": f"text of {name}"} for n, name in enumerate(names)]
+        put(source / "captions.json", {"images": entries, "annotations": captions})
+    assert packed(source, tmp_path / "out") == {"train": {"a/1.png": ["text of a/1.png"]}}
+    assert [reason for reason, _ in drops(tmp_path / "out/train")] == ["missing image"]
+
+
+def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    images(source / "images", "ab")
+    rows = [
+        "images/a.jpg,one",
+        "images\\a.jpg,two",
+        "./images/b.jpg,three",
+        " images/b.jpg ,four",
+        "images/a.jpg,five",
+    ]
+    put(source / "list.csv", "\n".join(["image,caption", *rows]) + "\n")
+    found = packed(source, tmp_path / "out")["train"]
+    assert found == {"images/a.jpg": ["one", "two", "five"], "./images/b.jpg": ["three", "four"]}
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv"])
+def test_a_quote_at_the_beginning_of_a_text_is_part_of_it(ending: str, tmp_path: Path) -> None:
+    """As in captions of the web, which nobody quoted; cells that are quoted, over lines too, stay what they were."""
+    source, tab = tmp_path / "set", "\t" if ending == "tsv" else ","
+    images(source, "abcdefg")
+    rows = [
+        ("a.jpg", '"The sea" by a painter'), ("b.jpg", '"The sea; by a painter'), ("c.jpg", "plain"),
+        ("d.jpg", '"first line\nsecond ""line"""'), ("e.jpg", '"a ""word"""'), ("f.jpg", 'a 12" screen'),
+        ("g.jpg", '"never closed'),
+    ]  # fmt: skip
+    put(source / f"list.{ending}", f"image{tab}caption\n" + "".join(f"{image}{tab}{text}\n" for image, text in rows))
+    expected = ['"The sea" by a painter', '"The sea; by a painter', "plain", 'first line second "line"', 'a "word"',
+                'a 12" screen', '"never closed']  # fmt: skip
+    whole = {f"{name}.jpg": [text] for name, text in zip("abcdefg", expected, strict=True)}
+    assert packed(source, tmp_path / "out") == {"train": whole}
+    # rows of an image that do not lie together are read again, each at its place
+    put(source / f"list.{ending}", (source / f"list.{ending}").read_text() + f"a.jpg{tab}once more\n")
+    again = packed(source, tmp_path / "again")["train"]
+    assert again == whole | {"a.jpg": [expected[0], "once more"]}
+
+
+def test_every_folder_of_pairs_is_read(tmp_path: Path) -> None:
+    """Two of a split, and one of none beside them, which is trained on."""
+    source = tmp_path / "set"
+    for number, folder in enumerate(("train_a", "train_b", "more", "val")):
+        put(source / folder / "1.jpg", write_image(number))
+        put(source / folder / ("1.TXT" if folder == "more" else "1.txt"), folder)
+    found = packed(source, tmp_path / "out")
+    assert found["train"] == {f"{folder}/1.jpg": [folder] for folder in ("train_a", "train_b", "more")}
+    assert found["val"] == {"1.jpg": ["val"]}
+
+
+def test_texts_of_a_folder_beside_images_are_found_from_within_the_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images(tmp_path / "set/images", "a")
+    put(tmp_path / "set/captions/a.txt", "one")
+    monkeypatch.chdir(tmp_path / "set")
+    assert main(["shards", "pairs", ".", "--out", str(tmp_path / "out")]) == 0
+    assert len(ShardSet(tmp_path / "out/train")) == 1
+
+
+def test_karpathy_s_coco_names_folder_and_file(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    put(source / "val2014/a.jpg", write_image(0))
+    entry = {
+        "filepath": "val2014",
+        "filename": "a.jpg",
+        "sentences": [{"raw": "one"}, {"raw": "two"}],
+        "split": "val",
+    }
+    put(source / "dataset_coco.json", {"images": [entry], "dataset": "coco"})
+    assert packed(source, tmp_path / "out") == {"val": {"val2014/a.jpg": ["one", "two"]}}
+
+
+def test_an_image_of_two_lists_is_one_record(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    images(source, "ab")
+    put(source / "captions.csv", "image,caption\na.jpg,one\nb.jpg,two\n")
+    put(source / "captions.jsonl", '{"image": "a.jpg", "caption": "one"}\n')
+    assert packed(source, tmp_path / "out") == {"train": {"a.jpg": ["one"], "b.jpg": ["two"]}}
+    assert [reason for reason, _ in drops(tmp_path / "out/train")] == ["image listed in another file, too"]
+
+
+def test_a_folder_that_img2dataset_wrote_is_not_fetched_again(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    source = tmp_path / "set"
+    put(source / "00000/0.jpg", write_image(0))
+    put(source / "00000/0.txt", "one")
+    pq.write_table(pa.table({"url": ["http://127.0.0.1:9/0.jpg"], "caption": ["one"]}), source / "00000.parquet")
+    assert packed(source, tmp_path / "out") == {"train": {"00000/0.jpg": ["one"]}}
+
+
+def test_tars_in_folders_of_no_split_are_read_and_packed_ones_are_not(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    put(source / "0.jpg", write_image(0))
+    put(source / "0.txt", "one")
+    for place in ("train/0.tar", "extra/1.tar"):
+        (source / place).parent.mkdir()
+        with tarfile.open(source / place, "w") as tar:
+            for ending in ("jpg", "txt"):
+                tar.add(source / f"0.{ending}", f"{Path(place).stem}{ending[0]}.{ending}".replace(ending[0], "", 1))
+    found = packed(source, source / "packed")
+    assert sorted(found["train"]) == ["0_0", "1_1"]
+    assert packed(source, tmp_path / "out") == found

@@ -22,9 +22,10 @@ from raw_common import put, write_image
 from fiber.cli.inspect import verify
 from fiber.cli.main import main
 from fiber.data.convert import pair_images
+from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.pair_images import is_base64, url_name
-from fiber.data.convert.pair_rows import ByImage, table
+from fiber.data.convert.pair_rows import table
 from fiber.data.convert.splits import sorted_names
 from fiber.data.shards import ShardSet
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
+from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import first_line
-from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, ByImage, Row, RowFile
+from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, Row, RowFile
 from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
 
 NAMED = True

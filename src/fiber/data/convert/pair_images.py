@@ -30,7 +30,7 @@ _CHUNK = 1 << 16
 
 def is_url(value: str) -> bool:
     """Whether a text names an image on the web. No other scheme is followed."""
-    return value.startswith(("http://", "https://"))
+    return value[:8].lower().startswith(("http://", "https://"))
 
 
 def is_base64(value: str) -> bool:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import json_stream
 from fiber.data.convert.boxes_coco import head_of
+from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.coco_format import identity
-from fiber.data.convert.image_folder import ImageFolder, is_image
+from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
@@ -20,7 +23,6 @@ from fiber.data.convert.pair_rows import (
     NAMES,
     SPLIT,
     TEXTS,
-    ByImage,
     Row,
     RowFile,
     has_split,
@@ -46,26 +48,43 @@ def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem
             image: RawImage = RowImage((str(path),), offset, length, rows=rows.rows)
             yield item(source, f"{path.stem}_{number:09d}", texts, image)
         else:
-            yield named(source, name, texts, folder)
+            yield named(source, name, texts, lambda name: folder.find(name, rows.unique(name)))
 
 
-def named(source: str, name: str, texts: list[Any], folder: ImageFolder) -> RawItem:
+def named(source: str, name: str, texts: list[Any], find: Callable[[str], RawImage]) -> RawItem:
+    """find: a name's file."""
     if is_url(name):
         return item(source, url_name(name), texts, UrlImage((name,)))
-    return item(source, name, texts, folder.find(name))
+    image = find(name)
+    if name != name.strip() and not any(map(os.path.isfile, image.paths)):  # blanks around a cell
+        image = find(name.strip())
+    return item(source, name, texts, image)
 
 
-def joined(rows: Iterator[Row | Drop], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+def joined(rows: Callable[[], Iterator[Row | Drop]], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
     """Rows of a file that lists every image once; one that comes again is counted."""
     taken: set[int] = set()
-    for row in rows:
+    names = FileNames(dict.fromkeys(row[0] for row in rows() if not isinstance(row, Drop)))
+    for row in rows():
         if isinstance(row, Drop):
             yield row
         elif hash(row[0]) in taken:
             yield Drop("image listed again later", f"{source}_{row[0]}", "each image once, with all its texts")
         else:
             taken.add(hash(row[0]))
-            yield named(source, row[0], row[1], folder)
+            yield named(source, row[0], row[1], partial(names.find, folder))
+
+
+def once(items: Iterator[RawItem | Drop]) -> Iterator[RawItem | Drop]:
+    """Of several files: an image that another one has listed already is counted, it is no second record."""
+    taken: set[int] = set()
+    for one in items:
+        if isinstance(one, RawItem):
+            if (own := hash(one.image_id)) in taken:
+                yield Drop("image listed in another file, too", one.image_id, "name the right file by --annotations")
+                continue
+            taken.add(own)
+        yield one
 
 
 def image_splits(path: Path) -> set[str]:

@@ -1,34 +1,26 @@
 """Rows of (image, texts) in text files of any length: tables, JSON lines, and lists in JSON.
 
-A column `split` divides the rows; without one they are all of one split.
-
-Rows of one image may lie anywhere in the file and become one record. So the file is read twice: first for whose row
-each is and where it lies (a hash of the image's name, offset, length), then in the order in which images come first,
-each row again at its place, which keeps 28 bytes per row. Where rows of an image lie together, as in most files,
-nothing is kept, and the second reading goes from front to back.
+A column `split` divides the rows; without one they are all of one split. Rows of one image may lie anywhere in the
+file and become one record (`by_image`).
 """
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import json
-import os
 import re
-from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop
 from fiber.data.convert.json_stream import NOT_UTF8, first_line, iter_places
-from fiber.data.convert.pair_images import is_base64
+from fiber.data.convert.pair_images import is_url
 from fiber.data.convert.splits import split_of
 
 NAMES = ("filepath", "file_name", "filename", "image", "image_path", "image_name", "image_file", "img", "img_path",
@@ -66,7 +58,8 @@ class RowFile:
     def parse(self, data: bytes, where: str) -> Row | Drop:
         """The row that lies in some bytes of the file."""
         if self.kind == "table":
-            return self._row(next(self._cells(io.StringIO(data.decode("utf-8-sig"), newline=""))), where)
+            lines = self._quoted(io.StringIO(data.decode("utf-8-sig"), newline=""))
+            return self._row(next(self._cells(lines)), where)
         return self._row(_loaded(data), where)
 
     def _cells(self, lines: Iterable[str]) -> Any:
@@ -75,6 +68,33 @@ class RowFile:
         if ".token" in self.path.suffixes:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
         return csv.reader(lines, delimiter=self.separator)
+
+    def _quoted(self, lines: Iterable[str]) -> Iterator[str]:
+        """The lines, with quotes that enclose no cell made part of the text: a caption that begins with a quote would
+        swallow the lines behind it, one with a quoted word at its beginning would lose the quotes."""
+        if ".token" in self.path.suffixes:
+            yield from lines
+            return
+        inside = False  # a cell that a quote encloses and that goes on over lines
+        for line, following in pairwise(chain(lines, (None,))):
+            assert line is not None
+            if inside:
+                inside = line.count('"') % 2 == 0
+            elif '"' in line:
+                try:
+                    next(csv.reader([line], delimiter=self.separator, strict=True))
+                except csv.Error as error:
+                    inside = "end of data" in str(error)
+                    if self._are_rows(line, following if inside else None):
+                        cells = (cell.replace('"', '""') for cell in line.rstrip("\r\n").split(self.separator))
+                        line, inside = self.separator.join(f'"{cell}"' for cell in cells) + "\n", False
+            yield line
+
+    def _are_rows(self, *lines: str | None) -> bool:
+        """Whether each line, without regard to quotes, is a row with an image's name."""
+        rows = [line.rstrip("\r\n").split(self.separator) for line in lines if line]
+        names = [_NUMBERED.sub("", row[self.image].strip('"')) for row in rows if len(row) == self.width]
+        return len(names) == len(rows) and all(is_image(name) or is_url(name) for name in names)
 
     def _row(self, value: Any, where: str) -> Row | Drop:
         """Of the cells of a table, of an object in JSON, or of the error in its place."""
@@ -130,14 +150,20 @@ class RowFile:
         end = 0
 
         def lines() -> Iterator[str]:
-            nonlocal end
             with open(self.path, "rb") as file:
-                for line in file:
-                    end += len(line)
-                    yield line.decode("utf-8-sig" if end == len(line) else "utf-8")
+                for number, line in enumerate(file):
+                    sizes.append(len(line))
+                    yield line.decode("utf-8" if number else "utf-8-sig")
+
+        def taken() -> Iterator[str]:
+            nonlocal end
+            for line in self._quoted(lines()):  # which has read one line more
+                end += sizes.popleft()
+                yield line
 
         try:
-            rows = self._cells(lines())
+            sizes = deque[int]()
+            rows = self._cells(taken())
             for _ in range(self.skip):
                 next(rows, None)
             start = end
@@ -217,6 +243,9 @@ def json_row(entry: Any, where: str, image: str | None = None, text: str | None 
     """(name, texts) of an object; sentences are Karpathy's objects or plain texts."""
     if not isinstance(entry, dict):
         return Drop("entry malformed", where, f"{entry!r:.200}")
+    folder, file = entry.get("filepath"), entry.get("filename")
+    if image is None and isinstance(folder, str) and isinstance(file, str) and not is_image(folder):
+        entry = {**entry, "filepath": f"{folder}/{file}"}  # Karpathy's of COCO
     names, keys = (image,) if image else NAMES, (text,) if text else TEXTS
     name = next((entry[key] for key in names if isinstance(entry.get(key), str) and entry[key]), None)
     texts = next((entry[key] for key in keys if entry.get(key)), None)
@@ -226,74 +255,3 @@ def json_row(entry: Any, where: str, image: str | None = None, text: str | None 
     if not isinstance(texts, list):
         texts = [texts]
     return name, [one.get("raw") if isinstance(one, dict) else one for one in texts]
-
-
-class ByImage:
-    """The rows of a file by image: iterating gives (name, texts, offset, length), images in the order in which they
-    come first, offset and length those of the first row; Drops for rows that cannot be used. len() counts images."""
-
-    def __init__(self, rows: RowFile) -> None:
-        self.rows = rows
-        self._scattered: tuple[np.ndarray, np.ndarray, array, array] | None = None  # order, first row, offset, length
-        hashes, offsets, lengths = array("Q"), array("q"), array("i")
-        runs, last = 0, None
-        for number, (row, offset, length) in enumerate(rows.places()):
-            own = _owner(row, number)
-            runs, last = runs + (own != last), own
-            hashes.append(own)
-            offsets.append(offset)
-            lengths.append(length)
-        every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
-        self._images = int(np.count_nonzero(np.diff(np.sort(every)))) + bool(len(every))
-        if runs > self._images:
-            self._scattered = *_by_first(every), offsets, lengths
-
-    def __len__(self) -> int:
-        return self._images
-
-    def _in_order(self) -> Iterator[tuple[int, Row | Drop, int, int]]:
-        """(whose row it is, row, offset, length), rows of one image together."""
-        if self._scattered is None:
-            for number, (row, offset, length) in enumerate(self.rows.places()):
-                yield _owner(row, number), row, offset, length
-            return
-        order, first, offsets, lengths = self._scattered
-        with open(self.rows.path, "rb") as file:
-            for number in map(int, order):
-                offset, length = offsets[number], lengths[number]
-                where = f"{self.rows.path.name}, byte {offset}"
-                row = self.rows.parse(os.pread(file.fileno(), length, offset), where)
-                yield int(first[number]), row, offset, length
-
-    def __iter__(self) -> Iterator[tuple[str, list[Any], int, int] | Drop]:
-        waiting: dict[str, tuple[str, list[Any], int, int]] = {}
-        last: int | None = None
-        for owner, row, offset, length in self._in_order():
-            if owner != last:
-                yield from waiting.values()
-                waiting, last = {}, owner
-            if isinstance(row, Drop):
-                yield row
-            elif row[0] in waiting:  # two names of one hash stay apart
-                waiting[row[0]][1].extend(row[1])
-            else:
-                waiting[row[0]] = (row[0], row[1], offset, length)
-        yield from waiting.values()
-
-
-def _owner(row: Row | Drop, number: int) -> int:
-    """Equal for rows of one image; a row without a name, or with the image itself, belongs to no other."""
-    return _hash(f"\n{number}" if isinstance(row, Drop) or is_base64(row[0]) else row[0])
-
-
-def _by_first(owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) uint64 -> (the order of rows by the first row of their owner, and that first row), both int64 (N,)."""
-    by_owner = np.argsort(owners, kind="stable")  # rows of an owner in the order of the file
-    starts = np.flatnonzero(np.concatenate([[True], np.diff(owners[by_owner]) != 0]))
-    first = np.empty(len(owners), np.int64)
-    first[by_owner] = np.repeat(by_owner[starts], np.diff(starts, append=len(owners)))
-    return np.argsort(first, kind="stable"), first
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")

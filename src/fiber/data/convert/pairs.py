@@ -15,15 +15,17 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import pair_items, web_pairs
 from fiber.data.convert.boxes_coco import head_of
+from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
-from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, ByImage, RowFile, table
+from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
 from fiber.data.convert.splits import files, files_of, folders_of, split_of, subfolders
 
 SPLITS = ("train", "val", "test")
@@ -55,7 +57,7 @@ def read(request: Request) -> RawDataset:
     if kind == "tars":
         items: Iterator[RawItem | Drop] = web_pairs.tars(places, name, request.image_key, request.text_key)
     elif kind == "images with .txt beside them":
-        items = _beside(places[0], name)
+        items = _beside(places, places[0] if len(places) == 1 else folder, name)
     else:
         provenance |= {"file": _described(places), "bytes": sum(path.stat().st_size for path in places)}
         roots = [request.images] if request.images else [path.parent for path in places] + [folder, folder / "images"]
@@ -78,7 +80,10 @@ def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
     if not raw.is_dir():
         raise ConversionError(f"{raw}: no such folder or file of texts")
     tars: dict[str, list[Path]] = {}
-    for path in (path for folder in (raw, *_inner(raw)) for path in files_of(folder, "*.tar")):
+    ours = [folder for folder in subfolders(raw) if (folder / "dataset.json").is_file()]  # packed here before
+    for path in (
+        path for folder in (raw, *subfolders(raw)) if folder not in ours for path in files_of(folder, "*.tar")
+    ):
         names = (path.stem,) if path.parent == raw else (path.parent.name, path.stem)
         tars.setdefault(split_of(*names) or "train", []).append(path)
     if tars:
@@ -92,8 +97,10 @@ def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
     if texts:
         return "texts in files", texts
     for split, folders in folders_of(raw).items():
-        if _has_pair(folders[0]):
-            texts[split] = folders[:1]
+        if paired := [folder for folder in folders if _has_pair(folder)]:
+            texts[split] = paired
+    if texts and (others := [folder for folder in subfolders(raw) if _is_of_no_split(folder)]):
+        texts["train"] = texts.get("train", []) + others
     if texts or _has_pair(raw):
         return "images with .txt beside them", texts or {"train": [raw]}
     raise ConversionError(
@@ -124,6 +131,11 @@ def _inner(raw: Path) -> list[Path]:
     return [path for path in subfolders(raw) if split_of(path.name)]
 
 
+def _is_of_no_split(folder: Path) -> bool:
+    """Whether a folder of pairs beside those of splits is none of them; such a folder is trained on."""
+    return split_of(folder.name) is None and folder.name not in ("images", *_TEXT_FOLDERS) and _has_pair(folder)
+
+
 def _lists(folder: Path) -> list[Path]:
     """The files in a folder that may be lists of images: not those of one image, which are called like it."""
     if not folder.is_dir():
@@ -135,7 +147,9 @@ def _lists(folder: Path) -> list[Path]:
 
 
 def _belongs_to_an_image(path: str) -> bool:
-    stem = os.path.splitext(path)[0]
+    stem, kind = os.path.splitext(path)
+    if kind.lower() == ".parquet" and os.path.isdir(stem):  # what img2dataset says of the images in a folder
+        return True
     return any(os.path.exists(stem + end) for extension in EXTENSIONS for end in (extension, extension.upper()))
 
 
@@ -167,14 +181,16 @@ def _has_pair(folder: Path) -> bool:
 def _text_of(image: str) -> Path | None:
     """The .txt of an image: beside it, or in a folder of texts beside the last folder `images` of its path."""
     stem = os.path.splitext(image)[0]
-    before, folder, after = stem.rpartition(f"{os.sep}images{os.sep}")
-    places = [stem, *(os.path.join(before, name, after) for name in _TEXT_FOLDERS if folder)]
-    return next((Path(f"{place}.txt") for place in places if os.path.isfile(f"{place}.txt")), None)
+    before, folder, after = f"{os.sep}{stem}".rpartition(f"{os.sep}images{os.sep}")
+    places = [stem, *(os.path.join(before[1:], name, after) for name in _TEXT_FOLDERS if folder)]
+    texts = (place + end for place in places for end in (".txt", ".TXT"))
+    return next((Path(text) for text in texts if os.path.isfile(text)), None)
 
 
-def _beside(folder: Path, source: str) -> Iterator[RawItem | Drop]:
-    for path in files(folder, is_image):
-        name, text = Path(path).relative_to(folder).as_posix(), _text_of(path)
+def _beside(places: list[Path], root: Path, source: str) -> Iterator[RawItem | Drop]:
+    """root: what the names of images begin below."""
+    for path in (path for folder in places for path in files(folder, is_image)):
+        name, text = Path(path).relative_to(root).as_posix(), _text_of(path)
         if text is None:
             yield Drop("no caption", f"{source}_{name}", f"no {Path(path).stem}.txt beside it")
             continue
@@ -197,14 +213,16 @@ def _of_files(
         if kind == ".parquet":
             part, count = pair_items.parquet(path, request, folder, source)
         elif kind == ".json" and _is_object(path):
-            part, count = pair_items.joined(pair_items.object_rows(path, request.split), folder, source), None
+            rows = partial(pair_items.object_rows, path, request.split)
+            part, count = pair_items.joined(rows, folder, source), None
         else:
             whole = _row_file(path, request)
-            rows = ByImage(replace(whole, only=request.split) if whole.splits() else whole)
-            part, count = pair_items.grouped(rows, folder, source), len(rows)
+            images = ByImage(replace(whole, only=request.split) if whole.splits() else whole)
+            part, count = pair_items.grouped(images, folder, source), len(images)
         parts.append(part)
         total = total + count if total is not None and count is not None else None
-    return (item for part in parts for item in part), total
+    every = (item for part in parts for item in part)
+    return pair_items.once(every) if len(parts) > 1 else every, total
 
 
 def _row_file(path: Path, request: Request) -> RowFile:
