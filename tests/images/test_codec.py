@@ -118,7 +118,7 @@ def test_cut_files_are_faults(photo: Image.Image, share: float) -> None:
 
 
 def test_formats_that_run_programs_are_not_opened(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow gives PostScript to Ghostscript, whatever the file is called; the documented kinds are read as before."""
+    """Pillow gives PostScript to Ghostscript, whatever the name; the documented kinds are read as before."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
     program = encoded(photo.resize((8, 8)), "EPS")
     for read in (decode, decode_pil, upright_size, check_decodes):

@@ -113,7 +113,7 @@ def test_a_head_learns_the_classes_and_is_exported(world: Path, tmp_path: Path, 
 
 
 def test_labels_are_places_among_the_classes_of_the_head(world: Path, tmp_path: Path) -> None:
-    """A second training set that lists the same classes in another order, and one more, is labelled like the first."""
+    """A second training set that lists the same classes in another order, and one more, is labelled so too."""
     shutil.copytree(world / "train", tmp_path / "other")
     facts = json.loads((tmp_path / "other/dataset.json").read_text())
     names = ["pale blue", "deep red", "grey"]

@@ -25,7 +25,16 @@ from fiber.errors import SampleFault
 STORED = ("jpg", "png", "webp")  # what a shard may hold
 MAX_PIXELS = 100_000_000  # larger images are faults: they would take gigabytes to decode
 END = b"\xff\xd9"  # of a JPEG
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []))
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "PPM",
+    "WEBP",
+    "TIFF",
+    *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []),
+)
 """What Pillow may take bytes for (MPO among JPEG): some others run programs (EPS: Ghostscript), whatever the name."""
 ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2-4 mirrored or upside down, 5-8 on its side
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fiber.errors import KnownError
-from fiber.predict.sources import ImageError, ImageFile, ImageSource, Prepared, open_image
+from fiber.predict.sources import ImageError, ImageFile, ImageSource, InputImage, Prepared, open_image
 from fiber.predict.stream import in_groups, load_ahead
 from fiber.tasks.table import TABLE
 from fiber.weights.export import Export
@@ -131,5 +131,5 @@ class Predictor(ABC):
 
 def many(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
     """One image or several as several."""
-    one = isinstance(images, str | Path | ImageFile | Image.Image | np.ndarray | Prepared)
+    one = isinstance(images, str | Path | ImageFile | InputImage | Image.Image | np.ndarray | Prepared)
     return [images] if one else images  # type: ignore[list-item, return-value]

@@ -72,28 +72,31 @@ class Prepared:
     name: str
 
 
-ImageSource = str | Path | ImageFile | Image.Image | np.ndarray | Prepared
+ImageSource = str | Path | ImageFile | InputImage | Image.Image | np.ndarray | Prepared
 
 
-def open_image(source: str | Path | ImageFile | Image.Image | np.ndarray) -> InputImage:
+def open_image(source: str | Path | ImageFile | InputImage | Image.Image | np.ndarray) -> InputImage:
     """A file, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> InputImage.
 
     EXIF orientation is applied, transparency laid over white. Raises ImageError.
     """
+    if isinstance(source, InputImage):
+        return source
     if isinstance(source, str | Path):
         source = ImageFile(str(source), str(source), str(source))
     if isinstance(source, ImageFile):
-        return _decode(source.read(), source.name)
+        return decode_image(source.read(), source.name)
     image = source if isinstance(source, Image.Image) else Image.fromarray(np.asarray(source))
     buffer = io.BytesIO()
     # One path for all modes: as a lossless file. PNG knows neither CMYK and kin nor floats.
     known = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
     upright = ImageOps.exif_transpose(image)
     (upright if upright.mode in known else upright.convert("RGB")).save(buffer, "PNG", compress_level=0)
-    return _decode(buffer.getvalue(), "")
+    return decode_image(buffer.getvalue(), "")
 
 
-def _decode(data: bytes, name: str) -> InputImage:
+def decode_image(data: bytes, name: str) -> InputImage:
+    """Encoded bytes, called `name` in messages. Raises ImageError."""
     try:
         width, height = upright_size(data)
         huge_jpeg = kind_of(data) == "jpg" and width * height > MAX_PIXELS
