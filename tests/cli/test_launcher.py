@@ -172,7 +172,7 @@ def test_the_global_batch_is_shared_by_the_ranks(
     assert launcher.batches(given, folder / "mine.yaml", ranks) == added
 
 
-def test_data_is_short_for_every_source(folder: Path) -> None:
+def test_data_is_short_for_every_source(folder: Path, capsys: pytest.CaptureFixture) -> None:
     def overrides(words: list[str], mode: str) -> list[str]:
         return launcher.Launch.of("mine.yaml", words, mode).overrides
 
@@ -182,7 +182,13 @@ def test_data_is_short_for_every_source(folder: Path) -> None:
     assert overrides(["data=S/val"], "eval") == [
         "data.train.0.path=S/val", "data.train.1.path=S/val", "eval.data.0.path=S/val",
     ]  # fmt: skip
-    assert overrides(["data=S/train"], "train")[2:] == ["eval.data=[]", "train.best=null", "train.stop_after=0"]
+    nothing = ["eval.data=[]", "train.best=null", "train.stop_after=0"]
+    assert overrides(["data=S/train"], "train") == [
+        *nothing, "data.train.0.path=S/train", "data.train.1.path=S/train",
+    ]  # fmt: skip
+    assert capsys.readouterr().err == "data=S/train: no val or test, nothing is evaluated\n"
+    # What the user asks of an evaluation that is not there comes last: it is checked, not dropped.
+    assert overrides(["train.best=ap", "data=S/train"], "train")[:4] == [*nothing, "train.best=ap"]
     assert overrides(["data={workers: 0}"], "train") == ["data={workers: 0}"]  # the section itself
     with pytest.raises(ConfigError, match="data=nowhere: no shards to train on"):
         overrides(["data=nowhere"], "train")

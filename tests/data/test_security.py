@@ -81,7 +81,7 @@ def test_names_of_an_index_are_no_paths(hostile: Path, url: str, tmp_path: Path)
 
 def test_a_hostile_name_of_a_set_never_names_a_file(hostile: Path, url: str) -> None:
     """In training and evaluation alike: predictions, figures and exports are named by it."""
-    for name in ("../../../evil", "my/set", "a\\b", "a\0b", "n" * 300, 7):
+    for name in ("../../../evil", "my/set", "a\\b", "a\0b", "n" * 300, "名" * 100, ".", "..", 7):
         (hostile / "dataset.json").write_text(json.dumps({"name": name}))
         for opened in (ShardSet, dataset_info):
             for location in (str(hostile), f"pipe:cat {hostile}/{{}}", url):

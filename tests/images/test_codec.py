@@ -8,13 +8,23 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import EpsImagePlugin, Image, ImageOps
 from skimage import data
 from torchvision.transforms import RandomResizedCrop
 
 from fiber.errors import SampleFault
 from fiber.images.augment import GREY, RAND_AUGMENT, _operation, augment, mentions_sides, rand_augment, random_crop
-from fiber.images.codec import decode, decode_pil, kind_of, orientation, quiet, sniff, upright_size
+from fiber.images.codec import (
+    check_decodes,
+    decode,
+    decode_pil,
+    described,
+    kind_of,
+    orientation,
+    quiet,
+    sniff,
+    upright_size,
+)
 from fiber.images.resize import load_image, resize_fast, resize_pil
 
 
@@ -105,6 +115,19 @@ def test_cut_files_are_faults(photo: Image.Image, share: float) -> None:
             decode(file[: int(len(file) * share)])
         assert fault.value.reason == "undecodable_image"
         assert " at 0x" not in str(fault.value)  # a place in memory, which Pillow's message has
+
+
+def test_formats_that_run_programs_are_not_opened(photo: Image.Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow gives PostScript to Ghostscript, whatever the name; the documented kinds are read as before."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    program = encoded(photo.resize((8, 8)), "EPS")
+    for read in (decode, decode_pil, upright_size, check_decodes):
+        with pytest.raises(SampleFault, match="no known image"):
+            read(program)
+    assert "PostScript" in described(program)
+    assert orientation(program) == 1
+    for kind in ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"):
+        assert decode_pil(encoded(photo, kind)).size == photo.size
 
 
 def test_huge_images_are_faults() -> None:

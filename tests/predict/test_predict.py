@@ -112,6 +112,12 @@ def test_retrieval_ranks_by_similarity_and_reranks_by_matching(coarse, scenes, f
     again = coarse.retrieve(index, "a red circle", top=3, rerank=5)
     matched = coarse.match([f.text for f in found[:5]], "a red circle")
     assert [f.score for f in again] == pytest.approx(sorted((m.probability for m in matched), reverse=True)[:3])
+    again = coarse.retrieve(index, "a red circle", top=5, rerank=2)
+    assert len(again) == 5, "those that are not ordered again follow"
+    assert again[2:] == found[2:5]
+    for numbers in ({"top": 0}, {"rerank": -1}):
+        with pytest.raises(ValueError, match="is below"):
+            coarse.retrieve(index, "a red circle", **numbers)
 
 
 @pytest.mark.parametrize("size", [(90, 60), (360, 240), (30, 300)])
@@ -309,3 +315,49 @@ def test_bad_input_is_named(coarse, fine, tmp_path):
         coarse.match(Image.new("RGB", (9, 9)), " ")
     with pytest.raises(ValueError, match="expression is empty"):
         fine.refer(Image.new("RGB", (9, 9)), "  ")
+
+
+def test_arguments_that_mean_something_else_are_refused(coarse, fine, folder):
+    image = Image.new("RGB", (9, 9))
+    for call in (
+        lambda: coarse.classify(image, "dog"),
+        lambda: coarse.embed_texts("dog"),
+        lambda: fine.detect(image, "dog"),
+        lambda: fine.ground(image, "a dog", "dog"),
+    ):
+        with pytest.raises(ValueError, match="is a list of texts, not one"):
+            call()
+    for call in (
+        lambda: coarse.answer(image, "what?", top=0),
+        lambda: coarse.classify(image, ["a", "b"], top=-1),
+        lambda: fine.ground(image, "[a dog]", top=0),
+        lambda: fine.refer(image, "a dog", top=0),
+        lambda: fine.detect(image, ["dog"], keep=0),
+    ):
+        with pytest.raises(ValueError, match="is below 1"):
+            call()
+    for call in (
+        lambda: fine.ground(image, "[a dog]", threshold=1.5),
+        lambda: fine.detect(image, ["dog"], threshold=-0.1),
+    ):
+        with pytest.raises(ValueError, match=r"is not in 0\.\.1"):
+            call()
+    for device in ("cpuu", f"cuda:{torch.cuda.device_count()}"):
+        with pytest.raises(ValueError, match=f"device '{device}'"):
+            fiber.load(folder / "coarse", device=device)
+
+
+def test_nothing_has_no_features(coarse):
+    assert coarse.embed_images([]).shape == coarse.embed_texts([]).shape == (0, coarse.width)
+
+
+def test_a_text_that_is_cut_is_said_once(folder, capsys):
+    image = Image.new("RGB", (9, 9))
+    coarse, fine = (fiber.load(folder / name, device="cpu") for name in ("coarse", "fine"))
+    coarse.match(image, "a dog")
+    fine.refer(image, "a dog")
+    assert capsys.readouterr().err == ""
+    for _ in range(2):
+        coarse.match(image, "dog " * 40)
+        fine.refer(image, "dog " * 40)
+    assert [line.split(" tokens")[0].split()[-1] for line in capsys.readouterr().err.splitlines()] == ["12", "32"]

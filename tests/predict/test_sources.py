@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fiber.predict import sources as module
@@ -41,6 +42,18 @@ def test_images_from_memory_of_any_mode():
         opened = open_image(source)
         assert (opened.width, opened.height, opened.name) == (8, 6, "")
         assert np.asarray(opened.image).max() <= 3
+
+
+def test_images_from_memory_that_are_none_are_said():
+    for source in (
+        np.zeros((6, 8, 3), np.float32), np.zeros((3, 6, 8), np.uint8), np.zeros((6, 8), np.int64),
+        np.zeros((0, 8, 3), np.uint8), np.zeros((6, 8, 2), np.uint8), torch.zeros(3, 6, 8, dtype=torch.uint8), None,
+        Image.new("I", (8, 6), -1), Image.new("I", (8, 6), 2**16),
+    ):  # fmt: skip
+        with pytest.raises(ImageError, match=r"an image from memory: uint8 \(H,W\), \(H,W,3\) or \(H,W,4\), got"):
+            open_image(source)
+    for mode in ("La", "RGBa", "I;16"):
+        assert open_image(Image.new(mode, (8, 6))).width == 8
 
 
 def test_a_huge_jpeg_is_reduced_and_keeps_its_size(tmp_path, monkeypatch):

@@ -2,17 +2,21 @@
 
 import http.client
 import json
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
+import numpy as np
 import pytest
 from chromium import Page
 
 import fiber
+from fiber.images.codec import decode
 from fiber.serve.asking import Asking
-from fiber.serve.server import ModelServer
+from fiber.serve.server import ModelServer, Timed
 from tiny_exports import coarse_export, fine_export, images
 
 LIMIT = 200_000
@@ -132,13 +136,19 @@ def test_what_is_refused_is_one_clear_line(coarse: ModelServer, folder: Path, ca
         ("/ask?verb=index&text=dogs", image, {}, 400, "nothing is called 'index' here"),
         ("/ask?verb=match&text=", image, {}, 400, "write a text first"),
         ("/ask?verb=match&text=" + "a" * 2001, image, {}, 400, "2,001 characters"),
+        ("/ask?verb=caption&text=" + "a" * 2001, image, {}, 400, "2,001 characters"),
+        ("/ask?verb=match&text=" + quote("a;" * 21), image, {}, 400, "21 texts, 20 are allowed"),
+        ("/ask?verb=match&text=" + quote(" ; "), image, {}, 400, "write a text first"),
+        ("/heat?text=...", image, {}, 400, "write a text first"),
         (ask + "&threshold=30", image, {}, 400, "not in 0..1"),
         (ask, b"", {}, 400, "choose an image first"),
         (ask, b"plain text", {}, 400, "the file"),
         (ask, image[:200], {}, 400, "the file"),
         (ask, b"x" * (LIMIT + 1), {}, 413, "0.2 MB are allowed"),
         (ask, image, {"Origin": "http://evil.example"}, 403, "only the page itself may ask"),
+        (ask, image, {"Origin": "http://["}, 403, "only the page itself may ask"),
         (ask, image, {"Host": "evil.example"}, 403, "only the page itself may ask"),
+        (ask, image, {"Host": "["}, 403, "only the page itself may ask"),
         ("/etc/passwd", image, {}, 404, "only /ask and /heat"),
     ):
         got, answer = request(coarse, path, body, **headers)
@@ -148,7 +158,111 @@ def test_what_is_refused_is_one_clear_line(coarse: ModelServer, folder: Path, ca
         assert "/tmp" not in answer["error"]
     assert request(coarse, "/../secret", method="GET")[0] == 404
     assert request(coarse, "/about", method="GET", Host="evil.example")[0] == 403
-    assert capfd.readouterr().err.count("refused: ") == 14
+    assert request(coarse, "/about", method="GET", Host="[")[0] == 403
+    assert request(coarse, "/about", method="PUT") == (501, {"error": "Unsupported method ('PUT')"})
+    said = capfd.readouterr().err
+    assert said.count("refused: ") == 22
+    assert "Traceback" not in said
+
+
+def raw(server: ModelServer, sent: bytes) -> bytes:
+    """All that comes back for these bytes until the server ends the connection."""
+    with socket.create_connection(server.server_address[:2], timeout=60) as connection:
+        connection.sendall(sent)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_body_is_never_taken_for_a_request(coarse: ModelServer) -> None:
+    """A refused request's body holds another that would pass the checks."""
+    hidden = b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    head = b"Host: localhost\r\nOrigin: http://evil.example\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    for first in (b"POST /ask HTTP/1.1\r\n", b"GET / HTTP/1.1\r\n", b"PUT / HTTP/1.1\r\n", b"POST /no HTTP/1.1\r\n"):
+        answer = raw(coarse, first + head + hidden)
+        assert answer.count(b"HTTP/1.1 ") == 1, answer
+        assert b"\r\nConnection: close\r\n" in answer
+    answer = raw(coarse, b"GET / HTTP/1.1\r\n" + head.replace(b"evil.example", b"localhost") + hidden)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_what_is_no_request_is_answered_in_the_same_form(coarse: ModelServer) -> None:
+    for sent in (b"nonsense\r\n\r\n", b"POST http://[/ask HTTP/1.1\r\nHost: localhost\r\n\r\n"):
+        answer = raw(coarse, sent)
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert set(json.loads(answer.partition(b"\r\n\r\n")[2])) == {"error"}
+
+
+def test_a_slow_client_and_one_that_leaves(
+    coarse: ModelServer, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr("fiber.serve.server.HEADERS_S", 0.1)
+    monkeypatch.setattr("fiber.serve.server.LINGER_S", 0.1)
+    head = b"POST /ask?verb=caption HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n"
+    assert raw(coarse, head) == b"", "a head that never ends"
+    assert b"too long to arrive" in raw(coarse, head + b"\r\nabc")
+    # One byte each time that the clock is asked: the deadline is of the whole request.
+    ours, theirs = socket.socketpair()
+    ticks = iter(range(100))
+    monkeypatch.setattr("fiber.serve.server.time.monotonic", lambda: next(ticks))
+    with ours, theirs:
+        timed = Timed(ours, 3)
+        for _ in range(3):  # at 0, 1, 2
+            theirs.sendall(b"x")
+            assert timed.read(1) == b"x"
+        theirs.sendall(b"x")
+        with pytest.raises(TimeoutError):
+            timed.read(1)
+    monkeypatch.undo()
+    left = threading.Event()
+
+    def gone(*_: object, **__: object) -> list:
+        assert left.wait(60)
+        return [[]]
+
+    monkeypatch.setattr(coarse.asking.predictor, "caption", gone, raising=False)
+    image = (folder / "images" / "rgb.jpg").read_bytes()
+    with socket.create_connection(coarse.server_address[:2], timeout=60) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+        connection.sendall(head.replace(b"500", str(len(image)).encode()) + b"\r\n" + image)
+    left.set()
+    assert request(coarse, "/about", method="GET")[0] == 200
+    with coarse.asking._lock:
+        assert "Traceback" not in capfd.readouterr().err
+
+
+def test_connections_are_bounded(coarse: ModelServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one place, a second connection is closed at once, and the place is free again after the first."""
+    places = threading.BoundedSemaphore(1)
+    monkeypatch.setattr(coarse, "_free", places)
+    with socket.create_connection(coarse.server_address[:2], timeout=60) as first:
+        with socket.create_connection(coarse.server_address[:2], timeout=60) as second:
+            assert second.recv(1) == b""
+        first.sendall(b"GET /about HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert first.recv(12) == b"HTTP/1.1 200"
+    assert places.acquire(timeout=60)
+    places.release()
+
+
+def test_an_image_is_decoded_once_and_one_at_a_time(
+    coarse: ModelServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, held = (folder / "images" / "rgb.jpg").read_bytes(), []
+
+    def decoding(data: bytes) -> np.ndarray:
+        held.append(coarse.asking._lock.locked())
+        return decode(data)
+
+    monkeypatch.setattr("fiber.predict.sources.decode", decoding)
+    for path in ("/ask?verb=match&text=a;b", "/heat?text=dogs"):
+        held.clear()
+        assert request(coarse, path, image)[0] == 200
+        assert held == [True], path
+
+
+def test_classes_are_bounded(fine: ModelServer, folder: Path) -> None:
+    image = (folder / "images" / "rgb.jpg").read_bytes()
+    status, answer = request(fine, "/ask?verb=detect&text=" + ",".join(map(str, range(201))), image)
+    assert (status, answer["error"]) == (400, "201 classes, 200 are allowed")
 
 
 def test_the_page_asks_nobody_else(coarse: ModelServer) -> None:

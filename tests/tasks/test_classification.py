@@ -21,6 +21,7 @@ from fiber.config.stage1 import Stage1Config
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
+from fiber.errors import SampleFault
 from fiber.evaluation.context import EvalContext, evaluate_sets
 from fiber.tasks import classification, vqa
 from fiber.tasks.coarse_model import coarse_task
@@ -109,6 +110,28 @@ def test_a_head_learns_the_classes_and_is_exported(world: Path, tmp_path: Path, 
     # another run starts from it, head and all
     again = configured(world, tmp_path / "again", f"init_from={tmp_path / 'run'}", "train.steps=1", "optim.lr=1e-9")
     assert run(again)["top1"] == figures["top1"]
+
+
+def test_labels_are_places_among_the_classes_of_the_head(world: Path, tmp_path: Path) -> None:
+    """A second training set that lists the same classes in another order, and one more, is labelled so too."""
+    shutil.copytree(world / "train", tmp_path / "other")
+    facts = json.loads((tmp_path / "other/dataset.json").read_text())
+    names = ["pale blue", "deep red", "grey"]
+    facts["categories"] = [{"id": number, "name": name} for number, name in enumerate(names)]
+    (tmp_path / "other/dataset.json").write_text(json.dumps(facts))
+    config = configured(world, tmp_path / "run")
+    assert len(config.data.train) == 1
+    assert classification.class_names(config) == ["deep red", "green", "pale blue"]
+    make = classification.build_sample(config, load_tokenizer(config.tokenizer))
+    shards = ShardSet(tmp_path / "other")
+    draw = np.random.default_rng(0)
+    sample = shards.read(0)
+    for label, name in enumerate(["deep red", "green", "pale blue"]):
+        sample.record["captions"][0]["text"] = name
+        assert make(sample, "captions", 0, draw)["labels"] == label
+    sample.record["captions"][0]["text"] = "grey"
+    with pytest.raises(SampleFault, match="'grey' is none of the 3 classes"):
+        make(sample, "captions", 0, draw)
 
 
 def test_zero_shot_is_the_nearest_mean_of_prompts(world: Path, tmp_path: Path) -> None:

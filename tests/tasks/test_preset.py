@@ -1,6 +1,7 @@
 """`train.preset`: what is chosen for a card, and that the global batch stays."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from fiber.config.command import Command
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
+from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError
 from fiber.tasks import preset
+from tiny_exports import coarse_export
 
 GB = 1e9
 
@@ -82,6 +85,16 @@ def test_what_no_preset_can_do(settings: Any, ranks: int, message: str, monkeypa
     counts(monkeypatch, 90, 60, 30)
     with pytest.raises(ConfigError, match=message):
         preset.fit(config(**settings), ranks)
+
+
+def test_the_vocabulary_is_that_of_the_run_to_start_from(tmp_path: Path) -> None:
+    export = coarse_export(tmp_path / "run" / "export")
+    expected = len(load_tokenizer(export))
+    assert expected != preset.ROBERTA
+    for settings in ({"init_from": str(tmp_path / "run")}, {"tokenizer": str(tmp_path / "run")}):
+        made = replace(Stage1Config(output="x"), **{"tokenizer": None} | settings)
+        assert preset.vocabulary_of(made) == expected
+    assert preset.vocabulary_of(Stage1Config(output="x", tokenizer=None)) == preset.ROBERTA
 
 
 def test_a_process_fits_its_configuration_before_training_only(monkeypatch: pytest.MonkeyPatch) -> None:

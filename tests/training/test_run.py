@@ -11,12 +11,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from toy_task import Regression, batch_of
 from transformers import RobertaConfig, RobertaModel
 
 from fiber.backbone.lora import LoraLinear, merge_lora
 from fiber.config.base import ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TrainConfig
+from fiber.config.loading import load_config
 from fiber.config.stage1 import RetrievalEvalConfig, Stage1Config
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.text import load_tokenizer
@@ -24,6 +26,7 @@ from fiber.errors import ConfigError, Interrupted
 from fiber.tasks import pretrain
 from fiber.training import run
 from fiber.training.watchdog import Watchdog
+from fiber.weights.export import inherited_sizes
 
 
 @pytest.fixture
@@ -90,7 +93,7 @@ class Adapted(Regression):
 def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: int = 1, **settings: object) -> list:
     """Runs `task` for six updates, evaluated at 2, 4, 6 -> the tower's outputs in each evaluation, and what the
     export was given."""
-    watchdog, seen, exported = Watchdog(60.0), [], []
+    watchdog, seen, exported, made = Watchdog(60.0), [], [], []
 
     def evaluate(module: nn.Module, step: int) -> dict[str, float]:
         seen.append(module.tower(batch_of(0)["x"]).clone())
@@ -100,7 +103,10 @@ def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: in
         output=str(folder),
         tokenizer="none",
         optim=OptimConfig(lr=0.01, warmup=0),
-        train=TrainConfig(steps=6, global_batch=4, micro_batch=4, zero_stage=stage, best="accuracy", keep=1),
+        train=TrainConfig(
+            **{"steps": 6, "global_batch": 4, "micro_batch": 4, "zero_stage": stage, "best": "accuracy", "keep": 1}
+            | settings
+        ),
         eval=RetrievalEvalConfig(every=2),
     )
 
@@ -116,11 +122,14 @@ def trained(folder: Path, task: nn.Module, accuracy: dict[int, float], stage: in
         def build(self) -> nn.Module:
             return type(task)()
 
-        def export(self, module: nn.Module, weights: dict, figures: dict) -> None:
+        def export(self, module: nn.Module, weights: dict, figures: dict, steps: int) -> None:
             exported.append((weights, figures))
+            made.append(steps)
 
     ToyJob(config, replace(pretrain.TASK, flops=lambda *_: None), watchdog, None).train(task, Stream())
     watchdog.close()
+    pointer = folder / "checkpoints" / "best"  # the export says the steps of its weights
+    assert made == [int(pointer.read_text().removeprefix("step_")) if pointer.exists() else 6]
     return [seen, *exported]
 
 
@@ -152,6 +161,34 @@ def test_a_run_exports_and_restores_its_best_weights(stage: int, tmp_path: Path)
     assert figures == {"accuracy": 0.3}
 
 
+@pytest.mark.usefixtures("alone")
+def test_a_choice_that_is_given_up_does_not_outlive_it(tmp_path: Path) -> None:
+    """A run that goes on without train.best has its newest weights evaluated, not those of the old choice."""
+    trained(tmp_path, Adapted(), {2: 0.8, 4: 0.3, 6: 0.3}, keep=3)
+    assert run.restore(Adapted(), str(tmp_path)) == 2
+    trained(tmp_path, Adapted(), {6: 0.3}, best=None)
+    assert not (tmp_path / "checkpoints" / "best").exists()
+    assert run.restore(Adapted(), str(tmp_path)) == 6
+
+
+def test_a_run_with_a_checkpoint_does_not_need_what_it_began_from(tmp_path: Path, text_tower: Path) -> None:
+    gone, folder = tmp_path / "gone", tmp_path / "run"
+    sizes = {"text": {"width": 16, "layers": 3, "heads": 2, "intermediate": 32}, "num_fused": 2, "head_width": 16}
+    tree = {"output": str(folder), "tokenizer": str(text_tower), "init_from": str(gone), "max_text": 24}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(ConfigError, match="init_from: no folder"):
+        load_config(Stage1Config, tmp_path / "run.yaml", inherit=inherited_sizes)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "latest").write_text("step_000004")
+    (folder / "config.yaml").write_text(yaml.safe_dump(tree | {"model": sizes}))
+    config = load_config(Stage1Config, tmp_path / "run.yaml", inherit=inherited_sizes)
+    assert (config.model.num_fused, config.model.text.width) == (2, 16)
+    run.check_vocabulary(config, load_tokenizer(text_tower))
+    watchdog = Watchdog(60.0)
+    run.Job(config, pretrain.TASK, watchdog, None).start(None, Stream())  # reads nothing
+    watchdog.close()
+
+
 class Ticking(run.Job):
     """A job of toy batches, each after `before(step)`, that evaluates at its end."""
 
@@ -167,7 +204,7 @@ class Ticking(run.Job):
         type(self).evaluations += step is not None
         return {"accuracy": 0.5}
 
-    def export(self, module: nn.Module, weights: dict, figures: dict) -> None:
+    def export(self, module: nn.Module, weights: dict, figures: dict, steps: int) -> None:
         pass
 
 

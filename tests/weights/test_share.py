@@ -66,6 +66,8 @@ def test_the_card_of_a_run_says_what_the_hub_asks_for(tmp_path: Path, task_sets:
     assert text.count("- data: scenes train (none)") == 1
     assert "On scenes train (none)." in text
     assert "optimizer steps: 40" in text
+    stopped = write_run_export(config, export, FIGURES, steps=7)
+    assert "optimizer steps: 7\n" in (stopped / "README.md").read_text()
     assert "-1" not in text
     assert "| ap50 | 0.4569 |" in text
     read = ModelCard(text).data

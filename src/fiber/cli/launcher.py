@@ -25,6 +25,7 @@ from fiber.errors import ConfigError
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What a scheduler sends before its limit: the ranks save and leave."""
 
+NO_EVALUATION = ("eval.data=[]", "train.best=null", "train.stop_after=0")
 PORTS = range(20_000, 32_000)
 """Of which a job takes one; Linux gives those from 32,768 to outgoing connections."""
 
@@ -68,7 +69,12 @@ class Launch:
         plain = [word for word in overrides if word not in short]
         tree = read_tree(file, plain)
         for word in short:
-            plain += paths_of(tree, Path(word.removeprefix("data=")), mode)
+            made = paths_of(tree, Path(word.removeprefix("data=")), mode)
+            # The user's words come after these: what he asks of an evaluation that is not there is checked, not lost.
+            resets = [one for one in made if one in NO_EVALUATION]
+            plain = [*resets, *plain, *(one for one in made if one not in NO_EVALUATION)]
+            if resets:
+                print(f"{word}: no val or test, nothing is evaluated", file=sys.stderr)
         script = "stage1_coarse.py" if kind_of(tree, file).__name__ == "Stage1Config" else "stage2_fine.py"
         return cls(file, plain, Path(__file__).resolve().parents[1] / script)
 
@@ -96,7 +102,7 @@ def paths_of(tree: dict[str, Any], folder: Path, mode: str) -> list[str]:
         sources = (tree.get(section) or {}).get(key) or []
         path = there["train" if section == "data" else "eval"]
         if path is None:
-            out += ["eval.data=[]", "train.best=null", "train.stop_after=0"] if section == "eval" else []
+            out += NO_EVALUATION if section == "eval" else []
         else:
             out += [f"{section}.{key}.{i}.path={path}" for i in range(len(sources))]
     return out

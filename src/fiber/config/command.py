@@ -28,7 +28,7 @@ def parse_command(
     kind: type,
     check: Callable[[Any, int | None], None],
     argv: Sequence[str] | None = None,
-    inherit: Callable[[str], dict[str, Any]] | None = None,
+    inherit: Callable[[str, str | None], dict[str, Any]] | None = None,
 ) -> Command:
     """Parse, build and check the configuration of an entrypoint; on a bad one say why on one rank and exit with 2.
 

@@ -123,21 +123,21 @@ def load_config(
     kind: type[T],
     path: str | Path,
     overrides: Sequence[str] = (),
-    inherit: Callable[[str], dict[str, Any]] | None = None,
+    inherit: Callable[[str, str | None], dict[str, Any]] | None = None,
     lenient: bool = False,
 ) -> T:
     """Read `path`, apply the overrides in order, return a `kind` instance.
 
-    inherit: value of the key `init_from` -> sections whose keys stand in for those that are given neither in the file
-    nor as an override: a run has the sizes of the model that it starts from. lenient: for a file of an older version
-    of this code, keys that are not known any more are said on stderr and left out.
+    inherit: values of the keys `init_from` and `output` -> sections whose keys stand in for those given neither in
+    the file nor as an override: a run has the sizes of the model that it starts from. lenient: for a file of an older
+    version of this code, keys that are not known any more are said on stderr and left out.
 
     Raises ConfigError (one line) for an unreadable file, an unknown key, a wrong type, a value out of its range or a
     missing required key.
     """
     tree = read_tree(path, overrides)
     if inherit is not None and isinstance(tree.get("init_from"), str):
-        tree = _filled(tree, _known(kind, inherit(tree["init_from"])))
+        tree = _filled(tree, _known(kind, inherit(tree["init_from"], tree.get("output"))))
     return build_config(kind, _forgiven(kind, tree, str(path)) if lenient else tree)
 
 

@@ -84,9 +84,9 @@ def _info(folder: Path) -> dict[str, Any]:
         raise ShardError(f"{described} is not a JSON object: mend it, or remove it")
     for key in ("name", "split"):
         value = info.get(key, "unnamed")
-        if not isinstance(value, str) or not value.isprintable() or set(value) & set("/\\") or len(value) > 100:
-            shown = f"{key} {value!r:.200}"
-            raise ShardError(f"{described}: {shown} must be a text without slashes (files are named by it)")
+        text = value if isinstance(value, str) and value.isprintable() else ".."
+        if text in (".", "..") or set(text) & set("/\\") or len(text.encode()) > 100:
+            raise ShardError(f"{described}: {key} {value!r:.200} must be a text without slashes (it names files)")
     try:
         check_categories(info.get("categories") or ())
         if not all(isinstance(answer, str) for answer in info.get("answers") or ()):

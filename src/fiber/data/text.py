@@ -34,9 +34,8 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str, max_length: int) -> tu
     backend = tokenizer.backend_tokenizer  # a tenth of the time that calling the wrapper takes
     backend.no_truncation()
     backend.no_padding()
-    ids = backend.encode(
-        text[: LONGEST_TOKEN * max_length]
-    ).ids  # a text of megabytes would take seconds and gigabytes
+    # A text of megabytes would take seconds and gigabytes.
+    ids = backend.encode(text[: LONGEST_TOKEN * max_length]).ids
     if len(ids) > max_length:
         ids = [*ids[: max_length - 1], ids[-1]]  # keeps </s>, as the wrapper's truncation does
     padded = np.full(max_length, tokenizer.pad_token_id, dtype=np.int64)

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 import numpy as np
 import simplejpeg
@@ -24,6 +25,17 @@ from fiber.errors import SampleFault
 STORED = ("jpg", "png", "webp")  # what a shard may hold
 MAX_PIXELS = 100_000_000  # larger images are faults: they would take gigabytes to decode
 END = b"\xff\xd9"  # of a JPEG
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "GIF",
+    "BMP",
+    "PPM",
+    "WEBP",
+    "TIFF",
+    *(["AVIF"] if find_spec("PIL.AvifImagePlugin") else []),
+)
+"""What Pillow may take bytes for (MPO among JPEG): some others run programs (EPS: Ghostscript), whatever the name."""
 ORIENTATION = 0x0112  # EXIF tag: 1 upright, 2-4 mirrored or upside down, 5-8 on its side
 
 _MAGIC = (
@@ -50,13 +62,17 @@ def sniff(data: bytes) -> str | None:
     return kind if kind in STORED else None
 
 
+def _opened(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
 def orientation(data: bytes) -> int:
     """The EXIF orientation 1..8 of encoded bytes, 1 where there is none or it cannot be read."""
     marks = {"jpg": b"Exif\0\0" in data[:65_536], "png": b"eXIf" in data, "gif": False, "bmp": False}
     if not marks.get(kind_of(data) or "", True):
         return 1
     try:
-        with quiet(), Image.open(io.BytesIO(data)) as image:
+        with quiet(), _opened(data) as image:
             if image.format == "PNG":
                 image.load()  # its block may stand behind the pixels
             return int(image.getexif().get(ORIENTATION, 1))
@@ -85,7 +101,7 @@ def _stored_size(data: bytes) -> tuple[int, int]:
             return width, height
         except KeyError:  # a colour space it does not know, such as CMYK
             pass
-    with Image.open(io.BytesIO(data)) as image:
+    with _opened(data) as image:
         return image.size
 
 
@@ -111,14 +127,14 @@ def decode(data: bytes) -> np.ndarray:
 
 
 def decode_pil(data: bytes) -> Image.Image:
-    """Any image Pillow reads -> upright RGB (H, W), all in Pillow.
+    """Any image of FORMATS -> upright RGB (H, W), all in Pillow.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to 8 bits.
     Raises SampleFault("undecodable_image" | "huge_image").
     """
     try:
         with quiet():
-            image = Image.open(io.BytesIO(data))
+            image = _opened(data)
             if image.width * image.height > MAX_PIXELS:
                 raise SampleFault("huge_image", f"{image.width}x{image.height} pixels")
             image.load()
@@ -159,7 +175,7 @@ def _said(error: Exception) -> str:
 
 
 def _load(data: bytes) -> None:
-    with quiet(), Image.open(io.BytesIO(data)) as image:
+    with quiet(), _opened(data) as image:
         image.load()
 
 
@@ -173,6 +189,8 @@ def described(data: bytes) -> str:
         return "a Git LFS pointer, not the image: run git lfs pull"
     if data[:512].lstrip()[:1] == b"<":
         return "an HTML or XML page"
+    if data.startswith((b"%!PS", b"%PDF", b"\xc5\xd0\xd3\xc6")):
+        return "a PostScript or PDF file: convert it to JPEG or PNG"
     return f"first bytes {data[:8]!r}" if data else "an empty file"
 
 
@@ -191,7 +209,7 @@ def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
 def decode_reduced(data: bytes, side: int) -> Image.Image:
     """A JPEG of any size -> upright RGB at the smallest of 1/2, 1/4, 1/8 of its size that keeps both sides at `side`
     px. Raises what Pillow raises."""
-    with quiet(), Image.open(io.BytesIO(data)) as image:
+    with quiet(), _opened(data) as image:
         image.draft("RGB", (side, side))
         return ImageOps.exif_transpose(image).convert("RGB")
 

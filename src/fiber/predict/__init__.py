@@ -44,7 +44,8 @@ def load(
     device: CUDA where there is one, else the CPU. dtype: "fp32" or "bf16". level: what the model must be, "image"
     (match, retrieve, caption, answer, ...) or "region" (ground, refer, detect), so that a type checker knows its
     methods; without it, tell the two apart by `isinstance`. Raises WeightsError where the folder is not a whole
-    export or is of the other level, ValueError for another dtype or level.
+    export or is of the other level, ValueError for another dtype or level, or a device
+    that is not here.
     """
     import torch  # only here: `import fiber` takes no time
 
@@ -59,7 +60,7 @@ def load(
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(dtypes)}")
     if level not in (None, "image", "region"):
         raise ValueError(f"level {level!r} is not one of image, region")
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = _device(device)
     try:
         export = read_export(path_or_hub_id)
         model, _ = build(export)
@@ -85,3 +86,17 @@ def load(
     from fiber.predict.region import FinePredictor
 
     return FinePredictor(model, export, device)
+
+
+def _device(asked: str | torch.device | None) -> torch.device:
+    """The device asked for, None: CUDA where there is one. Raises ValueError where it is not here."""
+    import torch
+
+    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    try:
+        device = torch.device(asked or ("cuda" if cards else "cpu"))
+    except RuntimeError:
+        raise ValueError(f"device {asked!r} is none: give cpu, cuda or cuda:1") from None
+    if device.type == "cuda" and (device.index or 0) >= cards:
+        raise ValueError(f"device {str(device)!r}: there are {cards} CUDA cards here; give cpu, or leave it out")
+    return device

@@ -1,6 +1,7 @@
 """What predictors at both levels share."""
 
 import hashlib
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import filter as matching
@@ -12,8 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from fiber.data.text import LONGEST_TOKEN
 from fiber.errors import KnownError
-from fiber.predict.sources import ImageError, ImageFile, ImageSource, Prepared, open_image
+from fiber.predict.sources import ImageError, ImageFile, ImageSource, InputImage, Prepared, open_image
 from fiber.predict.stream import in_groups, load_ahead
 from fiber.tasks.table import TABLE
 from fiber.weights.export import Export
@@ -64,6 +66,7 @@ class Predictor(ABC):
         self.tasks = verbs_of(export, model)
         self.batch = 64 if device.type == "cuda" else 16
         self.workers: int | None = None
+        self._said_cut = False
 
     if not TYPE_CHECKING:  # a type checker would take every name for one that is there
 
@@ -77,6 +80,19 @@ class Predictor(ABC):
         if task not in self.tasks:
             level = "image" if self.config.stage == "coarse" else "region"
             raise TaskError(f"this model (at {level} level) cannot {task}; it can: {', '.join(self.tasks)}")
+
+    def say_cut(self, text: str) -> None:
+        """Say once on stderr that a text is longer than the model reads."""
+        limit = self.config.max_text
+        if self._said_cut or len(text.encode()) <= limit - 2:  # a token has a byte at least
+            return
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        if len(backend.encode(text[: LONGEST_TOKEN * limit]).ids) > limit:
+            self._said_cut = True
+            print(
+                f"a text has more than the {limit} tokens that this model reads: its end is left out", file=sys.stderr
+            )
 
     def prepare(self, source: ImageSource) -> Prepared:
         """An image read, decoded and resized for this model. Every method takes such an image, too. Raises
@@ -129,7 +145,26 @@ class Predictor(ABC):
         return [found for half in halves for found in self.fitting(half, compute)]
 
 
+def at_least(name: str, value: int, least: int) -> None:
+    """Raises ValueError for a number of results below `least`."""
+    if value < least:
+        raise ValueError(f"{name} {value} is below {least}")
+
+
+def share(name: str, value: float) -> None:
+    """Raises ValueError for a threshold outside of 0..1."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} {value} is not in 0..1")
+
+
+def listed(name: str, texts: Iterable[str]) -> list[str]:
+    """Several texts as a list. Raises ValueError for one text alone, which would be taken letter by letter."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name} is a list of texts, not one: [{texts!r:.60}]")
+    return list(texts)
+
+
 def many(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
     """One image or several as several."""
-    one = isinstance(images, str | Path | ImageFile | Image.Image | np.ndarray | Prepared)
+    one = isinstance(images, str | Path | ImageFile | InputImage | Image.Image | np.ndarray | Prepared)
     return [images] if one else images  # type: ignore[list-item, return-value]

@@ -27,7 +27,7 @@ from fiber.fine.inference import fit
 from fiber.images.draw import contact_sheet
 from fiber.images.resize import resize_pil
 from fiber.predict.base import TaskError
-from fiber.predict.sources import ImageFile, open_image
+from fiber.predict.sources import ImageFile, InputImage, open_image
 
 if TYPE_CHECKING:
     from fiber.predict.image import CoarsePredictor
@@ -37,7 +37,7 @@ MULTIPLE = 32  # pixels that a side is padded to
 STRIDES = (4, 8, 16, 32)  # px of the input per place, by stage
 
 
-RawImage = str | Path | ImageFile | Image.Image | np.ndarray
+RawImage = str | Path | ImageFile | InputImage | Image.Image | np.ndarray
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from fiber.coarse.decoding import Caption, SpecialTokens, beam_search, greedy, n
 from fiber.coarse.model import CoarseModel
 from fiber.data.text import encode
 from fiber.images.resize import resize_pil
-from fiber.predict.base import Predictor, TaskError
+from fiber.predict.base import Predictor, TaskError, at_least, listed
 from fiber.predict.image_index import ImageIndex, build_index, cache_file, index_model, read_index
 from fiber.predict.listing import ImageList
 from fiber.predict.sources import ImageSource, Prepared
@@ -87,6 +87,7 @@ class CoarsePredictor(Predictor):
         """Captions of each image, best first: `beams` of them by beam search, one by the other methods. On a CPU the
         first call lays out the decoder's weights a second time, for speed (FIBER-B: 0.6 GB)."""
         self.require("caption")
+        at_least("beams", beams, 1)
         if method not in ("beam", "greedy", "nucleus"):
             raise ValueError(f"method {method!r} is not one of beam, greedy, nucleus")
         special_tokens, length = SpecialTokens.of(self.tokenizer), self.config.max_text
@@ -110,6 +111,7 @@ class CoarsePredictor(Predictor):
     def answer(self, images: ImageSource | Iterable[ImageSource], question: str, top: int = 5) -> list[list[Scored]]:
         """The `top` likeliest answers to a question about each image."""
         self.require("answer")
+        at_least("top", top, 1)
         self._require_answers("question")
         words = self._text([question])
 
@@ -129,6 +131,7 @@ class CoarsePredictor(Predictor):
         training; default: those that the model's classification head was trained on, by that head.
         """
         self.require("classify")
+        at_least("top", top, 1)
         trained = HEAD in self.model.heads.classifiers
         if classes is None:
             if not trained:
@@ -137,7 +140,7 @@ class CoarsePredictor(Predictor):
             names = self.answers
         else:
             self.require("retrieve")
-            names = list(dict.fromkeys(classes))
+            names = list(dict.fromkeys(listed("classes", classes)))
             if any(not name.strip() for name in names) or not names:
                 raise ValueError("a class name is empty")
             vectors = prompt_classifier(self.model, names, self.tokenizer, self.config.max_text)
@@ -177,8 +180,11 @@ class CoarsePredictor(Predictor):
 
     def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
         """The `top` images of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so
-        many are ordered again by the probability of the matching head."""
+        many are ordered again by the probability of the matching head, the others follow with their similarity.
+        Raises ValueError for `top` < 1 or `rerank` < 0."""
         self.require("retrieve")
+        at_least("top", top, 1)
+        at_least("rerank", rerank, 0)
         similarity = index.features @ self.embed_texts([text])[0]
         order = similarity.argsort(descending=True, stable=True)[: max(top, rerank)].tolist()
         files = [index.files.file(index.paths[i]) for i in order]
@@ -187,13 +193,14 @@ class CoarsePredictor(Predictor):
             self.require("match")
             matched = self.match(files[:rerank], text)
             again = [Scored(f.text, m.probability or 0.0) for f, m in zip(found[:rerank], matched, strict=True)]
-            found = sorted(again, key=lambda scored: -scored.score)
+            found = sorted(again, key=lambda scored: -scored.score) + found[rerank:]
         return found[:top]
 
     def embed_images(self, images: ImageSource | Iterable[ImageSource]) -> Tensor:
         """Contrastive features (B,H) fp32 of unit length, on the CPU, of any number of images. Raises ImageError."""
         self.require("embed")
-        return torch.stack(self._each(images, self.features))
+        found = self._each(images, self.features)
+        return torch.stack(found) if found else torch.zeros(0, self.width)
 
     def features(self, images: list[Prepared]) -> Sequence[Tensor]:
         """Contrastive features (H,) fp32 of unit length, on the CPU, of one batch of prepared images."""
@@ -202,12 +209,17 @@ class CoarsePredictor(Predictor):
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Contrastive features (B,H) fp32 of unit length, on the CPU. Raises ValueError for an empty text."""
         self.require("embed")
+        texts = listed("texts", texts)
+        if not texts:
+            return torch.zeros(0, self.width)
         groups = [texts[i : i + 256] for i in range(0, len(texts), 256)]
         return torch.cat([self.model.text_embedding(self._text(group)).cpu() for group in groups])
 
     def _text(self, texts: Sequence[str]) -> TextState:
         if any(not text.strip() for text in texts):
             raise ValueError("the text is empty")
+        for text in texts:
+            self.say_cut(text)
         pairs = [encode(self.tokenizer, text, self.config.max_text) for text in texts]
         ids, mask = (torch.from_numpy(np.stack(column)).to(self.device) for column in zip(*pairs, strict=True))
         length = int(mask.sum(1).max())  # padding beyond the longest text changes nothing

@@ -12,7 +12,7 @@ from fiber.data.prompts import Prompt, PromptBuilder
 from fiber.fine.inference import Query, fit, run_queries
 from fiber.fine.model import FiberDetector
 from fiber.fine.postprocess import DETECTION, REFERRING, BoxSelection, Detections
-from fiber.predict.base import Predictor
+from fiber.predict.base import Predictor, at_least, listed, share
 from fiber.predict.phrases import Span, find_phrases
 from fiber.predict.sources import ImageSource, Prepared
 from fiber.processor import nms
@@ -55,7 +55,9 @@ class FinePredictor(Predictor):
         """The `top` regions of each phrase of a sentence. Phrases: given, or marked in the sentence with [brackets],
         or found by `noun_phrases`."""
         self.require("ground")
-        sentence, spans = find_phrases(sentence, phrases)
+        at_least("top", top, 1)
+        share("threshold", threshold)
+        sentence, spans = find_phrases(sentence, None if phrases is None else listed("phrases", phrases))
         prompt = self.prompts.sentence(sentence, [[span] for span in spans])
         if not prompt.token_map.any(1).all():
             raise ValueError(f"the sentence is longer than the {self.config.max_text} tokens that this model reads")
@@ -70,6 +72,8 @@ class FinePredictor(Predictor):
     def refer(self, images: ImageSource | Iterable[ImageSource], expression: str, top: int = 1) -> list[list[Region]]:
         """The `top` regions for an expression that refers to one object."""
         self.require("refer")
+        at_least("top", top, 1)
+        self.say_cut(expression)
         prompt = self.prompts.sentence(expression, [[(0, len(expression))]])
         if not prompt.token_map.any(1).all():
             raise ValueError("the expression is empty")
@@ -91,8 +95,10 @@ class FinePredictor(Predictor):
         A place has one label, its best: of boxes with an IoU above 0.6 only the first is kept, unless `all_labels`.
         """
         self.require("detect")
+        at_least("keep", keep, 1)
         names = self.class_order(classes)
         least = self.threshold if threshold is None else threshold
+        share("threshold", least)
         results = []
         for found in self._detect(images, self.prompts.chunks(names, chunk_classes), DETECTION, keep * all_labels):
             if not all_labels:
@@ -112,7 +118,9 @@ class FinePredictor(Predictor):
         always the same, however the classes are given: those the model was trained on in theirs, then the others by
         name. Raises ValueError where there are none."""
         place = {name: number for number, name in enumerate(self.categories)}
-        names = sorted(set(classes or self.categories), key=lambda name: (place.get(name, len(place)), name))
+        names = sorted(
+            set(listed("classes", classes or self.categories)), key=lambda name: (place.get(name, len(place)), name)
+        )
         if not names:
             raise ValueError("this export lists no categories: say which classes to look for")
         return names

@@ -12,6 +12,7 @@ from torch import Tensor
 from fiber.errors import SampleFault
 from fiber.images.codec import MAX_PIXELS, decode, decode_pil, decode_reduced, described, kind_of, upright_size
 
+FROM_MEMORY = "an image from memory: uint8 (H,W), (H,W,3) or (H,W,4)"
 REDUCED_SIDE = 2048  # a JPEG beyond MAX_PIXELS is decoded at a fraction of its size, its sides no smaller than this
 
 
@@ -72,28 +73,49 @@ class Prepared:
     name: str
 
 
-ImageSource = str | Path | ImageFile | Image.Image | np.ndarray | Prepared
+ImageSource = str | Path | ImageFile | InputImage | Image.Image | np.ndarray | Prepared
 
 
-def open_image(source: str | Path | ImageFile | Image.Image | np.ndarray) -> InputImage:
+def open_image(source: str | Path | ImageFile | InputImage | Image.Image | np.ndarray) -> InputImage:
     """A file, a PIL image of any mode, or an array (H,W), (H,W,3) or (H,W,4) uint8 -> InputImage.
 
     EXIF orientation is applied, transparency laid over white. Raises ImageError.
     """
+    if isinstance(source, InputImage):
+        return source
     if isinstance(source, str | Path):
         source = ImageFile(str(source), str(source), str(source))
     if isinstance(source, ImageFile):
-        return _decode(source.read(), source.name)
-    image = source if isinstance(source, Image.Image) else Image.fromarray(np.asarray(source))
+        return decode_image(source.read(), source.name)
+    image = source if isinstance(source, Image.Image) else _of_array(source)
     buffer = io.BytesIO()
     # One path for all modes: as a lossless file. PNG knows neither CMYK and kin nor floats.
     known = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
-    upright = ImageOps.exif_transpose(image)
-    (upright if upright.mode in known else upright.convert("RGB")).save(buffer, "PNG", compress_level=0)
-    return _decode(buffer.getvalue(), "")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("La", "RGBa"):  # Pillow turns these into nothing else
+            upright = upright.convert(upright.mode.upper())
+        if upright.mode == "I" and any(not 0 <= value < 2**16 for value in upright.getextrema()):
+            raise ValueError("mode I holds numbers outside of 16 bits")
+        (upright if upright.mode in known else upright.convert("RGB")).save(buffer, "PNG", compress_level=0)
+    except (ValueError, OSError, SystemError) as error:
+        raise ImageError(f"{FROM_MEMORY}, got mode {image.mode}, {image.size}: {error}") from None
+    return decode_image(buffer.getvalue(), "")
 
 
-def _decode(data: bytes, name: str) -> InputImage:
+def _of_array(source: np.ndarray) -> Image.Image:
+    """Raises ImageError for anything but whole numbers of a byte as rows and columns."""
+    kind = type(source).__name__
+    if not isinstance(source, np.ndarray):
+        raise ImageError(f"{FROM_MEMORY}, got {kind}")
+    grey, colours = source.ndim == 2, source.ndim == 3 and source.shape[2] in (3, 4)
+    if source.dtype != np.uint8 or not (grey or colours) or not source.size:
+        raise ImageError(f"{FROM_MEMORY}, got {source.dtype} {source.shape}")
+    return Image.fromarray(source)
+
+
+def decode_image(data: bytes, name: str) -> InputImage:
+    """Encoded bytes, called `name` in messages. Raises ImageError."""
     try:
         width, height = upright_size(data)
         huge_jpeg = kind_of(data) == "jpg" and width * height > MAX_PIXELS

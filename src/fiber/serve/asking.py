@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fiber.predict.base import TaskError
 from fiber.predict.heat import word_heat
-from fiber.predict.sources import open_image
+from fiber.predict.sources import InputImage, Prepared, decode_image
 
 SHOWN_VERBS = ("detect", "ground", "refer", "answer", "caption", "match")
 NEEDS_TEXT = {"ground": "a sentence", "refer": "an expression", "answer": "a question", "match": "a text"}
 MOST_TEXT = 2000  # characters
+MOST_CLASSES = 200  # of detection: each fills a part of a prompt
+MOST_MATCHES = 20  # texts of one image
 
 
 class Asking:
@@ -38,50 +38,45 @@ class Asking:
     def ask(self, verb: str, text: str, threshold: float, image: bytes) -> dict[str, Any]:
         """What `verb` finds in an image file. Raises ValueError (an image that cannot be read, a text that is missing
         or too long) and TaskError, whose messages are for the user."""
-        answers: dict[str, Callable[[Path], dict[str, Any]]] = {
-            "detect": lambda path: self._detect(path, text, threshold),
-            "ground": lambda path: self._regions(self.predictor.ground(path, text, threshold=threshold)),
-            "refer": lambda path: self._regions(self.predictor.refer(path, text)),
-            "answer": lambda path: self._texts(self.predictor.answer(path, text)),
-            "caption": lambda path: self._texts(self.predictor.caption(path)),
-            "match": lambda path: self._match(path, text),
+        answers: dict[str, Callable[[Prepared], dict[str, Any]]] = {
+            "detect": lambda image: self._detect(image, text, threshold),
+            "ground": lambda image: self._regions(self.predictor.ground(image, text, threshold=threshold)),
+            "refer": lambda image: self._regions(self.predictor.refer(image, text)),
+            "answer": lambda image: self._texts(self.predictor.answer(image, text)),
+            "caption": lambda image: self._texts(self.predictor.caption(image)),
+            "match": lambda image: self._match(image, text),
         }
         if verb not in answers:
             raise TaskError(f"nothing is called {verb[:40]!r} here; there are {', '.join(SHOWN_VERBS)}")
         self.predictor.require(verb)
-        if verb in NEEDS_TEXT:
-            _check_text(text, NEEDS_TEXT[verb])
-        return self._with_file(image, answers[verb])
+        _check_text(text, NEEDS_TEXT.get(verb))
+        return self._decoded(image, lambda opened: answers[verb](self.predictor.prepare(opened)))
 
     def heat(self, text: str, image: bytes) -> dict[str, Any]:
         """What each word looked at: {"words": [{"word", "rows", "columns", "light": base64 of its bytes}]}."""
         _check_text(text, "a text")
 
-        def look(path: Path) -> dict[str, Any]:
-            return {"words": [_light(one.word, one.heat) for one in word_heat(self.predictor, path, text)]}
+        def look(opened: InputImage) -> dict[str, Any]:
+            words = [_light(one.word, one.heat) for one in word_heat(self.predictor, opened, text)]
+            _check_text(" ".join(one["word"] for one in words), "a text")  # there were only signs
+            return {"words": words}
 
-        return self._with_file(image, look)
+        return self._decoded(image, look)
 
-    def _with_file(self, image: bytes, answer: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        """The answer about an image file that exists only meanwhile; its size comes with it."""
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "image"
-            path.write_bytes(image)
-            try:
-                opened = open_image(path)
-                with self._lock:
-                    found = answer(path)
-            except ValueError as error:
-                raise ValueError(str(error).replace(str(path), "the file")) from None
-        return {"width": opened.width, "height": opened.height} | found
+    def _decoded(self, image: bytes, answer: Callable[[InputImage], dict[str, Any]]) -> dict[str, Any]:
+        """The answer about an image, with its size. Decoded once, and one at a time: that may take gigabytes."""
+        with self._lock:
+            opened = decode_image(image, "the file")
+            return {"width": opened.width, "height": opened.height} | answer(opened)
 
-    def _detect(self, path: Path, text: str, threshold: float) -> dict[str, Any]:
-        names = [name.strip() for name in text.split(",") if name.strip()]
-        return self._regions(self.predictor.detect(path, names or None, threshold=threshold))
+    def _detect(self, image: Prepared, text: str, threshold: float) -> dict[str, Any]:
+        names = _parts(text, ",", MOST_CLASSES, "classes")
+        return self._regions(self.predictor.detect(image, names or None, threshold=threshold))
 
-    def _match(self, path: Path, text: str) -> dict[str, Any]:
-        texts = [line.strip() for line in text.split(";") if line.strip()]
-        found = [dataclasses.asdict(self.predictor.match(path, line)[0]) for line in texts]
+    def _match(self, image: Prepared, text: str) -> dict[str, Any]:
+        texts = _parts(text, ";", MOST_MATCHES, "texts")
+        _check_text(" ".join(texts), "a text")
+        found = [dataclasses.asdict(self.predictor.match(image, line)[0]) for line in texts]
         return {"matches": [{"text": line} | one for line, one in zip(texts, found, strict=True)]}
 
     def _regions(self, found: Sequence[Sequence[Any]]) -> dict[str, Any]:
@@ -91,8 +86,16 @@ class Asking:
         return {"texts": [_rounded(dataclasses.asdict(one)) for one in found[0]]}
 
 
-def _check_text(text: str, what: str) -> None:
-    if not text.strip():
+def _parts(text: str, sign: str, most: int, what: str) -> list[str]:
+    parts = [part.strip() for part in text.split(sign) if part.strip()]
+    if len(parts) > most:
+        raise ValueError(f"{len(parts):,} {what}, {most} are allowed")
+    return parts
+
+
+def _check_text(text: str, what: str | None) -> None:
+    """Raises ValueError for a text that is too long, or missing (`what`: it is needed)."""
+    if what is not None and not text.strip():
         raise ValueError(f"write {what} first")
     if len(text) > MOST_TEXT:
         raise ValueError(f"the text has {len(text):,} characters, {MOST_TEXT:,} are allowed")

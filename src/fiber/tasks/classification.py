@@ -9,7 +9,7 @@ Shape letters: B batch, S image side, H head width, K classes, P prompts per cla
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -55,21 +55,23 @@ UNUSED = (
 
 @dataclass(frozen=True)
 class ClassSample(TextSample):
-    """An image with its class name as text: also labels (int), the position of the name among the set's classes."""
+    """An image with its class name as text: also labels (int), the position of the name among `names`, the classes of
+    the head: sets that are trained on together may list theirs in another order."""
+
+    names: Sequence[str] = field(kw_only=True)
 
     def __call__(self, sample: Sample, field: str, number: int, rng: np.random.Generator) -> dict[str, Any]:
-        """Raises SampleFault("no_label") for a text that is no class of the set."""
+        """Raises SampleFault("no_label") for a text that is no class of the head."""
         text = annotation_text(sample.record, field, number)
-        if text not in sample.facts.names:
-            raise SampleFault(
-                "no_label", f"{field}[{number}] {text!r} is none of the {len(sample.facts.names)} classes"
-            )
-        return super().__call__(sample, field, number, rng) | {"labels": sample.facts.names.index(text)}
+        if text not in self.names:
+            raise SampleFault("no_label", f"{field}[{number}] {text!r} is none of the {len(self.names)} classes")
+        return super().__call__(sample, field, number, rng) | {"labels": self.names.index(text)}
 
 
 def build_sample(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> ClassSample:
     """How the run makes training samples."""
-    return ClassSample(tokenizer, ImageTransform.of(config, training=True), config.max_text)
+    names = class_names(config)
+    return ClassSample(tokenizer, ImageTransform.of(config, training=True), config.max_text, names=names)
 
 
 def class_names(config: Stage1Config) -> list[str]:
@@ -194,7 +196,7 @@ class ClassScorer:
 
 def evaluate(task: ClassificationTask, context: EvalContext) -> Figures:
     """Figures of one set. Raises ShardError where its classes are not those of the head."""
-    if list(context.shards.facts.names) != list(task.answers):
+    if sorted(context.shards.facts.names) != sorted(task.answers):  # in any order: rows hold names
         raise ShardError(f"{context.shards.path}: its classes are not those that the head was trained on")
     prompts = prompt_classifier(task.model, task.answers, context.tokenizer, context.config.max_text)
     scorer = ClassScorer(task.answers)

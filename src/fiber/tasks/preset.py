@@ -20,6 +20,7 @@ from fiber.config.stage2 import Stage2Config
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError
 from fiber.tasks.memory import run_bytes
+from fiber.weights.hub import export_folder
 
 USABLE = 0.9
 """Of a card's memory: the rest is the driver's, the libraries' and what lies between blocks."""
@@ -88,6 +89,8 @@ def _card(preset: str | int) -> tuple[float, str]:
 
 
 def vocabulary_of(config: Any) -> int:
-    """Ids of the tokenizer; RoBERTa's where it is not at hand: a name of the hub is not fetched to count."""
-    at_hand = config.tokenizer is not None and Path(config.tokenizer).is_dir()
-    return len(load_tokenizer(config.tokenizer)) if at_hand else ROBERTA
+    """Ids of the tokenizer, or of that of the model to start from; RoBERTa's where it is not at hand: a name of the hub
+    is not fetched to count."""
+    given = config.tokenizer or config.init_from
+    at_hand = given is not None and Path(given).is_dir()
+    return len(load_tokenizer(export_folder(given))) if at_hand else ROBERTA

@@ -56,8 +56,8 @@ def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
 
 
 def check_vocabulary(config: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raises ConfigError where the tokenizer has not as many ids as the model of `init_from`."""
-    if config.init_from is None:
+    """Raises ConfigError where the tokenizer has not as many ids as the model that the run begins from."""
+    if config.init_from is None or (Path(config.output) / "checkpoints" / "latest").exists():
         return
     try:
         trained = read_config(export_folder(config.init_from)).vocab_size
@@ -128,9 +128,10 @@ class Job:
         config, reports = self.config, {}
         if self.task.prepare is not None:
             self.task.prepare(module, config, self.tokenizer, [source.shards for source in stream.sources])
-        if config.init_from is not None:
+        begun = (Path(config.output) / "checkpoints" / "latest").exists()
+        if config.init_from is not None and not begun:
             reports[f"weights of {config.init_from}"] = self.task.start_from(module, config.init_from, self.tokenizer)
-        elif not (Path(config.output) / "checkpoints" / "latest").exists():
+        elif not begun:
             towers = {"image": config.model.image.pretrained, "text": config.model.text.pretrained}
             loaded = load_pretrained_towers(module.model.backbone, self.tokenizer, **towers)
             reports = {f"{tower} tower from {towers[tower]}": report for tower, report in loaded.items()}
@@ -192,10 +193,10 @@ class Job:
         if distributed.is_main():
             print(json.dumps({"step": step} | figures))
 
-    def export(self, module: TaskModule, weights: Mapping[str, Tensor], figures: Figures) -> None:
-        """Write RUN/export. weights: of the module, by name. Rank 0 only."""
+    def export(self, module: TaskModule, weights: Mapping[str, Tensor], figures: Figures, steps: int) -> None:
+        """Write RUN/export. weights: of the module after `steps`, by name. Rank 0 only."""
         export = self.task.export(self.config, self.tokenizer, module, weights)
-        write_run_export(self.config, export, figures, self.task.headline)
+        write_run_export(self.config, export, figures, self.task.headline, steps)
 
     def train(self, module: TaskModule, stream: MixedStream) -> None:
         """Train to the end of `config.train`, going on from the newest checkpoint of `config.output`; then export
@@ -238,12 +239,12 @@ class Job:
             rehearse=lambda engine: self.rehearse(self._plain(engine)),
             lost=None if lock is None else lock.lost,
             flops_per_sample=flops,
-            shown=Countdown(
-                "training", config.train.steps, "steps", done=start, show=distributed.is_main(), leave=True
-            ),
+            shown=Countdown("training", config.train.steps, "steps", done=start, show=lock is not None, leave=True),
             samples="pairs" if self.task.stage == "coarse" else "images",
         )
         _resume_counts(run, state)
+        if distributed.is_main() and run.record.step is None:  # what another choice has left
+            (folder / "checkpoints" / "best").unlink(missing_ok=True)
         with run.tracker.failure_known(), closing(run.shown):
             loop.train(run, self.batches(stream, start), start)
             if not run.stopped:
@@ -281,7 +282,7 @@ def _interrupted(run: loop.Run) -> None:
     )
 
 
-def _finish(run: loop.Run, export: Callable[[Mapping[str, Tensor], Figures], None]) -> None:
+def _finish(run: loop.Run, export: Callable[[Mapping[str, Tensor], Figures, int], None]) -> None:
     """Export and summary of a run that came to its end; evaluates if these weights have not been."""
     best = run.record
     summary: dict[str, Any] = {"steps": run.done}
@@ -297,7 +298,7 @@ def _finish(run: loop.Run, export: Callable[[Mapping[str, Tensor], Figures], Non
         weights = {} if path is None else run.checkpoints.weights(path)
         summary["best"] = {"figure": best.figure, "step": best.step}
     if distributed.is_main():
-        export(weights, figures)
+        export(weights, figures, run.done if best.step is None else best.step)
         write_whole(run.folder / "summary.json", json.dumps(summary | {"eval": figures}, indent=2))
     distributed.barrier()
 

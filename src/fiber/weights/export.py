@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from fiber.config.loading import to_dict
+from fiber.config.loading import read_tree, to_dict
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import DetectorConfig, Stage2Config
 from fiber.data.shards import dataset_info
@@ -112,13 +112,18 @@ def write_export(
 
 
 def write_run_export(
-    config: RunConfig, export: Export, figures: Mapping[str, float], headline: Sequence[str] = ()
+    config: RunConfig,
+    export: Export,
+    figures: Mapping[str, float],
+    headline: Sequence[str] = (),
+    steps: int | None = None,
 ) -> Path:
-    """Write what a run of `config` exports to RUN/export; the card names its training data and `figures`, of which
-    those of `headline` count. A threshold of detection that was calibrated goes into its configuration."""
+    """Write what a run of `config` exports to RUN/export; the card names its training data, the `steps` that were
+    made (default: all of `config`) and `figures`, of which those of `headline` count. A threshold of detection that
+    was calibrated goes into its configuration."""
     card = Card(
         data=[describe_set(source.path) for source in config.data.train],
-        steps=config.train.steps,
+        steps=config.train.steps if steps is None else steps,
         metrics=figures,
         evaluated=[describe_set(source.path) for source in config.eval.data],
         headline=headline,
@@ -182,12 +187,17 @@ def _list_of_export(path: str | Path, name: str) -> list[str]:
     return entries
 
 
-def inherited_sizes(path: str | Path) -> dict[str, Any]:
+def inherited_sizes(path: str | Path, output: str | None = None) -> dict[str, Any]:
     """The sections `model` and, at region level, `detector` that a run has in common with the export that it starts
-    from, as plain data: `inherit` of `load_config`. Raises ConfigError."""
+    from, as plain data: `inherit` of `load_config`. Where that export has gone, a run that has a checkpoint in
+    `output` goes by its own configuration. Raises ConfigError."""
     try:
         config = read_config(export_folder(path))
     except WeightsError as error:
+        own = None if output is None else Path(output)
+        if own is not None and (own / "checkpoints" / "latest").exists() and (own / "config.yaml").is_file():
+            tree = read_tree(own / "config.yaml")
+            return {name: tree[name] for name in ("model", "detector") if name in tree}
         raise ConfigError(f"init_from: {error}") from None
     sections: dict[str, Any] = {"model": to_dict(config.model)}
     if config.stage == "fine":
