@@ -324,3 +324,24 @@ def test_a_listing_keeps_each_file_once_whatever_the_order_of_roots(tmp_path):
 
 def plain_first(name: str) -> str:
     return Path(name).stem[0].lower()
+
+
+def test_source_tars_and_files_of_others_outlive_overwrite(tmp_path, capsys):
+    """OUT is where the source lies; OUT has links of a set in place; OUT has a tar that nobody here wrote."""
+    source, out = tmp_path / "mine", tmp_path / "out"
+    tars(source / "train", ("jpg", "txt"), ["x"] * 6)
+    before = {path.name: path.read_bytes() for path in (source / "train").iterdir()}
+    for more in ([], ["--overwrite"]):
+        said = refused(capsys, str(source), "--out", str(source), *more)
+        assert f"{source}/train is the folder of the source tars; choose another --out" in said
+    assert main(["shards", "pairs", str(source), "--out", str(source), "--in-place"]) == 0
+    assert "source tars" in refused(capsys, str(source), "--out", str(source), "--overwrite")
+    assert {path.name: path.read_bytes() for path in (source / "train").glob("*.tar")} == before
+    run(source, out, "--in-place")
+    assert len(run(source, out, "--overwrite")) == 6
+    assert [path.name for path in (out / "train").glob("*.tar")] == ["mine-000000.tar"]
+    assert not (out / "train/records.jsonl").exists()
+    assert {path.name: path.read_bytes() for path in (source / "train").glob("*.tar")} == before
+    put(out / "train/theirs.tar", "x")
+    assert "tars of something else (theirs.tar)" in refused(capsys, str(source), "--out", str(out), "--overwrite")
+    assert sorted(path.name for path in (out / "train").glob("*.tar")) == ["mine-000000.tar", "theirs.tar"]
