@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class RawImage:
-    """Where encoded bytes lie: the first of ``paths`` that exists; of that file, ``length`` bytes from ``offset``.
+    """Where encoded bytes lie: the first of ``paths`` that is a file; of that file, ``length`` bytes from ``offset``.
 
     line: the bytes are the base64 text in the last column of the line that begins at ``offset`` (TSV of GLIP).
     """
@@ -56,6 +57,8 @@ class RawImage:
         """The encoded bytes. Raises UnusableItem("missing image") naming the first place looked at."""
         for path in self.paths:
             try:
+                if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
+                    continue
                 with open(path, "rb") as file:
                     if self.offset:
                         file.seek(self.offset)
