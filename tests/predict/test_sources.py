@@ -1,5 +1,6 @@
 """Any image a user has becomes upright RGB; sources expand to files."""
 
+import os
 import tarfile
 from pathlib import Path
 
@@ -140,3 +141,37 @@ def test_members_of_a_tar_are_images_where_they_lie(tmp_path):
     for name, why in (("packed.tar.gz", "unpack it"), ("none.tar", "no images in the tar"), ("cut.tar", "whole")):
         with pytest.raises(ImageError, match=rf"{name}.*{why}|{why}.*{name}"):
             list(ImageList([tmp_path / name]))
+
+
+def test_a_damaged_tar_is_an_error_that_names_the_byte(tmp_path):
+    """A header of three is destroyed, or the end is missing: tarfile alone stops there as at the end."""
+    made = [*images(tmp_path / "a").values()][:3]
+    places = []
+    with tarfile.open(tmp_path / "SOME.TAR", "w") as tar:
+        for path in made:
+            places.append(tar.offset)
+            tar.add(path, path.name)
+        end = tar.offset
+    whole = (tmp_path / "SOME.TAR").read_bytes()
+    assert len(list(ImageList([tmp_path / "SOME.TAR"]))) == 3
+    second = places[1]
+    for damaged, byte in ((whole[:second] + b"x" * 512 + whole[second + 512 :], second), (whole[:end], end)):
+        (tmp_path / "damaged.tar").write_bytes(damaged)
+        with pytest.raises(ImageError, match=rf"damaged\.tar: .*no end-of-archive mark at byte {byte} of"):
+            list(ImageList([tmp_path / "damaged.tar"]))
+
+
+def test_linked_folders_are_walked_once_and_pipes_never(tmp_path):
+    path = images(tmp_path / "a" / "inner")["rgb"]
+    for other in (tmp_path / "a" / "inner").iterdir():
+        if other != path:
+            other.unlink()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "linked").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "inner" / "back").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "self").symlink_to(tmp_path / "a" / "self")
+    os.mkfifo(tmp_path / "b" / "pipe.png")
+    for folder, name in (("a", f"inner/{path.name}"), ("b", f"linked/inner/{path.name}")):
+        assert [file.relative for file in ImageList([tmp_path / folder])] == [name]
+    with pytest.raises(ImageError, match="no such file"):
+        list(ImageList([tmp_path / "b" / "pipe.png"]))

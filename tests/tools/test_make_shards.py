@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fiber.cli.shards import names
+from fiber.data.convert.items import RawDataset
 from fiber.data.shapes import world as shapes
 from fiber.data.shards import ShardSet
 
@@ -309,3 +310,10 @@ def test_shapes_world_and_size(tmp_path, capsys):
 def test_every_data_set_is_documented():
     page = (Path(TOOL).parents[1] / "docs" / "data.md").read_text()
     assert all(f"`{name}" in page or f" {name} " in page for name in names())
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"), [("..x", "x"), ("-x", "x"), ("a" * 200, "a" * 80), ("...", "set"), ("my set", "my_set")]
+)
+def test_the_name_of_a_set_is_one_that_shards_can_have(name, stored):
+    assert RawDataset(name, "train", "", {}, []).name == stored

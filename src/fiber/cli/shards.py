@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import itertools
 import json
 from pathlib import Path
 from types import ModuleType
@@ -140,21 +141,29 @@ def run(options: argparse.Namespace) -> int:
     from fiber.data.convert.engine import convert
     from fiber.data.convert.in_place import index_tars
     from fiber.data.convert.items import ConversionError
+    from fiber.data.convert.out_folder import check_sources, other_splits, remove
     from fiber.data.convert.verdict import report
     from fiber.data.records import RecordError
 
     summaries = {}
+    several = getattr(options, "source", None) is not None and options.split is None
     try:
         sources = _sources(options)
+        if not getattr(options, "in_place", False):
+            check_sources(sources.values())
+        left = other_splits(options.out, sources, options.overwrite) if several else []
         for split, (source, out) in sources.items():
             if getattr(options, "in_place", False):
                 summaries[split] = index_tars(source, out, options.decode_check, options.overwrite)
             else:
                 summaries[split] = convert(source, _job(options, out))
             report(summaries[split], source.notes)
+            if "already_complete" in summaries[split]:
+                print("  already complete: nothing was read again; --overwrite makes it anew")
+        for folder in left:
+            remove(folder)
     except RecordError as error:
         raise ConversionError(str(error)) from None
-    several = getattr(options, "source", None) is not None and options.split is None
     print(json.dumps({"out": str(options.out), "splits": summaries} if several else summaries.popitem()[1]))
     return 0
 
@@ -211,7 +220,10 @@ def _sources(options: argparse.Namespace) -> dict[str, tuple[RawDataset, Path]]:
 
 
 def _read(module: ModuleType, request: Request, dataset: str) -> RawDataset:
-    return _guarded(lambda: module.read(request), request, dataset)
+    source = _guarded(lambda: module.read(request), request, dataset)
+    named = (request.raw, request.annotations, request.classes, request.config, request.answers)
+    source.reads = itertools.chain(source.reads, (path for path in named if path is not None and path.is_file()))
+    return source
 
 
 def _found(module: ModuleType, request: Request, dataset: str) -> tuple[str, list[str]]:

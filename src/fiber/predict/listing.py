@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from fiber.data.convert.splits import sorted_names
+from fiber.data.convert.tar_end import missing_end
 from fiber.predict.sources import ImageError, ImageFile
 
 ENDINGS = ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .jfif .avif .heic .heif"
@@ -76,7 +77,7 @@ class ImageList:
 
     def _walk(self, source: str) -> Iterator[ImageFile]:
         if os.path.isdir(source):
-            yield from self._folder(Path(source), len(str(Path(source) / "x")) - 1 if self.alone else 0)
+            yield from self._folder(Path(source), len(str(Path(source) / "x")) - 1 if self.alone else 0, set())
         elif _is_tar(source):
             yield from self._tar(source)
         elif os.path.isfile(source):
@@ -86,13 +87,18 @@ class ImageList:
                 if match.is_file():
                     yield ImageFile(str(match), str(match), str(match))
 
-    def _folder(self, folder: Path, start: int) -> Iterator[ImageFile]:
+    def _folder(self, folder: Path, start: int, seen: set[tuple[int, int]]) -> Iterator[ImageFile]:
+        """seen: (device, inode) of the folders so far: links to folders are followed, but none is walked twice."""
         try:
+            facts = os.stat(folder)
+            if (facts.st_dev, facts.st_ino) in seen:
+                return
+            seen.add((facts.st_dev, facts.st_ino))
             with os.scandir(folder) as listed:
                 names = sorted_names(
-                    entry.name + _FOLDER if entry.is_dir(follow_symlinks=False) else entry.name
+                    entry.name + _FOLDER if inner else entry.name
                     for entry in listed
-                    if _is_image(entry.name) or entry.is_dir(follow_symlinks=False)
+                    if (inner := _is_folder(entry)) or _is_image(entry.name)
                 )
         except OSError as error:
             print(f"skipped the folder {folder}: {error.strerror}", file=sys.stderr)
@@ -100,7 +106,7 @@ class ImageList:
         for name in names:
             path = str(folder / name)
             if name.endswith(_FOLDER):
-                yield from self._folder(folder / name.removesuffix(_FOLDER), start)
+                yield from self._folder(folder / name.removesuffix(_FOLDER), start, seen)
             elif _is_image(name) and os.path.isfile(path):
                 yield ImageFile(path, path[start:], path)
 
@@ -113,10 +119,17 @@ class ImageList:
                         whole = f"{source}/{member.name}"
                         yield ImageFile(whole, relative, source, member.offset_data, member.size)
                     tar.members = []  # type: ignore[attr-defined]  # tarfile remembers every one
-        except (tarfile.TarError, OSError) as error:
+                if damage := missing_end(source, tar.offset):
+                    raise tarfile.ReadError(damage)
+        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:  # ValueError: of pax headers
             raise ImageError(
-                f"{source}: not a whole, uncompressed tar ({error}); unpack it, or copy it again"
+                f"{source}: not a whole, uncompressed tar ({error}; {os.path.getsize(source)} bytes); unpack it, or "
+                "copy it again"
             ) from None
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself is none
 
 
 def _is_image(name: str) -> bool:
@@ -124,4 +137,4 @@ def _is_image(name: str) -> bool:
 
 
 def _is_tar(source: str) -> bool:
-    return source.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")) and os.path.isfile(source)
+    return source.lower().endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")) and os.path.isfile(source)

@@ -9,6 +9,7 @@ import pytest
 from raw_common import put, write_image
 
 from fiber.cli.main import main
+from fiber.data.convert import pieces
 from fiber.data.convert.boxes_yolo import share_box
 from fiber.data.convert.items import ConversionError
 from fiber.data.convert.splits import split_of
@@ -347,3 +348,76 @@ def test_bccd_has_its_published_boxes_less_the_two_without_area(real):
     dropped = [line for split in infos for line in (real / "bccd" / split / "drops.jsonl").read_text().splitlines()]
     subjects = [json.loads(line)["subject"] for line in dropped]
     assert sorted(re.findall(r"\d+$", name)[0] for name in subjects) == ["00338", "00343"]
+
+
+def words(folder: Path) -> list[str]:
+    return ["shards", "boxes", str(folder), "--out", str(folder.parent / "out")]
+
+
+def test_a_source_that_has_changed_is_no_finished_set(tmp_path, capsys):
+    """Corrected labels, other names of classes, one image more: each is refused; what has not changed is said to be
+    complete, and so is a set of an older version, which does not know what it was made of."""
+    folder, made = tmp_path / "mine", tmp_path / "out/train/dataset.json"
+    yolo(folder, "images/train", "labels/train")
+    names = put(tmp_path / "names.txt", "cup\nred block\n")
+    put(folder / "data.yaml", "train: images/train\nnames: [a, b]\n")
+    command = [*words(folder), "--classes", str(names)]
+    assert main(command) == 0
+    before = made.read_bytes()
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "already complete: nothing was read again; --overwrite makes it anew" in capsys.readouterr().out
+    changes = [
+        lambda: put(folder / "labels/train/a.txt", "0 .5 .5 .25 .25\n"),
+        lambda: put(names, "mug\nred brick\n"),
+        lambda: put(folder / "images/train/d.jpg", write_image(3, size=(W, H))),
+    ]
+    for change in changes:
+        change()
+        assert main(command) == 1
+        assert "the source has changed since" in (said := capsys.readouterr().err)
+        assert "pass --overwrite to make it anew" in said
+        assert made.read_bytes() == before
+        assert main([*command, "--overwrite"]) == 0
+        before = made.read_bytes()
+    info = json.loads(before)
+    del info["conversion"]["source"]
+    made.write_text(json.dumps(info))
+    put(folder / "labels/train/a.txt", "1 .5 .5 .25 .25\n")
+    assert main(command) == 0
+
+
+def test_a_broken_off_conversion_begins_anew_when_files_came(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "mine"
+    yolo(folder, "images/train", "labels/train")
+    put(folder / "data.yaml", "train: images/train\nnames: ['cup', 'red block']\n")
+    make, made = pieces._make_piece, []
+
+    def breaks_off(*piece: Any) -> int:
+        made.append(piece)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return make(*piece)
+
+    monkeypatch.setattr(pieces, "_make_piece", breaks_off)
+    assert main([*words(folder), "--shard-samples", "2"]) == 130
+    monkeypatch.undo()
+    put(folder / "images/train/Z.jpg", write_image(3, size=(W, H)))  # the first in the order of names
+    assert main([*words(folder), "--shard-samples", "2"]) == 0
+    assert "it begins anew" in capsys.readouterr().err
+    shards = ShardSet(tmp_path / "out/train")
+    assert [shards.record(i)["image_id"] for i in range(len(shards))] == ["mine_Z", "mine_a", "mine_b", "mine_c"]
+
+
+def test_a_split_of_an_earlier_division_does_not_stay(tmp_path, capsys):
+    folder = tmp_path / "mine"
+    yolo(folder, "images/train", "labels/train")
+    put(folder / "data.yaml", "train: images/train\nnames: ['cup', 'red block']\n")
+    assert main([*words(folder), "--val-share", "0.3"]) == 0
+    put(tmp_path / "out/val/notes.txt", "mine")
+    assert main(words(folder)) == 1
+    assert "out/val is a set of an earlier command" in capsys.readouterr().err
+    assert main([*words(folder), "--overwrite"]) == 0
+    assert f"removed {tmp_path}/out/val" in capsys.readouterr().out
+    assert [path.name for path in (tmp_path / "out/val").iterdir()] == ["notes.txt"]
+    assert len(ShardSet(tmp_path / "out/train")) == 3

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from raw_common import put, write_image
 
 from fiber.cli.inspect import verify
@@ -24,6 +25,7 @@ from fiber.cli.main import main
 from fiber.data.convert import pair_images
 from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.image_folder import ImageFolder
+from fiber.data.convert.items import RawImage, UnusableItem
 from fiber.data.convert.pair_images import is_base64, url_name
 from fiber.data.convert.pair_rows import table
 from fiber.data.convert.splits import sorted_names
@@ -325,3 +327,70 @@ def test_a_listing_keeps_each_file_once_whatever_the_order_of_roots(tmp_path):
 
 def plain_first(name: str) -> str:
     return Path(name).stem[0].lower()
+
+
+def test_source_tars_and_files_of_others_outlive_overwrite(tmp_path, capsys):
+    """OUT is where the source lies; OUT has links of a set in place; OUT has a tar that nobody here wrote."""
+    source, out = tmp_path / "mine", tmp_path / "out"
+    tars(source / "train", ("jpg", "txt"), ["x"] * 6)
+    before = {path.name: path.read_bytes() for path in (source / "train").iterdir()}
+    for more in ([], ["--overwrite"]):
+        said = refused(capsys, str(source), "--out", str(source), *more)
+        assert f"{source}/train is the folder of the source tars; choose another --out" in said
+    assert main(["shards", "pairs", str(source), "--out", str(source), "--in-place"]) == 0
+    assert "source tars" in refused(capsys, str(source), "--out", str(source), "--overwrite")
+    assert {path.name: path.read_bytes() for path in (source / "train").glob("*.tar")} == before
+    run(source, out, "--in-place")
+    assert len(run(source, out, "--overwrite")) == 6
+    assert [path.name for path in (out / "train").glob("*.tar")] == ["mine-000000.tar"]
+    assert not (out / "train/records.jsonl").exists()
+    assert {path.name: path.read_bytes() for path in (source / "train").glob("*.tar")} == before
+    put(out / "train/theirs.tar", "x")
+    assert "tars of something else (theirs.tar)" in refused(capsys, str(source), "--out", str(out), "--overwrite")
+    assert sorted(path.name for path in (out / "train").glob("*.tar")) == ["mine-000000.tar", "theirs.tar"]
+
+
+@pytest.mark.parametrize("more", [[], ["--in-place"]])
+def test_a_damaged_tar_is_an_error_that_names_the_byte(more, tmp_path, capsys):
+    """Cut between two members, inside of one, or a header destroyed: never the samples before it as if all."""
+    tars(tmp_path / "mine", ("jpg", "txt"), ["x"] * 6)
+    path = tmp_path / "mine/cc-train-0001.tar"
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[2].offset
+    said = f"no end-of-archive mark at byte {third} of "
+    destroyed = whole[:third] + b"x" * 512 + whole[third + 512 :]
+    for damaged, why in (
+        (whole[:third], said),
+        (destroyed, said),
+        (whole[: third + 600], f"tar of {third + 600} bytes"),
+    ):
+        path.write_bytes(damaged)
+        assert main(["shards", "pairs", str(tmp_path / "mine"), "--out", str(tmp_path / "out"), *more]) == 1
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith(f"error: {path}: broken tar")
+        assert why in line
+
+
+def test_an_image_in_a_tar_that_is_not_stored_as_it_is_is_called_so(tmp_path):
+    """A GIF alone is of another format, one beside a JPEG is passed over."""
+    gif = io.BytesIO()
+    Image.new("L", (32, 32), 9).save(gif, "GIF")
+    tars(tmp_path / "mine", ("gif", "txt"), ["x"] * 6)
+    with tarfile.open(tmp_path / "mine/cc-train-0000.tar", "w") as tar:
+        for name, data in (("a.gif", gif.getvalue()), ("a.jpg", write_image(0)), ("a.txt", b"x"),
+                           ("b.gif", gif.getvalue()), ("b.txt", b"y")):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    (tmp_path / "mine/cc-train-0001.tar").unlink()
+    assert list(run(tmp_path / "mine", tmp_path / "out").values()) == [["x"]]
+    (drop,) = map(json.loads, (tmp_path / "out/train/drops.jsonl").read_text().splitlines())
+    assert (drop["reason"], drop["detail"]) == ("unsupported format", "gif; --reencode stores it as JPEG")
+    assert len(run(tmp_path / "mine", tmp_path / "made", "--reencode")) == 2
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnusableItem, match="missing image"):
+        RawImage((str(tmp_path / "a.png"),)).read()

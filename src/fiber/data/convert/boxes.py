@@ -15,7 +15,9 @@ listed split without labels has no objects; one that an annotation file does not
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import (
@@ -29,6 +31,7 @@ from fiber.data.convert import (
 )
 from fiber.data.convert.class_names import renamed, without_match
 from fiber.data.convert.items import ConversionError, RawDataset, Request
+from fiber.data.convert.splits import files
 
 SPLITS = ("train", "val", "test")
 OPTIONS = ("raw", "annotations", "images", "format", "classes")
@@ -80,8 +83,27 @@ def read(request: Request) -> RawDataset:
     }  # fmt: skip
     provenance |= {"classes": request.classes.name} if request.classes else {}
     return RawDataset(
-        name, request.split, LICENCE, provenance, items, total, categories=without_match(classes) or None
-    )
+        name, request.split, LICENCE, provenance, items, total, categories=without_match(classes) or None,
+        reads=_reads(request, place),
+    )  # fmt: skip
+
+
+def _reads(request: Request, place: Any) -> Iterator[str | Path]:
+    """The files that the records of a split are read from; of YOLO's images and labels each, too."""
+    yield from [request.classes] if request.classes else []
+    if isinstance(place, boxes_voc.Place):
+        yield from [place.names] if place.names else []
+        yield from place.paths()
+    elif isinstance(place, list):
+        yield from (path for path in place if path.is_file())
+        for image in boxes_yolo.images(place):
+            yield image
+            if (label := boxes_yolo.label_of(image)) is not None:
+                yield label
+    elif isinstance(place, Path) and place.is_dir():
+        yield from files(place, lambda name: name.lower().endswith(".json"))
+    else:
+        yield place if isinstance(place, Path) else place.path
 
 
 def _find(request: Request) -> _Found:

@@ -4,7 +4,7 @@ The stream of items is cut into pieces of equal length, one piece per shard. A p
 so pieces are made by any number of processes, in any order, with the same bytes. Each is made in a hidden folder and
 renamed when whole (``OUT/.partial/000012``); after a kill, the same command goes on with the pieces that are
 missing. At the end the shards move to the output folder, then come the index and, last, ``dataset.json``: a folder
-that has one is complete. Everything left out is in ``drops.jsonl``, one line each.
+that has one is complete while the source is as it was. Everything left out is in ``drops.jsonl``, one line each.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, RawItem
+from fiber.data.convert.out_folder import CHANGED, changed, check_sources, clear, described, same
 from fiber.data.convert.packing import Packing
 from fiber.data.convert.pieces import PARTIAL, Piece, cut, make_item, run_pieces, write_json
+from fiber.data.convert.source_digest import source_digest
 from fiber.data.convert.verdict import Contents, warnings
 from fiber.data.index import Index
 from fiber.data.indexing import IndexBuilder
@@ -58,6 +61,7 @@ def convert(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
     Raises ConversionError: nothing could be made, the folder holds something else, a worker died.
     """
     began = time.monotonic()
+    check_sources([(source, job.out)])
     job.out.mkdir(parents=True, exist_ok=True)
     plan = _plan(source, job)
     if (done := _finished(job, plan)) is not None:
@@ -109,7 +113,7 @@ def evaluation_ids(paths: tuple[Path, ...]) -> dict[str, str]:
 
 
 def _plan(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
-    """Everything that decides the bytes."""
+    """Everything that decides the bytes, and what is known of the files that were read."""
     options = {
         **asdict(job.packing),
         "shard_samples": job.shard_samples,
@@ -119,44 +123,50 @@ def _plan(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
         "drop_leaks": job.drop_leaks,
     }
     plan = {"name": source.name, "split": source.split, "provenance": source.provenance, "options": options}
-    return json.loads(json.dumps(plan))  # as it will be read back
+    digest = source_digest(source, job.out)
+    return json.loads(json.dumps(plan | ({"source": digest} if digest else {})))  # as it will be read back
 
 
 def _finished(job: ConversionOptions, plan: dict[str, Any]) -> dict[str, Any] | None:
     """The summary of the same conversion if it is complete already. Raises ConversionError if it is another one."""
-    described, partial = job.out / "dataset.json", job.out / PARTIAL
+    partial = job.out / PARTIAL
     if job.overwrite:
-        for path in [*job.out.glob("*.tar"), *(job.out / n for n in ("index.json", "index.npz", "drops.jsonl"))]:
-            path.unlink(missing_ok=True)
-        described.unlink(missing_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-    if not described.exists():
+        clear(job.out)
+    info = described(job.out)
+    if info is None:
         if not partial.exists() and any(job.out.glob("*.tar")):
             raise ConversionError(f"{job.out} holds tars of something else; choose another --out")
         return None
-    info = json.loads(described.read_text())
-    if info.get("conversion") != plan:
+    before = info.get("conversion") or {}
+    if not same(before, plan):
         raise ConversionError(
             f"{job.out} already holds {info.get('name')!r} ({info.get('split')}, {info.get('samples')} samples) made "
             "from other files or with other options; choose another --out or pass --overwrite"
         )
+    if changed(before, plan):
+        raise ConversionError(f"{CHANGED} {job.out} was written; pass --overwrite to make it anew")
     shutil.rmtree(partial, ignore_errors=True)
     return {**_summary(info, job), "already_complete": True}
 
 
 def _partial_folder(job: ConversionOptions, plan: dict[str, Any]) -> Path:
     partial = job.out / PARTIAL
-    partial.mkdir(exist_ok=True)
     stored = partial / "plan.json"
-    if stored.exists():
-        before = json.loads(stored.read_text())
-        if before != plan:
-            changed = [key for key in plan if before.get(key) != plan[key]]
-            raise ConversionError(
-                f"{partial} belongs to an interrupted conversion with other {', '.join(changed)}; "
-                "repeat that command to finish it, or pass --overwrite to start again"
-            )
-    else:
+    before = json.loads(stored.read_text()) if stored.exists() else plan
+    # The first items tell the length of a piece, so another source may have another one.
+    length = {"piece_length": plan["piece_length"]}
+    if changed(before, plan) and same(before | length, plan):
+        print(f"{CHANGED} the conversion to {job.out} broke off: it begins anew", file=sys.stderr)
+        clear(job.out)
+        before = plan
+    if not same(before, plan):
+        other = [key for key in plan if key != "source" and before.get(key) != plan[key]]
+        raise ConversionError(
+            f"{partial} belongs to an interrupted conversion with other {', '.join(other)}; "
+            "repeat that command to finish it, or pass --overwrite to start again"
+        )
+    partial.mkdir(exist_ok=True)
+    if not stored.exists():
         write_json(stored, plan)
     for stale in partial.glob(".*"):
         shutil.rmtree(stale, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ class Drop:
 
 @dataclass(frozen=True)
 class RawImage:
-    """Where encoded bytes lie: the first of ``paths`` that exists; of that file, ``length`` bytes from ``offset``.
+    """Where encoded bytes lie: the first of ``paths`` that is a file; of that file, ``length`` bytes from ``offset``.
 
     line: the bytes are the base64 text in the last column of the line that begins at ``offset`` (TSV of GLIP).
     """
@@ -56,6 +57,8 @@ class RawImage:
         """The encoded bytes. Raises UnusableItem("missing image") naming the first place looked at."""
         for path in self.paths:
             try:
+                if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would never end
+                    continue
                 with open(path, "rb") as file:
                     if self.offset:
                         file.seek(self.offset)
@@ -105,11 +108,13 @@ class Made:
 class RawDataset:
     """A data set as a converter understands it.
 
-    name: of a folder or a file, perhaps; what a shard's name cannot have becomes "_".
+    name: of a folder or a file, perhaps; what a shard's name cannot have becomes "_" or goes.
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
     placeholders: the images come from the web, where a host may answer with one and the same "not available"
     image: bytes seen three times in a shard are dropped.
     tars: the WebDataset tars that the images lie in, in the order of the items; they can be used as they lie.
+    reads: the files that items are read from (annotations, lists, labels, tars), and folders of images with texts. If
+    they change, what was made before is not taken for complete. Nothing here: a change is not noticed.
     """
 
     name: str
@@ -123,9 +128,11 @@ class RawDataset:
     placeholders: bool = False
     notes: list[str] = field(default_factory=list)
     tars: list[Path] = field(default_factory=list)
+    reads: Iterable[str | Path] = ()
 
     def __post_init__(self) -> None:
-        self.name = re.sub("[^A-Za-z0-9._+-]+", "_", self.name)
+        # A shard is called like it, and its name neither begins so nor is longer than a file system takes.
+        self.name = re.sub("[^A-Za-z0-9._+-]+", "_", self.name).lstrip(".-")[:80] or "set"
 
 
 @dataclass(frozen=True)

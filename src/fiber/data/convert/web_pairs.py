@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, image_in
 from fiber.data.convert.json_stream import iter_array
 from fiber.data.convert.splits import files_of, subfolders
+from fiber.data.convert.tar_end import missing_end
 from fiber.data.indexing import split_member
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
@@ -91,6 +93,8 @@ def tars(
     after the key, e.g. "input.jpg"; text_key: those of texts, e.g. "txt", or "json:prompt" for a key in a JSON file;
     without them, all usual ones."""
     for path in paths:
+        if not path.is_file():
+            raise ConversionError(f"{path}: not a regular file")
         with open(path, "rb") as file:
             magic = file.read(4)
         kinds = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -102,7 +106,9 @@ def tars(
             with tarfile.open(path, "r:") as tar:
                 yield from _tar(tar, path, source, image_key, text_key)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: of pax headers
-            raise ConversionError(f"{path}: broken tar: {error}; fetch or make it again") from None
+            raise ConversionError(
+                f"{path}: broken tar of {path.stat().st_size} bytes: {error}; fetch or make it again"
+            ) from None
 
 
 def _tar(
@@ -111,6 +117,7 @@ def _tar(
     image_end = image_key.lower().lstrip(".") if image_key else None
     text_end, _, text_field = (text_key or "").lstrip(".").partition(":")
     images: dict[str, RawImage | None] = {}
+    others: dict[str, RawImage] = {}  # of formats that are not stored as they are
     about: dict[str, dict[str, Any]] = {}
     again: list[Drop] = []
     for member in tar:
@@ -127,6 +134,8 @@ def _tar(
                 again.append(
                     Drop("second image of a key", f"{source}_{path.stem}_{key}", f"{path.name}: {member.name}")
                 )
+        elif image_end is None and is_image(member.name):
+            others.setdefault(key, RawImage((str(path),), member.offset_data, member.size))
         elif suffix == text_end.lower() or (not text_end and extension in (".json", ".txt")):
             content = tar.extractfile(member)
             data = content.read() if content else b""
@@ -137,8 +146,10 @@ def _tar(
             # The first of a kind counts, as for images; the JSON's caption before the text's.
             about[key] = {**more, **found} if "seen" in found or extension != ".json" else {**found, **more}
             about[key] |= {"seen": True} if extension == ".json" else {}
+    if damage := missing_end(path, tar.offset):
+        raise tarfile.ReadError(damage)
     for key, image in images.items():
-        yield _fetched(source, f"{path.stem}_{key}", about[key], image)
+        yield _fetched(source, f"{path.stem}_{key}", about[key], image or others.get(key))
     yield from again
 
 
