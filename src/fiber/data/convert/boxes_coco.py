@@ -11,7 +11,7 @@ from fiber.data.convert.class_names import Classes
 from fiber.data.convert.image_folder import FileNames, ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import count_array, has_array, iter_array
-from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders
 
 NAMED = False
 Place = Path
@@ -110,11 +110,13 @@ def own_classes(path: Path) -> Classes:
 
 def items(request: Request, place: Place, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
     """(items of a split, their number)."""
-    split = split_of(place.stem, place.parent.name) or "train"
+    split = own_split(place, request.raw) or (request.split if len(places(request)) > 1 else None)
     near = [place.parent, place.parent / "images"] if place.parent.name != "annotations" else []
-    roots = [request.images] if request.images else [*near, *folders_of(request.raw).get(split, ()), request.raw]
+    own = folders_of(request.raw).get(split or "train", ())
+    roots = [request.images] if request.images else [*near, *own, request.raw]
     listed = FileNames(coco_format.file_names(place))
-    folder = ImageFolder([*roots, *(root / "images" for root in roots)])
+    roots += [root / "images" for root in roots]
+    folder = ImageFolder(roots, request.images or request.raw, split)
     found = coco_format.items(
         place,
         name,

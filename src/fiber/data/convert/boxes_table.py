@@ -17,7 +17,7 @@ from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import first_line
 from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, ByImage, Row, RowFile
-from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders
 
 NAMED = True
 _IMAGES = (*NAMES, "image_id", "imageid", "img_id")
@@ -180,10 +180,12 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     """(items of a split, their number)."""
     raw, near = request.raw, place.path.parent
     roots = [request.images] if request.images else [near, near / "images", raw / "images", raw]
-    roots += folders_of(raw).get(place.only or split_of(place.path.stem, near.name) or "train", [])
+    split = place.only or own_split(place.path, raw) or (request.split if len(places(request)) > 1 else None)
+    roots += folders_of(raw).get(split or "train", [])
+    folder = ImageFolder(roots, request.images or raw, split)
     rows = ByImage(place)
     listed = FileNames(found[0] for found in rows if not isinstance(found, Drop))
-    return _items(rows, listed, ImageFolder(roots), name, by_name(known), _are_shares(place)), len(rows)
+    return _items(rows, listed, folder, name, by_name(known), _are_shares(place)), len(rows)
 
 
 def _are_shares(place: Place) -> bool:
