@@ -89,9 +89,17 @@ def _find(request: Request) -> _Found:
         raise ConversionError(f"{request.raw}: give its folder, and the file by --annotations")
     if not request.raw.is_dir():
         raise ConversionError(f"{request.raw}: no such folder")
+    broken: ConversionError | None = None
     for form in [request.format] if request.format else FORMATS:
-        if places := _READERS[form].places(request):
+        try:
+            places = _READERS[form].places(request)
+        except boxes_coco.NotRecognised as error:
+            broken = error
+            continue
+        if places:
             return _Found(form, {split: places[split] for split in SPLITS if split in places})
+    if broken is not None:
+        raise broken
     if request.format:
         raise ConversionError(f"{request.raw}: nothing of the format {_TITLES[request.format]} found here")
     raise ConversionError(

@@ -131,7 +131,7 @@ def _box(shape: dict[str, Any]) -> list[float] | None:
     kind = shape.get("shape_type") or "polygon"
     try:
         points = [(float(x), float(y)) for x, y in shape.get("points") or ()]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     if kind not in _AREAS or len(points) < 2 or not all(math.isfinite(side) for point in points for side in point):
         return None

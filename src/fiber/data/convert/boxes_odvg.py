@@ -153,7 +153,8 @@ def _instances(line: Any) -> list[dict[str, Any]]:
 
 
 def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(type(side) in (int, float) for side in value)
+    sides = value if isinstance(value, list) and len(value) == 4 else [None]
+    return all(type(side) is float or (type(side) is int and abs(side) < 1 << 53) for side in sides)
 
 
 def _ground(grounding: dict[str, Any], record: dict[str, Any], drops: list[Drop]) -> None:
