@@ -31,7 +31,6 @@ from fiber.data.convert import (
 )
 from fiber.data.convert.class_names import renamed, without_match
 from fiber.data.convert.items import ConversionError, RawDataset, Request
-from fiber.data.convert.splits import files
 
 SPLITS = ("train", "val", "test")
 OPTIONS = ("raw", "annotations", "images", "format", "classes")
@@ -84,24 +83,24 @@ def read(request: Request) -> RawDataset:
     provenance |= {"classes": request.classes.name} if request.classes else {}
     return RawDataset(
         name, request.split, LICENCE, provenance, items, total, categories=without_match(classes) or None,
-        reads=_reads(request, place),
+        reads=_reads(request, found.form, place),
     )  # fmt: skip
 
 
-def _reads(request: Request, place: Any) -> Iterator[str | Path]:
+def _reads(request: Request, form: str, place: Any) -> Iterator[str | Path]:
     """The files that the records of a split are read from; of YOLO's images and labels each, too."""
     yield from [request.classes] if request.classes else []
-    if isinstance(place, boxes_voc.Place):
+    if form == "voc":
         yield from [place.names] if place.names else []
-        yield from place.paths()
-    elif isinstance(place, list):
-        yield from (path for path in place if path.is_file())
+        yield from (path for path, _ in place.files())
+    elif form == "labelme":
+        yield from (path for path, _ in boxes_labelme.paths(place))
+    elif form == "yolo":
+        yield from (path for path in place if isinstance(path, Path))
         for image in boxes_yolo.images(place):
             yield image
             if (label := boxes_yolo.label_of(image)) is not None:
                 yield label
-    elif isinstance(place, Path) and place.is_dir():
-        yield from files(place, lambda name: name.lower().endswith(".json"))
     else:
         yield place if isinstance(place, Path) else place.path
 
@@ -111,9 +110,17 @@ def _find(request: Request) -> _Found:
         raise ConversionError(f"{request.raw}: give its folder, and the file by --annotations")
     if not request.raw.is_dir():
         raise ConversionError(f"{request.raw}: no such folder")
+    broken: ConversionError | None = None
     for form in [request.format] if request.format else FORMATS:
-        if places := _READERS[form].places(request):
+        try:
+            places = _READERS[form].places(request)
+        except boxes_coco.NotRecognised as error:
+            broken = error
+            continue
+        if places:
             return _Found(form, {split: places[split] for split in SPLITS if split in places})
+    if broken is not None:
+        raise broken
     if request.format:
         raise ConversionError(f"{request.raw}: nothing of the format {_TITLES[request.format]} found here")
     raise ConversionError(

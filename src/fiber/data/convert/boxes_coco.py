@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,17 @@ from fiber.data.convert.class_names import Classes
 from fiber.data.convert.image_folder import FileNames, ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import count_array, has_array, iter_array
-from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders
 
 NAMED = False
 Place = Path
 _HEAD = 1 << 16  # bytes of a file that tell what it is
+_SHAPES = re.compile(r'"shapes"\s*:')  # the key of labelme's files; a class may be called so
 _PREFERRED = ("without_background", "_annotations.coco", "instances", "annotations")
+
+
+class NotRecognised(ConversionError):
+    """No file has this format, and one that may have had it is broken: another format is looked for first."""
 
 
 def head_of(path: Path) -> str:
@@ -35,7 +41,8 @@ def whole_number(text: str) -> int | None:
 
 def size_of(width: Any, height: Any) -> tuple[int, int] | None:
     """(width, height) where a file gives whole numbers above 0."""
-    return (width, height) if type(width) is int and type(height) is int and min(width, height) > 0 else None
+    whole = type(width) is int and type(height) is int
+    return (width, height) if whole and min(width, height) > 0 and max(width, height) < 1 << 31 else None
 
 
 def places(request: Request) -> dict[str, Place]:
@@ -47,24 +54,40 @@ def places(request: Request) -> dict[str, Place]:
             return {}
         return {split_of(path.stem, path.parent.name) or "train": path}
     found: dict[str, list[Path]] = {}
+    broken: dict[str, ConversionError] = {}
+    lists: list[Path] = []
     folders = [raw, raw / "annotations"]
     folders += [folder for folder in subfolders(raw) if split_of(folder.name)]
     for path in (path for folder in folders for path in _json_files(folder)):
-        names = (path.stem, path.parent.name) if path.parent != raw else (path.stem,)
-        found.setdefault(split_of(*names) or "train", []).append(path)
+        split = own_split(path, raw) or "train"
+        try:
+            if head_of(path).lstrip("\xef\xbb\xbf \t\r\n").startswith("["):
+                lists.append(path)
+            elif has_array(path, "categories") and has_array(path, "images"):
+                found.setdefault(split, []).append(path)
+        except ConversionError as error:
+            broken.setdefault(split, error)
+    if lists and not found and not broken:
+        raise NotRecognised(f"{lists[0]}: a list, where COCO has an object with images, annotations and categories; "
+                            "let the tool (CreateML, Label Studio) export COCO")  # fmt: skip
+    for split, error in broken.items():
+        if not found:
+            raise NotRecognised(str(error))
+        if split not in found:
+            raise error
     return {split: _one(paths, split) for split, paths in found.items()}
 
 
 def _json_files(folder: Path) -> list[Path]:
-    """Those in COCO's format. A folder of one file per image (labelme's) is left after the first."""
+    """Those that may be COCO's. A folder of one file per image (labelme's) is left after the first."""
     out = []
     for path in files_of(folder, "*.json"):
         head = head_of(path)
-        if '"shapes"' in head or '"_via_' in head:
+        if _SHAPES.search(head) or '"_via_' in head:
             return []
         if '"images"' in head or '"annotations"' in head or '"categories"' in head:
             out.append(path)
-    return [path for path in out if has_array(path, "categories") and has_array(path, "images")]
+    return out
 
 
 def _one(paths: list[Path], split: str) -> Path:
@@ -102,7 +125,7 @@ def own_classes(path: Path) -> Classes:
     parents = {entry.get("supercategory") for entry in iter_array(path, "categories")}
     zero = next((entry for entry in entries if entry["id"] == 0), None)
     if zero is not None and zero["name"] in parents:
-        used = any(entry.get("category_id") == 0 for entry in iter_array(path, "annotations"))
+        used = any(isinstance(e, dict) and e.get("category_id") == 0 for e in iter_array(path, "annotations"))
         if not used:
             return [entry for entry in entries if entry["id"] != 0]
     return entries
@@ -110,11 +133,13 @@ def own_classes(path: Path) -> Classes:
 
 def items(request: Request, place: Place, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
     """(items of a split, their number)."""
-    split = split_of(place.stem, place.parent.name) or "train"
+    split = own_split(place, request.raw) or (request.split if len(places(request)) > 1 else None)
     near = [place.parent, place.parent / "images"] if place.parent.name != "annotations" else []
-    roots = [request.images] if request.images else [*near, *folders_of(request.raw).get(split, ()), request.raw]
+    own = folders_of(request.raw).get(split or "train", ())
+    roots = [request.images] if request.images else [*near, *own, request.raw]
     listed = FileNames(coco_format.file_names(place))
-    folder = ImageFolder([*roots, *(root / "images" for root in roots)])
+    roots += [root / "images" for root in roots]
+    folder = ImageFolder(roots, request.images or request.raw, split)
     found = coco_format.items(
         place,
         name,

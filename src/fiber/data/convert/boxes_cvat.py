@@ -16,7 +16,7 @@ from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder, plain
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
-from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders
 
 NAMED = True
 _SHAPES = ("box", "polygon", "polyline", "points", "ellipse", "mask", "cuboid", "skeleton")
@@ -44,11 +44,11 @@ def places(request: Request) -> dict[str, ImagesOfFile]:
         return _divided(path) if _is_cvat(path) else {}
     folders = [raw, raw / "annotations", *(folder for folder in subfolders(raw) if split_of(folder.name))]
     found = [path for folder in folders for path in _files_in(folder)]
-    if len(found) == 1 and not _own_split(found[0], raw):
+    if len(found) == 1 and not own_split(found[0], raw):
         return _divided(found[0])
     split: dict[str, ImagesOfFile] = {}
     for path in found:
-        name = _own_split(path, raw) or "train"
+        name = own_split(path, raw) or "train"
         if name in split:
             raise ConversionError(f"{path}: {split[name].path} is {name} already; name one by --annotations")
         split[name] = ImagesOfFile(path)
@@ -64,10 +64,6 @@ def _files_in(folder: Path) -> list[Path]:
         elif "<annotation>" in head_of(path):
             return []
     return found
-
-
-def _own_split(path: Path, raw: Path) -> str | None:
-    return split_of(path.stem) or (split_of(path.parent.name) if path.parent != raw else None)
 
 
 def _is_cvat(path: Path) -> bool:
@@ -123,9 +119,12 @@ def items(request: Request, place: ImagesOfFile, name: str, known: Classes) -> t
     """(items of a split, their number)."""
     near = [place.path.parent, place.path.parent / "images"]
     roots = [request.images] if request.images else [*near, request.raw / "images", request.raw]
-    roots += folders_of(request.raw).get(place.subset or split_of(place.path.stem) or "train", [])
+    split = place.subset or own_split(place.path, request.raw)
+    split = split or (request.split if len(places(request)) > 1 else None)
+    roots += folders_of(request.raw).get(split or "train", [])
     listed = FileNames(image.get("name", "") for image in place.images())
-    return _items(place, listed, ImageFolder(roots), name, by_name(known)), sum(1 for _ in place.images())
+    folder = ImageFolder(roots, request.images or request.raw, split)
+    return _items(place, listed, folder, name, by_name(known)), sum(1 for _ in place.images())
 
 
 def _items(

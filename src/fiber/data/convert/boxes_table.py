@@ -18,7 +18,7 @@ from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import first_line
 from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, Row, RowFile
-from fiber.data.convert.splits import files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders
 
 NAMED = True
 _IMAGES = (*NAMES, "image_id", "imageid", "img_id")
@@ -32,7 +32,8 @@ _SIDES = (("x", "y", "w", "h"), ("x", "y", "width", "height"), ("left", "top", "
 _BOX = ("bbox", "box")
 ONE_CLASS = "object"
 _ENDS = ("*.csv", "*.tsv", "*.jsonl", "*.ndjson")
-_WITHIN = 1.01  # boxes of a file that has none beyond are shares of the image's sides
+_WITHIN, _NEAR = 1.01, 2  # boxes of shares of the image's sides end within the first, wrong ones soon after
+_MOST = 0.99  # of the boxes; the others are clipped
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def corners(cells: Any, sides: bool) -> list[float] | None:
     """[x0, y0, x1, y1] of four numbers, the last two of which may be the sides; None of what is no box."""
     try:
         x, y, right, bottom = (float(cell) for cell in cells)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     box = [x, y, x + right, y + bottom] if sides else [x, y, right, bottom]
     return box if all(map(math.isfinite, box)) else None
@@ -181,16 +182,23 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     """(items of a split, their number)."""
     raw, near = request.raw, place.path.parent
     roots = [request.images] if request.images else [near, near / "images", raw / "images", raw]
-    roots += folders_of(raw).get(place.only or split_of(place.path.stem, near.name) or "train", [])
+    split = place.only or own_split(place.path, raw) or (request.split if len(places(request)) > 1 else None)
+    roots += folders_of(raw).get(split or "train", [])
+    folder = ImageFolder(roots, request.images or raw, split)
     rows = ByImage(place)
     listed = FileNames(found[0] for found in rows if not isinstance(found, Drop))
-    return _items(rows, listed, ImageFolder(roots), name, by_name(known), _are_shares(place)), len(rows)
+    return _items(rows, listed, folder, name, by_name(known), _are_shares(place)), len(rows)
 
 
 def _are_shares(place: Place) -> bool:
-    """Whether all boxes of a file lie within one pixel, so that they are shares of the image's sides (OpenImages)."""
-    rows = (row for row, _, _ in place.places() if not isinstance(row, Drop))
-    return max((max(box) for row in rows for _, box, _, _ in row[1] if box), default=math.inf) <= _WITHIN
+    """Whether the boxes of a file lie within one pixel, so that they are shares of the image's sides (OpenImages): 99
+    of 100, or half of them where the others end before the second pixel."""
+    number = within = 0
+    largest = 0.0
+    for row in (row for row, _, _ in place.places() if not isinstance(row, Drop)):
+        for end in (max(box) for _, box, _, _ in row[1] if box):
+            number, within, largest = number + 1, within + (end <= _WITHIN), max(largest, end)
+    return number > 0 and (within >= _MOST * number or (largest <= _NEAR and within * 2 >= number))
 
 
 def _items(

@@ -14,31 +14,52 @@ from xml.etree import ElementTree
 
 from fiber.data.convert.boxes_coco import size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import ImageFolder
-from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
+from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
+from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
 from fiber.data.convert.json_stream import open_text
-from fiber.data.convert.splits import files, files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import Part, files_of, parts_of
 
 NAMED = True
 
 
 @dataclass(frozen=True)
 class Place:
-    """The XML files of a split: those that `names` lists, or all of the folder. images: where they are looked for."""
+    """The XML files of a split: those that `names` lists, or all of the folders. images: where they lie."""
 
-    annotations: Path
+    parts: tuple[Part, ...]
     images: tuple[Path, ...]
     names: Path | None = None
 
-    def paths(self) -> Iterator[str]:
-        """In the order of the list, or of their names."""
+    def paths(self) -> Iterator[tuple[str, str] | Drop]:
+        """(path, NAME/INNER of it as of `FileNames.find_of`), in the order of the list, or of their names."""
         if self.names is None:
-            yield from files(self.annotations, _is_xml)
+            for part in self.parts:
+                for path in part.files(_is_xml):
+                    yield path, f"{part.path.name}/{Path(path).relative_to(part.path).with_suffix('').as_posix()}"
             return
+        folder = self.parts[0].path
         with open_text(self.names) as lines:
-            for line in lines:
-                if words := line.split():
-                    yield str(self.annotations / f"{words[0]}.xml")
+            for number, line in enumerate(lines, 1):
+                if not (words := line.split()):
+                    continue
+                names = [_bare(line.strip()), _bare(words[0])]  # a name may have blanks, or a number may follow it
+                inner = next((name for name in names if (folder / f"{name}.xml").is_file()), names[1])
+                if Path(inner).is_absolute() or ".." in Path(inner).parts or "\0" in inner:
+                    yield Drop(
+                        "name outside of the folder", self.names.stem, f"{self.names}, line {number}: {inner!r}"
+                    )
+                else:
+                    yield str(folder / f"{inner}.xml"), f"{folder.name}/{Path(inner).as_posix()}"
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """`paths` without what is dropped."""
+        return (entry for entry in self.paths() if not isinstance(entry, Drop))
+
+
+def _bare(name: str) -> str:
+    """Without the ending of an image or of an XML file."""
+    name = name.replace("\\", "/")
+    return os.path.splitext(name)[0] if is_image(name) or _is_xml(name) else name
 
 
 def _is_xml(name: str) -> bool:
@@ -49,7 +70,8 @@ def places(request: Request) -> dict[str, Place]:
     """split -> its XML files; {} where there are none."""
     raw = request.raw
     own = (request.images,) if request.images else ()
-    folder = next((raw / name for name in ("Annotations", "annotations", "xml") if _has_xml(raw / name)), None)
+    names = ("Annotations", "annotations", "xml")
+    folder = next((raw / name for name in names if _has_xml(Part(raw / name))), None)
     if folder is not None:
         images = own or (raw / "JPEGImages", raw / "images", folder, raw)
         lists = {path.stem: path for path in files_of(raw / "ImageSets" / "Main", "*.txt")}
@@ -57,23 +79,28 @@ def places(request: Request) -> dict[str, Place]:
         if "train" not in found and "trainval" in lists:
             found["train"] = lists["trainval"]
         if found:
-            return {split: Place(folder, images, path) for split, path in found.items()}
-        if parts := {split: path for path in subfolders(folder) if (split := split_of(path.name))}:
-            return {split: Place(path, images) for split, path in parts.items()}
-        return {"train": Place(folder, images)}
-    parts = {split: paths[0] for split, paths in folders_of(raw).items() if _has_xml(paths[0])}
-    if parts:
-        return {split: Place(path, own or (path, path / "images", raw)) for split, path in parts.items()}
-    return {"train": Place(raw, own or (raw,))} if _has_xml(raw) or _has_xml(raw / "images") else {}
+            return {split: Place((Part(folder),), images, path) for split, path in found.items()}
+        parts = parts_of(folder, _is_xml, _has_xml) or {"train": [Part(folder)]}
+        return {split: Place(tuple(paths), images) for split, paths in parts.items()}
+    found_parts = parts_of(raw, _is_xml, _has_xml)
+    if not found_parts and _has_xml(Part(raw)):
+        found_parts = {"train": [Part(raw)]}
+    return {split: Place(tuple(parts), own or tuple(_near(parts, raw))) for split, parts in found_parts.items()}
 
 
-def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and next(files(folder, _is_xml), None) is not None
+def _near(parts: list[Part], raw: Path) -> Iterator[Path]:
+    for part in parts:
+        yield from (part.path, part.path / "images")
+    yield raw
+
+
+def _has_xml(part: Part) -> bool:
+    return part.path.is_dir() and next(part.files(_is_xml), None) is not None
 
 
 def described(place: Place) -> str:
     """The place, for people."""
-    return place.names.name if place.names else f"{place.annotations.name}/*.xml"
+    return place.names.name if place.names else ", ".join(part.described("/*.xml") for part in place.parts)
 
 
 def classes(request: Request, found: dict[str, Place]) -> Classes:
@@ -81,7 +108,7 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
     of names (--classes) the files need not be read."""
     names: Counter[str] = Counter()
     problem = ""
-    for path in itertools.chain.from_iterable(place.paths() for place in found.values()):
+    for path, _ in itertools.chain.from_iterable(place.files() for place in found.values()):
         try:
             names.update(entry.findtext("name", "").strip() for entry in _root(path).iter("object"))
         except (OSError, ElementTree.ParseError) as error:
@@ -109,18 +136,24 @@ def _root(path: str) -> ElementTree.Element:
 
 def items(request: Request, place: Place, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
     """(items of a split, their number)."""
-    return _items(place, name, by_name(known)), sum(1 for _ in place.paths())
+    # Lists divide the images whatever their folders are called.
+    divided = place.names is None and len(places(request)) > 1
+    folder = ImageFolder(place.images, request.images or request.raw, request.split if divided else None)
+    return _items(place, folder, name, by_name(known)), sum(1 for _ in place.paths())
 
 
-def _items(place: Place, source: str, ids: dict[str, int]) -> Iterator[RawItem | Drop]:
-    folder = ImageFolder(place.images)
-    stems = Counter(Path(path).stem for path in place.paths())
+def _items(place: Place, folder: ImageFolder, source: str, ids: dict[str, int]) -> Iterator[RawItem | Drop]:
+    listed = FileNames(own for _, own in place.files())
+    stems = Counter(os.path.basename(own) for _, own in place.files())
+    several = sum(not part.left_out for part in place.parts) > 1
     numbers = itertools.count(1)
-    for path in place.paths():
-        stem = Path(path).stem
-        image_id = (
-            f"{source}_{stem if stems[stem] < 2 else Path(path).relative_to(place.annotations).with_suffix('')}"
-        )
+    for entry in place.paths():
+        if isinstance(entry, Drop):
+            yield entry
+            continue
+        path, own = entry
+        stem = os.path.basename(own)
+        image_id = f"{source}_{stem if stems[stem] < 2 else own if several else own.partition('/')[2]}"
         try:
             root = _root(path)
         except OSError as error:
@@ -131,18 +164,12 @@ def _items(place: Place, source: str, ids: dict[str, int]) -> Iterator[RawItem |
             continue
         boxes: list[dict[str, Any]] = []
         drops: list[Drop] = []
-        for entry in root.iter("object"):
-            _add_box(entry, ids, image_id, boxes, drops, numbers)
-        image = _image(folder, path, root.findtext("filename", "").strip())
+        for found in root.iter("object"):
+            _add_box(found, ids, image_id, boxes, drops, numbers)
+        image = listed.find_of(folder, path, own, root.findtext("filename", "").strip())
         size = size_of(*(whole_number(root.findtext(f"size/{side}", "")) for side in ("width", "height")))
         record = {"image_id": image_id, "source": source, "boxes": boxes}
         yield RawItem(record, (image,), size, tuple(drops))
-
-
-def _image(folder: ImageFolder, path: str, named: str) -> RawImage:
-    """The image of the XML file's own name; else what the file calls it, which tools leave as it once was."""
-    image = folder.find(Path(path).stem)
-    return image if os.path.isfile(image.paths[0]) or not named else folder.find(named)
 
 
 def _add_box(

@@ -21,6 +21,7 @@ from fiber.data.records import check_categories
 Entry = dict[str, Any]
 
 _JUDGED = 2000  # images whose boxes tell in which form all are
+_SIDE = 1 << 31  # no image has a longer one
 _FEW = 3  # boxes that are too few to tell
 
 
@@ -80,8 +81,10 @@ def items(
     known: category ids; an annotation of another category is dropped. Ids are compared as `identity` has them.
     Raises ConversionError: an image id comes twice; all boxes are in another form than COCO's.
     """
-    annotations = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
+    annotations = Grouped(path, "annotations", _image_of)
     _check_boxes(path, annotations)
+    for entry in annotations[None]:
+        yield Drop("annotation malformed", source, f"no object with an image_id: {entry!r:.200}")
     ids = {identity(category): category for category in known}
     taken: set[int] = set()  # files
     met = 0
@@ -111,8 +114,12 @@ def items(
         if size is None and ("width" in image or "height" in image):
             drops.append(Drop("size not given", name, f"{image.get('width')!r} x {image.get('height')!r}", kept=True))
         yield RawItem(record, (raw,), size, tuple(drops))
-    if met < len(annotations):
-        yield Drop("annotations of an unlisted image", source, f"{len(annotations) - met} image ids not in 'images'")
+    if (unlisted := len(annotations) - (None in annotations) - met) > 0:
+        yield Drop("annotations of an unlisted image", source, f"{unlisted} image ids not in 'images'")
+
+
+def _image_of(entry: Any) -> str | None:
+    return identity(entry["image_id"]) if isinstance(entry, dict) and "image_id" in entry else None
 
 
 def _add_box(boxes: list[Entry], drops: list[Drop], entry: Any, ids: dict[str, Any], name: str) -> None:
@@ -132,8 +139,11 @@ def _add_box(boxes: list[Entry], drops: list[Drop], entry: Any, ids: dict[str, A
     if entry.get("iscrowd") in (1, True, "1"):
         box["crowd"] = True
     area = entry.get("area")
-    if isinstance(area, (int, float)) and not isinstance(area, bool) and math.isfinite(area):
+    if type(area) in (int, float) and 0 <= area <= (width + 1) * (height + 1):  # a pixel of rounding
         box["area"] = area
+    elif area is not None and min(width, height) > 0:
+        detail = f"annotation {entry.get('id')}: area {area!r:.50} of a box of {width:g} x {height:g}, left out"
+        drops.append(Drop("area not that of the box", name, detail, kept=True))
     if isinstance(entry.get("id"), (int, str)):
         box["id"] = entry["id"]
     boxes.append(box)
@@ -145,8 +155,9 @@ def bbox(entry: Entry) -> list[float] | None:
     sides = entry.get("bbox")
     if isinstance(sides, (list, tuple)) and len(sides) == 4:
         try:
-            return [side if type(side) in (int, float) else float(side) for side in sides]
-        except (TypeError, ValueError):
+            numbers = [float(side) for side in sides]
+            return [side if type(side) is int else number for side, number in zip(sides, numbers, strict=True)]
+        except (TypeError, ValueError, OverflowError):
             pass
     return mask_box(entry.get("segmentation"))
 
@@ -156,10 +167,10 @@ def _size(image: Entry) -> tuple[int, int] | None:
         width, height = int(image["width"]), int(image["height"])
     except (KeyError, TypeError, ValueError, OverflowError):
         return None
-    return (width, height) if width > 0 and height > 0 else None
+    return (width, height) if 0 < width < _SIDE and 0 < height < _SIDE else None
 
 
-def _check_boxes(path: Path, annotations: Grouped) -> None:
+def _check_boxes(path: Path, annotations: Grouped[str | None]) -> None:
     """Raises ConversionError for a repeated image id, or where the boxes of the first images are fractions or
     corners: not of one of them, of all."""
     boxes = fractions = beyond = 0
@@ -183,9 +194,10 @@ def _check_boxes(path: Path, annotations: Grouped) -> None:
             fractions += max(sides) <= 1 and min(sides) >= 0 and min(size) > 2
             beyond += x + a > size[0] + 1 or y + b > size[1] + 1
             corners = corners and x < a <= size[0] + 1 and y < b <= size[1] + 1
-    if annotations and not ids & set(annotations):
+    named = [group for group in annotations if group is not None]
+    if named and not ids & set(named):
         raise ConversionError(
-            f"{path}: none of {len(annotations)} image ids of 'annotations' (such as {next(iter(annotations))!r}) is "
+            f"{path}: none of {len(named)} image ids of 'annotations' (such as {named[0]!r}) is "
             f"among the {len(ids)} of 'images' (such as {next(iter(ids), None)!r})"
         )
     if boxes >= _FEW and fractions == boxes:

@@ -2,7 +2,9 @@
 
 Labelling tools write names of another machine (back-slashes, absolute paths, `/data/local-files/?d=...`), without
 extension, in another case, percent-encoded, or in another Unicode form than the disk. So folders are listed once, and
-a name finds the one file whose path ends as it does; what fits several files is found by none.
+a name finds the one file whose path ends as it does; what fits several files is found by none. A missing image stays
+missing: no file of another split takes its place, none that another entry names, and none from elsewhere where the
+folder in its name is there.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import hashlib
 import os
 import unicodedata
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,6 +21,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from fiber.data.convert.items import RawImage
+from fiber.data.convert.splits import split_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic")
 
@@ -43,50 +46,97 @@ def stem_of(part: str) -> str:
     return stem if extension in EXTENSIONS else part
 
 
+def _nobody(path: str, common: int) -> bool:
+    return False
+
+
 class ImageFolder:
-    """Finds images under ``roots``. They are listed when the first name is not there as written."""
+    """Finds images under ``roots``. They are listed when the first name is not there as written.
 
-    def __init__(self, roots: Iterable[Path]) -> None:
+    split: the split whose images these are, None where the set has but one. A folder below ``base`` that is called
+    like another split has none of them, unless a name says so itself.
+    """
+
+    def __init__(self, roots: Iterable[Path], base: Path | None = None, split: str | None = None) -> None:
         self.roots = list(dict.fromkeys(roots))
+        self._base, self._split = os.path.join(base or "", ""), split
         self._listed: _Listing | None = None
+        self._with_images: dict[str, list[str]] = {}
 
-    def find(self, name: str, unique: bool = True) -> RawImage:
+    def find(self, name: str, unique: bool = True, taken: Callable[[str, int], bool] = _nobody) -> RawImage:
         """Where the file called ``name`` lies: as written below a root, else the one file that ends like it; if there
         is none, a RawImage that names the first place looked at. unique: no other image has this base name, so a
-        file of that name in another folder is this one.
+        file of that name in another folder is this one. taken(path, common): whether that file, which ends as
+        ``name`` does in so many parts, is another image's.
         """
         written = [os.path.join(root, name) for root in self.roots if "\0" not in name]
         if (there := next((path for path in written if os.path.isfile(path)), None)) is not None:
             return RawImage((there,))
-        found = self._match(plain(name), unique)
+        found = self._match(name, unique, taken)
         return RawImage((found,) if found is not None else tuple(written))
 
-    def _match(self, parts: Sequence[str], unique: bool) -> str | None:
-        """The one listed file with the longest common end; with the same extension before any other."""
-        if not parts:
-            return None
+    def of_stem(self, stem: str) -> list[str]:
+        """The listed files with this path but for the extension, in the order of their names."""
+        parts = plain(stem)
+        return sorted(path for _, path in self._of(parts[-1]) if _bare_parts(path) == parts) if parts else []
+
+    def holds(self, folder: str) -> bool:
+        """Whether a folder is one of the roots or lies below one."""
+        return any(os.path.join(folder, "").startswith(os.path.join(root, "")) for root in self.roots)
+
+    def _of(self, stem: str) -> list[tuple[tuple[str, ...], str]]:
         if self._listed is None:
             self._listed = _Listing(self.roots)
-        listed = [file for file in self._listed.of(stem_of(parts[-1])) if stem_of(file[0][-1]) == stem_of(parts[-1])]
-        for files in ([file for file in listed if file[0][-1] == parts[-1]], listed):
-            ends = [(_common(parts, inner), path) for inner, path in files]
-            longest = max((length for length, _ in ends), default=0)
-            best = [path for length, path in ends if length == longest]
-            if len(best) == 1 and (unique or longest >= min(2, len(parts))):
+        return [file for file in self._listed.of(stem) if stem_of(file[0][-1]) == stem]
+
+    def _match(self, name: str, unique: bool, taken: Callable[[str, int], bool]) -> str | None:
+        """The one listed file with the longest common end; with the same extension before any other."""
+        parts = plain(name)
+        if not parts:
+            return None
+        ends = [(_common(parts, inner), inner, path) for inner, path in self._of(stem_of(parts[-1]))]
+        ends = [end for end in ends if not self._of_another_split(end[2], parts[len(parts) - end[0] : -1])]
+        for files in ([end for end in ends if end[1][-1] == parts[-1]], ends):
+            longest = max((end[0] for end in files), default=0)
+            best = [path for length, _, path in files if length == longest]
+            if len(best) != 1 or taken(best[0], longest):
+                continue
+            if longest >= min(2, len(parts)) or (unique and not self._folder_is_there(name, best[0])):
                 return best[0]
         return None
 
+    def _of_another_split(self, path: str, said: Sequence[str]) -> bool:
+        """Whether a file lies in folders of other splits alone. said: the folders that its name has in common."""
+        if self._split is None:
+            return False
+        inner = path[len(self._base) :] if path.startswith(self._base) else ""
+        found = {split for part in inner.split(os.sep)[:-1] if (split := split_of(part))}
+        return bool(found) and not found & {self._split, *map(split_of, said)}
+
+    def _folder_is_there(self, name: str, path: str) -> bool:
+        """Whether the folder in a name is there and holds images, and a file is not below it."""
+        parent = Path(name.replace("\\", "/")).parent.name
+        if parent in ("", ".", ".."):
+            return False
+        if parent not in self._with_images:
+            folders = [os.path.join(root, parent, "") for root in self.roots]
+            self._with_images[parent] = [folder for folder in folders if _has_images(folder)]
+        folders = self._with_images[parent]
+        return bool(folders) and not any(path.startswith(folder) for folder in folders)
+
 
 class FileNames:
-    """What the names of all images of a set tell together: which repeat. 8 bytes per name."""
+    """What the names of all images of a set tell together: which repeat, and whose a file is. 24 bytes per name."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        stems, bases = array("Q"), array("Q")
+        stems, bases, wholes = array("Q"), array("Q"), array("Q")
         for name in names:
             base = _base(name)
             bases.append(_hash(base))
             stems.append(_hash(_bare(base)))
+            wholes.append(_hash("/".join(plain(name))))
         self._stems, self._bases = _repeated(stems), _repeated(bases)
+        self._all_stems, self._wholes = (np.unique(np.array(each, np.uint64)) for each in (stems, wholes))
 
     def image_id(self, set_name: str, name: str) -> str:
         """SET_STEM; where several images have that stem, SET_ and the whole name."""
@@ -95,7 +145,59 @@ class FileNames:
 
     def find(self, folder: ImageFolder, name: str) -> RawImage:
         """The image's file."""
-        return folder.find(name, _hash(_base(name)) not in self._bases)
+        return folder.find(name, _hash(_base(name)) not in self._bases, self._taken(name))
+
+    def find_of(self, folder: ImageFolder, annotation: str, own: str, named: str, trusted: bool = False) -> RawImage:
+        """The image of an annotation file: called like it in the same folder, or below a root where the file lies
+        below the annotations; else the one that it names, or that ends like the file.
+
+        own: NAME/INNER, the file's path below a folder called NAME without its ending; the set's names are of this
+        form. named: what the file says, which many tools leave as it once was. trusted: it comes first.
+        """
+        inside, inner = os.path.dirname(annotation), own.partition("/")[2]
+        stem, base, taken = os.path.basename(own), _base(named), self._taken(own)
+        beside = [os.path.join(inside, stem)] if folder.holds(inside) else []
+        places = list(dict.fromkeys([*beside, *(os.path.join(root, inner) for root in folder.roots)]))
+        same = [os.path.join(os.path.dirname(place), base) for place in places] if _bare(base) == stem else []
+        said = (
+            [os.path.join(inside, named.replace("\\", "/"))] if beside and plain(named) and "\0" not in named else []
+        )
+        if (
+            there := next((path for path in [*said[: int(trusted)], *same] if os.path.isfile(path)), None)
+        ) is not None:
+            return RawImage((there,))
+        for place in places:
+            if len(found := folder.of_stem(place)) == 1:
+                return RawImage((found[0],))
+        if said and self._is_free(said[0], stem):
+            return RawImage((said[0],))
+        unique, missing = _hash(stem) not in self._stems, RawImage((*said, *same, *places))
+        image = folder.find(own, unique, taken)
+        if os.path.isfile(image.paths[0]):
+            return image
+        if "\0" in named or not plain(named):
+            return missing
+        other = folder.find(named, unique, taken)
+        return other if self._is_free(other.paths[0], stem) else missing
+
+    def _is_free(self, path: str, stem: str) -> bool:
+        """Whether a file is there, and not called like another name than that with this stem."""
+        other = _bare(_base(path))
+        return os.path.isfile(path) and (other == stem or not _is_in(_hash(other), self._all_stems))
+
+    def _taken(self, own: str) -> Callable[[str, int], bool]:
+        """Whether another name than ``own`` is the end of a file's path, of at least so many parts."""
+        mine = plain(own)
+
+        def taken(path: str, common: int) -> bool:
+            parts = plain(path)
+            for form in (parts, _bare_parts(path)):
+                for count in range(common, len(form) + 1):
+                    if form[-count:] != mine and _is_in(_hash("/".join(form[-count:])), self._wholes):
+                        return True
+            return False
+
+        return taken
 
 
 class _Listing:
@@ -141,6 +243,18 @@ def _images_below(root: str) -> Iterator[str]:
                     yield entry.path
 
 
+def _has_images(folder: str) -> bool:
+    with suppress(OSError), os.scandir(folder) as entries:
+        return any(is_image(entry.name) for entry in entries)
+    return False
+
+
+def _bare_parts(path: str) -> tuple[str, ...]:
+    """The parts of a path, the last without an image's extension."""
+    *inner, last = plain(path)
+    return (*inner, stem_of(last))
+
+
 def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
 
@@ -152,6 +266,11 @@ def _base(name: str) -> str:
 def _bare(base: str) -> str:
     """Without an image's extension."""
     return os.path.splitext(base)[0] if is_image(base) else base
+
+
+def _is_in(value: int, ordered: np.ndarray) -> bool:
+    row = int(np.searchsorted(ordered, np.uint64(value)))
+    return row < len(ordered) and int(ordered[row]) == value
 
 
 def _repeated(hashes: array) -> frozenset[int]:

@@ -125,8 +125,9 @@ class Grouped(Generic[K]):
             try:
                 group = key(value)
             except (KeyError, TypeError, IndexError) as error:
+                problem = f"lacks {error}" if isinstance(error, KeyError) else "is no object with the keys it needs"
                 raise ConversionError(
-                    f"{path}: element {len(offsets)} of {name!r} lacks {error}: {str(value)[:200]}"
+                    f"{path}: element {len(offsets)} of {name!r} {problem}: {str(value)[:200]}"
                 ) from None
             groups.append(self._groups.setdefault(group, len(self._groups)))
             offsets.append(offset)

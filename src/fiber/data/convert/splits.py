@@ -6,6 +6,7 @@ import itertools
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -25,6 +26,11 @@ def split_of(*names: str) -> str | None:
     return None
 
 
+def own_split(path: Path, raw: Path) -> str | None:
+    """The split that an annotation file's name says, or that of its folder, which is not the whole set's."""
+    return split_of(path.stem) or (split_of(path.parent.name) if path.parent != raw else None)
+
+
 def sorted_names(names: Iterable[str]) -> Iterator[str]:
     """The names in the order of their bytes; all are read at once. Each takes the bytes of the longest, and is no
     Python object: a folder of a million images is a few tens of MB."""
@@ -39,9 +45,9 @@ def sorted_names(names: Iterable[str]) -> Iterator[str]:
     return map(os.fsdecode, whole)
 
 
-def files(folder: str | Path, wanted: Callable[[str], bool]) -> Iterator[str]:
+def files(folder: str | Path, wanted: Callable[[str], bool], without: frozenset[str] = frozenset()) -> Iterator[str]:
     """Paths below a folder whose name is wanted, in a fixed order. The names of one folder are in memory at a time;
-    hidden folders and files are passed over."""
+    hidden folders and files are passed over, and the folders `without`."""
     inner: list[str] = []
 
     def names() -> Iterator[str]:
@@ -57,7 +63,53 @@ def files(folder: str | Path, wanted: Callable[[str], bool]) -> Iterator[str]:
     for name in sorted_names(names()):
         yield os.path.join(folder, name)
     for name in sorted(inner):
-        yield from files(os.path.join(folder, name), wanted)
+        if (path := os.path.join(folder, name)) not in without:
+            yield from files(path, wanted, without)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder of a split, less the folders `without` it. left_out: so many files are not taken, but said."""
+
+    path: Path
+    without: frozenset[str] = frozenset()
+    left_out: int = 0
+
+    def files(self, wanted: Callable[[str], bool]) -> Iterator[str]:
+        """As the function of this name."""
+        return iter(()) if self.left_out else files(self.path, wanted, self.without)
+
+    def described(self, inner: str = "") -> str:
+        """For people."""
+        if self.left_out:
+            return f"LEFT OUT: {self.left_out:,} in folders of no split (move them into one)"
+        name = f"{self.path.name}{inner}"
+        return f"{name} but for the other splits" if self.without else name
+
+
+def parts_of(
+    raw: Path, wanted: Callable[[str], bool], ours: Callable[[Part], bool], rest: Path | None = None
+) -> dict[str, list[Part]]:
+    """split -> all its folders with such files; {} where no folder of a split has any.
+
+    What lies in no folder of a split (below `rest`, raw without it) is train where the set has no train or nothing
+    but train. Elsewhere it may be a copy of any split, so its number is said and no more.
+    """
+    named = folders_of(raw)
+    found = {
+        split: kept
+        for split, folders in named.items()
+        if (kept := [part for part in map(Part, folders) if ours(part)])
+    }
+    others = Part(rest or raw, frozenset(map(str, itertools.chain.from_iterable(named.values()))))
+    if not found or not others.path.is_dir() or not ours(others):
+        return found
+    if not {"val", "test"} & set(found) or "train" not in found:
+        found.setdefault("train", []).append(others)
+    else:
+        number = sum(1 for _ in others.files(wanted))
+        found["train"].append(Part(others.path, others.without, left_out=number))
+    return found
 
 
 def subfolders(folder: Path) -> list[Path]:

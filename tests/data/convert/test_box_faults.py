@@ -1,0 +1,124 @@
+"""One bad entry costs itself: of COCO's annotations and areas, of labels of labelme, of shares, of files beside."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from raw_common import put, write_image
+from test_own_boxes import H, W, run
+
+from fiber.cli.main import main
+from fiber.data.shards import ShardSet
+
+GOOD = {"id": 1, "image_id": 0, "category_id": 1, "bbox": [8, 6, 32, 24]}
+BOX = [8, 6, 40, 30]
+
+
+def coco(folder: Path, annotations: list[Any], name: str = "cup", parent: str = "things") -> Path:
+    put(folder / "a.jpg", write_image(0, size=(W, H)))
+    categories = [
+        {"id": 0, "name": parent, "supercategory": "none"},
+        {"id": 1, "name": name, "supercategory": parent},
+    ]
+    images = [{"id": 0, "file_name": "a.jpg", "width": W, "height": H}]
+    put(folder / "boxes.json", {"images": images, "categories": categories, "annotations": annotations})
+    return folder
+
+
+def reasons(out: Path, kept: bool = False) -> list[str]:
+    lines = map(json.loads, (out / "drops.jsonl").read_text().splitlines())
+    return sorted(line["reason"] for line in lines if line["kept"] == kept)
+
+
+@pytest.mark.parametrize(
+    ("area", "kept"),
+    [(0, True), (100.5, True), (768, True), (32.9 * 24.9, True), (900, False), (-5, False), (1e12, False),
+     (float("nan"), False), (10**400, False), ("50", False), (True, False), (None, None)],
+)  # fmt: skip
+def test_an_area_that_cannot_be_the_boxes_is_left_out_and_noted(area, kept, tmp_path):
+    """The box is 32 x 24 = 768 pixels, 33 x 25 = 825 with a pixel of rounding."""
+    folder = coco(tmp_path / "set", [{**GOOD, "area": area}])
+    assert run(folder, tmp_path / "out") == {"train": {"set_a": [("cup", BOX)]}}
+    (box,) = ShardSet(tmp_path / "out/train").record(0)["boxes"]
+    assert box.get("area") == (area if kept else None)
+    noted = ["area not that of the box"] if kept is False else []
+    assert reasons(tmp_path / "out/train", kept=True) == noted
+
+
+def test_bad_annotations_of_coco_are_dropped_one_by_one(tmp_path):
+    bad = [None, "x", {"id": 3, "category_id": 1, "bbox": [1, 1, 2, 2]}, {**GOOD, "bbox": [1, 1, 10**400, 2]},
+           {**GOOD, "bbox": [1, 1, str(10**400), 2]}]  # fmt: skip
+    folder = coco(tmp_path / "set", [bad[0], GOOD, *bad[1:]])
+    assert run(folder, tmp_path / "out") == {"train": {"set_a": [("cup", BOX)]}}
+    assert reasons(tmp_path / "out/train") == 3 * ["annotation malformed"] + ["box malformed", "box not finite"]
+
+
+def test_huge_numbers_in_other_formats_are_dropped(tmp_path):
+    huge = 10**400
+    put(tmp_path / "l/a.jpg", write_image(0, size=(W, H)))
+    shapes = [{"label": "cup", "points": points, "shape_type": "rectangle"} for points in
+              ([[8, 6], [40, 30]], [[8, 6], [huge, 30]])]  # fmt: skip
+    shapes.append({"label": None, "points": [[8, 6], [40, 30]], "shape_type": "rectangle"})
+    size = {"imageWidth": huge, "imageHeight": H}
+    put(tmp_path / "l/a.json", {"shapes": shapes, "imagePath": "a.jpg", **size})
+    assert run(tmp_path / "l", tmp_path / "lout") == {"train": {"l_a": [("cup", BOX)]}}
+    assert reasons(tmp_path / "lout/train") == ["shape without area", "unknown category"]
+    assert [entry["name"] for entry in ShardSet(tmp_path / "lout/train").categories] == ["cup"]
+
+    put(tmp_path / "o/a.jpg", write_image(0, size=(W, H)))
+    instances = [{"bbox": box, "label": 0, "category": "cup"} for box in (BOX, [8, 6, huge, 30])]
+    line = {"filename": "a.jpg", "detection": {"instances": instances}}
+    put(tmp_path / "o/train.jsonl", json.dumps(line))
+    assert run(tmp_path / "o", tmp_path / "oout") == {"train": {"o_a": [("cup", BOX)]}}
+
+    put(tmp_path / "t/a.jpg", write_image(0, size=(W, H)))
+    objects = {"bbox": [[8, 6, 32, 24], [8, 6, huge, 24]], "categories": ["cup", "cup"]}
+    put(tmp_path / "t/metadata.jsonl", json.dumps({"file_name": "a.jpg", "objects": objects}))
+    assert run(tmp_path / "t", tmp_path / "tout") == {"train": {"t_a": [("cup", BOX)]}}
+
+
+@pytest.mark.parametrize("shares", [["0.125"] * 99 + ["7"], ["0.125", "1.02"], ["40", "1"], ["1", "1", "1", "40"]])
+def test_shares_are_told_by_most_boxes(shares, tmp_path):
+    """One wrong box of a hundred, or one that ends just outside; a box of one pixel does not make others shares."""
+    put(tmp_path / "set/a.jpg", write_image(0, size=(W, H)))
+    rows = "".join(f"a.jpg,cup,0,0,{right},1\n" for right in shares)
+    put(tmp_path / "set/boxes.csv", "filename,class,xmin,ymin,xmax,ymax\n" + rows)
+    boxes = [box for _, box in run(tmp_path / "set", tmp_path / "out")["train"]["set_a"]]
+    if shares[0].startswith("0."):
+        assert boxes == [[0, 0, 8, H]] * (len(shares) - 1) + [[0, 0, W, H]]
+        assert reasons(tmp_path / "out/train", kept=True) == ["box clipped to the image"]
+    else:
+        assert boxes == [[0, 0, float(right), 1] for right in shares]
+
+
+OTHERS = {
+    "createml": '[{"image": "a.jpg", "annotations": [{"label": "cup"}]}]',
+    "broken": '{"images": [ ',
+    "no arrays": '{"images": {"a.png": 1}, "categories": [1]}',
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_another_json_does_not_stop_the_guess(other, tmp_path, capsys):
+    folder = tmp_path / "set"
+    put(folder / "images/a.jpg", write_image(0, size=(W, H)))
+    put(folder / "other.json", other)
+    assert main(["shards", "boxes", str(folder), "--out", str(tmp_path / "alone")]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "other.json: " in line
+    put(folder / "labels/a.txt", "0 .5 .5 .25 .25\n")
+    put(folder / "classes.txt", "cup\n")
+    assert run(folder, tmp_path / "out") == {"train": {"set_a": [("cup", [24, 18, 40, 30])]}}
+
+
+def test_a_broken_split_of_coco_is_not_left_out_silently(tmp_path, capsys):
+    folder = coco(tmp_path / "set", [GOOD])
+    put(folder / "valid/_annotations.coco.json", '{"images": [ ')
+    assert main(["shards", "boxes", str(folder), "--out", str(tmp_path / "out")]) == 1
+    assert "_annotations.coco.json: broken JSON" in capsys.readouterr().err
+
+
+def test_a_class_called_shapes_is_not_labelmes_key(tmp_path):
+    folder = coco(tmp_path / "set", [GOOD], parent="shapes")
+    assert run(folder, tmp_path / "out") == {"train": {"set_a": [("cup", BOX)]}}
