@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard
 
 import fiber
 from fiber.cli.main import main
+from fiber.cli.push import finished_card
 from tiny_exports import coarse_export, fine_export
 
 
@@ -61,6 +62,14 @@ def test_what_cannot_be_shared_is_refused_before_anything_is_sent(
     card.write_text("# a model")
     assert main(["push", good, "me/x"]) == 1
     assert "no front matter" in capsys.readouterr().err
+    for front, message in (
+        ("a: [", "its front matter is no YAML"),
+        ("- a\n- b", "its front matter is no list of KEY: VALUE lines"),
+        ("model-index: 5", "model-index in its front matter is no list of models"),
+        ("model-index: [5]", "model-index in its front matter is no list of models"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            finished_card(f"---\n{front}\n---\n# a model\n", "me/x", None)
     content = (tmp_path / "e" / "model.safetensors").read_bytes()
     (tmp_path / "e" / "model.safetensors").write_bytes(content[: len(content) // 2])
     assert main(["push", good, "me/x"]) == 1

@@ -7,6 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from fiber.errors import ShardError
 from fiber.evaluation.predictions import (
     PredictionWriter,
     by_key,
@@ -75,6 +76,13 @@ def test_bad_rows_are_named(tmp_path, rows, message, chunk):
     with pytest.raises(ValueError, match=message):
         merge_predictions(tmp_path, "boxes", 2, ("n",), chunk)
     assert not (tmp_path / "boxes.jsonl").exists()
+
+
+def test_an_image_that_a_set_holds_twice_is_its_fault(tmp_path):
+    """One line that names the set, the image and what to do."""
+    write(tmp_path, [{"image_id": "a"}, {"image_id": "b"}, {"image_id": "a"}], 2)
+    with pytest.raises(ShardError, match=r"^/data/mine: .* two rows with image_id='a'; .* leave one out"):
+        merge_predictions(tmp_path, "boxes", 2, ("image_id",), shards="/data/mine")
 
 
 def test_rows_that_are_not_plain_finite_json_are_refused(tmp_path):

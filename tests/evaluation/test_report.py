@@ -190,6 +190,20 @@ def test_faults_are_one_line(made: tuple, tmp_path: Path, capsys: pytest.Capture
     with pytest.raises(ReportError, match=r"set scenes of the evaluation: /nowhere: no such folder"):
         make_report(moved)
     assert not (moved / "report").exists()
+    for name, text, message in (
+        ("metrics.jsonl", '{"step": 0}\n5\n', r"metrics\.jsonl: the line 5 is none of a run's"),
+        ("metrics.jsonl", '{"loss/itc": 1.0}\n', r"metrics\.jsonl: the line"),
+        ("summary.json", '{"best": 5}', r"summary\.json is damaged"),
+        ("predictions/evaluated.json", '{"sets": []}', r"evaluated\.json is damaged"),
+        ("predictions/evaluated.json", '{"step": 5, "sets": [3]}', r"evaluated\.json is damaged"),
+    ):
+        broken = tmp_path / "broken"
+        (broken / "predictions").mkdir(parents=True)
+        (broken / "metrics.jsonl").write_text("")
+        (broken / name).write_text(text)
+        with pytest.raises(ReportError, match=message):
+            make_report(broken)
+        shutil.rmtree(broken)
 
 
 def test_figures_of_another_step_than_the_images_are_said(made: tuple, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Retrieval against scoring every pair with full forwards, on one rank and on two."""
 
 import math
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 import torch.multiprocessing as mp
 
@@ -11,9 +13,14 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.coarse.model import CoarseModel
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.evaluation.gallery import PrefixCache
+from fiber.data.convert.writer import ShardWriter
+from fiber.data.records import Sample, image_hash
+from fiber.data.shards import ShardSet
+from fiber.errors import ShardError
+from fiber.evaluation.gallery import PrefixCache, image_rows
 from fiber.evaluation.metrics.ranking import Ranking
 from fiber.evaluation.retrieval import ITM_PRIOR, evaluate_retrieval
+from fiber.tasks import retrieval
 
 IMAGES, LENGTH, VOCABULARY = 7, 6, 50
 CAPTIONS = [1, 3, 2, 1, 4, 1, 2]  # an image
@@ -203,6 +210,25 @@ def test_sets_that_do_not_fit_are_named(change, message):
     change(images, texts)
     with pytest.raises(ValueError, match=message):
         evaluate_retrieval(make_model(), batches(images, 3), batches(texts, 4), rerank_k=1, batch=4)
+
+
+def test_an_image_that_a_set_holds_twice_is_named_by_its_id(tmp_path, monkeypatch):
+    for shard in ("s0", "s1"):  # the same image in both
+        with ShardWriter(tmp_path, shard) as writer:
+            record = {"image_id": "photo 7", "width": 8, "height": 8, "source": "test", "captions": [{"text": "a"}]}
+            writer.add(Sample(f"{shard}a", [("jpg", simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8)))], record))
+    for path in tmp_path.glob("index.*"):
+        path.unlink()
+    number = image_hash("photo 7")
+
+    def repeated(*_, **__):
+        image_rows(torch.tensor([5, number, number]), torch.tensor([5]))
+
+    monkeypatch.setattr(retrieval, "retrieval_sets", lambda *_, **__: ([], []))
+    monkeypatch.setattr(retrieval, "evaluate_retrieval", repeated)
+    context = MagicMock(shards=ShardSet(tmp_path))
+    with pytest.raises(ShardError, match=f"^{tmp_path}: two samples with image_id 'photo 7'; the set holds an image"):
+        retrieval.evaluate(MagicMock(), context)
 
 
 def test_an_empty_set_is_refused():

@@ -97,7 +97,7 @@ def paths_of(tree: dict[str, Any], folder: Path, mode: str) -> list[str]:
         there = {"train": splits.get("train"), "eval": next((splits[n] for n in order if n in splits), None)}
     if there["train" if mode == "train" else "eval"] is None:
         raise ConfigError(f"data={folder}: no shards to {mode} on; give a set, or a folder of train, val and test")
-    out = []
+    out: list[str] = []
     for section, key in (("data", "train"), ("eval", "data")):
         sources = (tree.get(section) or {}).get(key) or []
         path = there["train" if section == "data" else "eval"]

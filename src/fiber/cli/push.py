@@ -85,14 +85,23 @@ def finished_card(text: str, name: str, licence: str | None) -> str:
     found = re.match(r"---\n(.*?)\n---\n(.*)", text, re.DOTALL)
     if found is None:
         raise ValueError("the export's README.md has no front matter: export or convert the weights again")
-    front: dict[str, Any] = yaml.safe_load(found[1])
+    try:
+        front: dict[str, Any] = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        what = " ".join(str(error).split())
+        raise ValueError(f"the export's README.md: its front matter is no YAML ({what:.150})") from None
+    if not isinstance(front, dict):
+        raise ValueError("the export's README.md: its front matter is no list of KEY: VALUE lines")
+    index = front.get("model-index") or []
+    if not isinstance(index, list) or not all(isinstance(entry, dict) for entry in index):
+        raise ValueError("the export's README.md: model-index in its front matter is no list of models; remove it")
     if licence is not None:
         if not re.fullmatch(r"[a-z0-9.+-]+", licence):
             raise ValueError(f"--licence {licence}: the hub spells licences like cc-by-4.0, apache-2.0 or other")
         front["license"] = licence
         if licence != "other":
             front.pop("license_name", None)
-    for entry in front.get("model-index", ()):
+    for entry in index:
         entry["name"] = name.partition("/")[2]
     body = found[2]
     title = re.search(r"^# (.+)$", body, re.MULTILINE)

@@ -68,7 +68,8 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        path = merge_predictions(context.folder, "captions", distributed.world_size(), ("image_id",))
+        world = distributed.world_size()
+        path = merge_predictions(context.folder, "captions", world, ("image_id",), shards=shards.path)
         rows = list(read_predictions(path))
         metrics.write_submission(context.folder / "captions.json", [row["image_id"] for row in rows], rows)
         figures = {"images": len(rows)} | (score(rows) if scored else {})

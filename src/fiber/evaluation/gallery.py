@@ -16,6 +16,7 @@ from torch import Tensor
 from fiber import distributed
 from fiber.backbone.states import ImageState, State, TextState
 from fiber.coarse.model import CoarseModel
+from fiber.evaluation.predictions import RepeatedError
 from fiber.evaluation.progress import Progress
 
 S = TypeVar("S", bound=State)
@@ -170,11 +171,12 @@ def gather(position: Tensor, *columns: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 
 def image_rows(image_id: Tensor, wanted: Tensor) -> Tensor:
-    """Rows (M,) of the ids `wanted` (M,) in `image_id` (N,). Raises ValueError naming an id that is not there and
-    one that is there twice."""
+    """Rows (M,) of the ids `wanted` (M,) in `image_id` (N,). Raises ValueError naming an id that is not there,
+    RepeatedError one that is there twice."""
     ids, order = torch.sort(image_id)
     if bool((ids[1:] == ids[:-1]).any()):
-        raise ValueError(f"image id {int(ids[1:][ids[1:] == ids[:-1]][0])} is in the gallery twice")
+        twice = int(ids[1:][ids[1:] == ids[:-1]][0])
+        raise RepeatedError(f"image id {twice} is in the gallery twice", twice)
     place = torch.searchsorted(ids, wanted).clamp(max=len(ids) - 1)
     if bool((ids[place] != wanted).any()):
         raise ValueError(f"a text belongs to image id {int(wanted[ids[place] != wanted][0])}, not in the gallery")

@@ -17,6 +17,8 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from fiber.errors import ShardError
+
 Row = dict[str, Any]
 
 
@@ -59,14 +61,31 @@ def rank_file(folder: str | Path, name: str, rank: int, world: int) -> Path:
     return Path(folder) / f"{name}.{rank:05d}-of-{world:05d}.jsonl"
 
 
+REMEDY = "the set holds an image twice: leave one out and make its shards again"
+
+
+class RepeatedError(ValueError):
+    """What there may be once, twice. `number`: of what came twice, where it has one."""
+
+    def __init__(self, message: str, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
+
+
 def merge_predictions(
-    folder: str | Path, name: str, world: int, key: Sequence[str], chunk_bytes: int = 64 << 20
+    folder: str | Path,
+    name: str,
+    world: int,
+    key: Sequence[str],
+    chunk_bytes: int = 64 << 20,
+    shards: str | Path | None = None,
 ) -> Path:
     """Merge the files of all ranks into `FOLDER/NAME.jsonl`, sorted by the fields `key`, and remove them.
 
     Called by one rank, after all have closed their writers. External merge sort: at most about `chunk_bytes` of
     rows are in memory. Raises FileNotFoundError naming the ranks whose file is missing, ValueError naming the
-    key that occurs twice or the row that lacks a field of the key.
+    key that occurs twice or the row that lacks a field of the key. Where `shards`, the folder of the set, is given,
+    a key that occurs twice is a fault of the set: ShardError naming both.
     """
     parts = [rank_file(folder, name, rank, world) for rank in range(world)]
     missing = [part.name for part in parts if not part.exists()]
@@ -88,6 +107,8 @@ def merge_predictions(
                 for run in _sorted_runs(parts, key, chunk_bytes, Path(scratch))
             ]
             _write_unique(heapq.merge(*(_keyed_lines(run, key) for run in runs)), key, name, out)
+        except RepeatedError as error:
+            raise error if shards is None else ShardError(f"{shards}: {error}; {REMEDY}") from None
         except TypeError as error:
             raise ValueError(f"predictions {name!r} cannot be sorted by {list(key)}: {error}") from None
     os.replace(partial, target)
@@ -180,7 +201,7 @@ def _write_unique(items: Iterable[tuple[tuple, str]], key: Sequence[str], name: 
     for item_key, line in items:
         if item_key == previous:
             fields = ", ".join(f"{field}={value!r}" for field, value in zip(key, item_key, strict=True))
-            raise ValueError(f"predictions {name!r}: two rows with {fields}")
+            raise RepeatedError(f"predictions {name!r}: two rows with {fields}")
         out.write(line)
         previous = item_key
 

@@ -209,10 +209,11 @@ def evaluate_regions(
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        path = merge_predictions(folder, f"{shards.name}_{field}", world, asked.key)
+        path = merge_predictions(folder, f"{shards.name}_{field}", world, asked.key, shards=shards.path)
         figures = region_scores.score(shards, field, path)
         if isinstance(asked, Phrases):
-            absent = merge_predictions(folder, f"{shards.name}_{field}_absent", world, ("image_id", "absent"))
+            asked_for = f"{shards.name}_{field}_absent"
+            absent = merge_predictions(folder, asked_for, world, ("image_id", "absent"), shards=shards.path)
             figures |= region_scores.score_absent(field, absent)
     return distributed.broadcast_object(figures)
 

@@ -28,6 +28,7 @@ from fiber.evaluation.report_thumbnails import Thumbnails
 IMAGES = 1000  # tiles of all galleries together
 BUDGET = 6_000_000  # bytes of all thumbnails together
 PAGE = ("index.html", "report.js")
+ENTRY = {"name", "path", "field", "folder", "images", "figures", "fingerprint"}  # of a set that was evaluated
 
 # What a figure has to beat: another figure of the same evaluation, by the ends of their names.
 BASELINES = {
@@ -106,6 +107,7 @@ def run_facts(run: Path) -> dict[str, Any]:
     """What is known of the run itself: name, task, steps, headline figures beside their baselines, curves."""
     config = _read(run / "config.yaml", yaml.safe_load)
     summary, evaluated = _read(run / "summary.json", json.loads), _read(run / "predictions" / EVALUATED, json.loads)
+    _check(run, summary, evaluated)
     figures = dict(summary.get("eval") or {})
     for entry in () if figures else evaluated.get("sets", ()):
         figures |= {f"{entry['name']}/{key}": value for key, value in entry["figures"].items()}
@@ -116,17 +118,35 @@ def run_facts(run: Path) -> dict[str, Any]:
         "evaluated at step": evaluated.get("step"),
     }
     if best := summary.get("best"):
-        facts["best step"] = f"{best['step']} (by {best['figure']})"
+        facts["best step"] = f"{best['step']} (by {best.get('figure')})"
     return {
         "name": run.resolve().name,
         "facts": [[name, value] for name, value in facts.items() if value is not None],
         "headline": headline(figures),
         "figures": [[name, value] for name, value in figures.items() if value != -1],
-        "curves": curves(run / "metrics.jsonl"),
+        "curves": _curves(run / "metrics.jsonl"),
         "marks": marks(config),
         "sets": evaluated.get("sets", []),
         "warning": _warning(summary, evaluated),
     }
+
+
+def _check(run: Path, summary: dict[str, Any], evaluated: dict[str, Any]) -> None:
+    """Raises ReportError naming the file that is not as a run writes it."""
+    best = summary.get("best") or {}
+    if not isinstance(summary.get("eval") or {}, dict) or not isinstance(best, dict) or (best and "step" not in best):
+        raise ReportError(f"{run / 'summary.json'} is damaged; the run's own command writes it again")
+    sets = evaluated.get("sets", [])
+    whole = isinstance(sets, list) and all(isinstance(entry, dict) and entry.keys() >= ENTRY for entry in sets)
+    if evaluated and not (whole and "step" in evaluated):
+        raise ReportError(f"{run / 'predictions' / EVALUATED} is damaged; evaluate the run again")
+
+
+def _curves(path: Path) -> list[dict[str, Any]]:
+    try:
+        return curves(path)
+    except ValueError as error:
+        raise ReportError(str(error)) from None
 
 
 def headline(figures: dict[str, float]) -> list[list[Any]]:

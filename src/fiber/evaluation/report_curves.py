@@ -24,13 +24,15 @@ MOST_SERIES = 24
 
 def curves(path: Path) -> list[dict[str, Any]]:
     """Charts {"title", "x", "y", "series": [{"name", "points": [[step, value], ...]}]}; long curves are thinned. Left
-    out are -1 (no figure), what is not finite, and what was recorded once."""
+    out are -1 (no figure), what is not finite, and what was recorded once. Raises ValueError for lines of others."""
     found: dict[str, list[list[float]]] = defaultdict(list)
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
             row = json.loads(line)
         except ValueError:
             continue  # a line that a kill cut short
+        if not isinstance(row, dict) or type(row.get("step")) is not int:
+            raise ValueError(f"{path}: the line {line:.60} is none of a run's: remove it")
         for name, value in row.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
             if number and name != "step" and value != -1:

@@ -95,7 +95,7 @@ def open_image(source: str | Path | ImageFile | InputImage | Image.Image | np.nd
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("La", "RGBa"):  # Pillow turns these into nothing else
             upright = upright.convert(upright.mode.upper())
-        if upright.mode == "I" and any(not 0 <= value < 2**16 for value in upright.getextrema()):
+        if upright.mode == "I" and not all(0 <= end(np.asarray(upright)) < 2**16 for end in (np.min, np.max)):
             raise ValueError("mode I holds numbers outside of 16 bits")
         (upright if upright.mode in known else upright.convert("RGB")).save(buffer, "PNG", compress_level=0)
     except (ValueError, OSError, SystemError) as error:

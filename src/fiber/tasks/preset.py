@@ -89,8 +89,8 @@ def _card(preset: str | int) -> tuple[float, str]:
 
 
 def vocabulary_of(config: Any) -> int:
-    """Ids of the tokenizer, or of that of the model to start from; RoBERTa's where it is not at hand: a name of the hub
-    is not fetched to count."""
+    """Ids of the tokenizer, or of that of the model to start from; RoBERTa's where it is not at hand: a name of the
+    hub is not fetched to count."""
     given = config.tokenizer or config.init_from
     at_hand = given is not None and Path(given).is_dir()
     return len(load_tokenizer(export_folder(given))) if at_hand else ROBERTA

@@ -20,12 +20,13 @@ from fiber.coarse.itm import exchange
 from fiber.coarse.model import CoarseModel
 from fiber.config.stage1 import Stage1Config
 from fiber.data.batches import TextBatch
-from fiber.data.records import annotation_text
+from fiber.data.records import annotation_text, image_hash
 from fiber.data.samples.text import ImageTransform, TextSample
-from fiber.errors import ConfigError
+from fiber.data.shards import ShardSet
+from fiber.errors import ConfigError, ShardError
 from fiber.evaluation.context import EXAMPLES, EvalContext, Example, evaluate_sets
 from fiber.evaluation.metrics.ranking import Ranking
-from fiber.evaluation.predictions import write_results
+from fiber.evaluation.predictions import REMEDY, RepeatedError, write_results
 from fiber.evaluation.retrieval import HITS, Retrieval, evaluate_retrieval, retrieval_sets
 from fiber.tasks.classifier import UNFUSED_HEADS, ends_of_towers, freeze, report
 from fiber.tasks.coarse_model import CoarseTask, build_model, coarse_task, image_text_flops, match_flops
@@ -163,7 +164,7 @@ def build_itm(config: Stage1Config, tokenizer: PreTrainedTokenizerFast) -> Retri
 
 def evaluate(task: CoarseTask, context: EvalContext) -> Figures:
     """Recall@1, 5, 10 both ways, i2t_r1 ... t2i_r10 (`evaluate_retrieval`), and the best hits of
-    every image and of every text as JSON."""
+    every image and of every text as JSON. Raises ShardError where the set holds an image twice."""
     config = context.config
     images, texts = retrieval_sets(
         context.shards,
@@ -176,10 +177,19 @@ def evaluate(task: CoarseTask, context: EvalContext) -> Figures:
         pil_resize=config.data.transform == "pil",
     )
     size = {"rerank_k": config.eval.rerank_k, "batch": config.eval.batch}
-    result = evaluate_retrieval(task.model, images, texts, **size, progress=context.progress)
+    try:
+        result = evaluate_retrieval(task.model, images, texts, **size, progress=context.progress)
+    except RepeatedError as error:
+        raise ShardError(f"{context.shards.path}: {_named(error.number, context.shards)}; {REMEDY}") from None
     if distributed.is_main():
         context.draw(write_hits(result, context))
     return result.figures
+
+
+def _named(number: int, shards: ShardSet) -> str:
+    """Two samples by the image_id whose hash they have."""
+    ids = (shards.record(i)["image_id"] for i in range(len(shards)))
+    return f"two samples with image_id {next((one for one in ids if image_hash(one) == number), number)!r}"
 
 
 def write_hits(result: Retrieval, context: EvalContext) -> list[Example]:
