@@ -263,3 +263,23 @@ def test_many_unreadable_images_are_named_up_to_a_number(world, tmp_path, capsys
     assert len(said.out.splitlines()) == 1
     assert len(said.err.splitlines()) == 11
     assert said.err.splitlines()[-1] == "skipped 4 more, 14 in all"
+
+
+def test_a_text_that_names_no_class_or_is_not_utf8_is_refused(world, capsys):
+    for verb in ("detect", "classify"):
+        for text, why in (("", "names no class"), (",,,", "names no class"), ("caf\udce9", "not in UTF-8")):
+            assert run(world, verb, "--image", world / "many", "--text", text) == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("error: --text ")
+            assert why in line
+
+
+def test_drawings_are_not_written_among_the_images(world, tmp_path, capsys):
+    for image, out in (
+        (world / "many", "found.png"),
+        (world / "many", "new/found.png"),
+        (f"{world}/many/*", "x.png"),
+    ):
+        assert run(world, "detect", "--image", image, "--out", world / "many" / out) == 1
+        assert "would take the drawings for images: write them elsewhere" in capsys.readouterr().err
+    assert not (world / "many" / "new").exists()

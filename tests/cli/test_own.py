@@ -1,6 +1,8 @@
 """Settings for one's own data: what follows from what, by sets and machines made for it."""
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,15 @@ from PIL import Image
 from fiber.cli import own
 from fiber.cli.own_facts import Machine, SetSizes, split_sets
 from fiber.cli.own_sizes import between
-from fiber.config.loading import apply_override, load_config
+from fiber.config.loading import apply_override, load_config, to_yaml
 from fiber.config.stage1 import Stage1Config, validate
 from fiber.config.stage2 import Stage2Config, validate_stage2
-from fiber.data.convert.writer import ShardWriter
+from fiber.data.convert.writer import ShardWriter, write_dataset
+from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
+from fiber.data.shards import ShardSet
 from fiber.errors import ConfigError, KnownError
+from fiber.tasks.table import task_of
 from small_detector import write_detector
 from tiny_exports import coarse_export
 
@@ -24,12 +29,12 @@ GIB = 2**30
 SIDES = {"short_sides": [64], "test_side": 64, "max_side": 64}
 
 
-def write_set(folder: Path, count: int, side: int = 64, texts: int = 0) -> Path:
+def write_set(folder: Path, count: int, side: int = 64, texts: int = 0, grey: int = 90) -> Path:
     """`count` grey images of `side` x 2 `side` px with a "big" box of half the side, a "tiny" one of a quarter of it,
     or `texts` captions each."""
     path = folder / "image.png"
     folder.mkdir(parents=True, exist_ok=True)
-    Image.new("L", (2 * side, side), 90).save(path)
+    Image.new("L", (2 * side, side), grey).save(path)
     categories = [{"id": 1, "name": "big"}, {"id": 2, "name": "tiny"}]
     image = ("png", path.read_bytes())
     path.unlink()
@@ -77,6 +82,22 @@ def test_a_set_in_numbers(tmp_path: Path) -> None:
     assert (few.smallest, few.object_share) == ("tiny", 0.25)
     pairs = SetSizes.of(str(write_set(tmp_path / "p", 3, texts=2)), "captions")
     assert (pairs.annotations, len(pairs.texts), pairs.object_share) == (6, 6, 1.0)
+
+
+def test_a_set_without_classes_or_boxes_is_refused(tmp_path: Path) -> None:
+    described = write_set(tmp_path / "s", 3) / "dataset.json"
+    for content in ('{"name": "s"}', None):
+        described.unlink() if content is None else described.write_text(content)
+        with pytest.raises(ConfigError, match=r"data: .*s lists no categories"):
+            SetSizes.of(str(tmp_path / "s"), "boxes")
+    image = io.BytesIO()
+    Image.new("L", (64, 64)).save(image, "PNG")
+    record = {"image_id": "0", "width": 64, "height": 64, "source": "none", "boxes": []}
+    samples = [Sample("0", [("png", image.getvalue())], record)]
+    classes = [{"id": 1, "name": "big"}]
+    write_dataset(samples, tmp_path / "n", name="n", split="x", provenance="", licence="", categories=classes)
+    with pytest.raises(ConfigError, match=r"data: no image of .*n has a box"):
+        SetSizes.of(str(tmp_path / "n"), "boxes")
 
 
 def test_splits_are_found_and_what_is_no_set_is_said(tmp_path: Path) -> None:
@@ -163,6 +184,44 @@ def test_a_run_of_other_settings_gets_a_number_and_the_same_goes_on(
     assert folder == "runs/own_detector_2"
     assert "runs/own_detector is of other settings" in said
     assert run("train.steps=7")[0] == "runs/own_detector_2"
+
+
+def test_a_run_of_data_that_was_packed_again_gets_a_number(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on(monkeypatch, Machine(1, 8 * GIB))
+    write_set(tmp_path / "S", 9)
+    words = ["data=S", f"init_from={detector}"]
+    overrides, _ = own.expand("own_detector", words)
+    config = load_config(Stage2Config, REPO / "configs/stage2/own_detector.yaml", overrides, own.inherited_sizes)
+    stream = MixedStream(
+        [Source(ShardSet("S"), "boxes", None, task_of(config).per(config))],
+        seed=config.seed,
+        global_batch=config.train.global_batch,
+        window_shards=config.data.window_shards,
+    )
+    checkpoint = tmp_path / "runs/own_detector/checkpoints/step_000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint.parent / "latest").write_text("step_000003")
+    (checkpoint / "state.json").write_text(json.dumps({"step": 3, "state": {"stream": stream.state(3)}}))
+    (tmp_path / "runs/own_detector/config.yaml").write_text(to_yaml(config))
+    assert 'output="runs/own_detector"' in own.expand("own_detector", words)[0]
+    shutil.rmtree(tmp_path / "S")
+    write_set(tmp_path / "S", 9, grey=91)
+    overrides, lines = own.expand("own_detector", words)
+    assert 'output="runs/own_detector_2"' in overrides
+    assert any("S has been made again since" in line for line in lines)
+
+
+def test_a_run_without_evaluations_is_saved_on_its_way(
+    detector: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """501 images are more than are evaluated on themselves: a tenth of the steps, not the last step alone."""
+    on(monkeypatch, Machine(1, 8 * GIB))
+    write_set(tmp_path / "S", 501)
+    for steps, every in ((100, 10), (30_000, 1000), (5, 1)):
+        out = tree(own.expand("own_detector", ["data=S", f"init_from={detector}", f"train.steps={steps}"])[0])
+        assert (out["eval"]["every"], out["train"]["save_every"]) == (0, every)
 
 
 @pytest.mark.parametrize("name", ["own_retrieval", "own_caption", "own_pretrain"])

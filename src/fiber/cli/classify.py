@@ -23,12 +23,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
+    on_images.class_list(arguments)  # before the model is loaded: it may name none
     return on_images.over_images(arguments, results)
 
 
 def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
     """What is found in each image of a batch, as plain data."""
-    from fiber.predict.phrases import class_names
-
-    names = class_names(arguments.text or "") or None
+    names = on_images.class_list(arguments)
     return [{"classes": on_images.plain(found)} for found in predictor.classify(images, names, arguments.top)]

@@ -20,18 +20,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
-    return on_images.over_images(arguments, results, classes=lambda model: model.class_order(names(arguments)))
-
-
-def names(arguments: argparse.Namespace) -> list[str] | None:
-    """The classes of --text."""
-    from fiber.predict.phrases import class_names
-
-    return class_names(arguments.text or "") or None
+    names = on_images.class_list(arguments)
+    return on_images.over_images(arguments, results, classes=lambda model: model.class_order(names))
 
 
 def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) -> list[on_images.Result]:
     """What is found in each image of a batch, as plain data."""
     options = {"threshold": arguments.threshold, "all_labels": arguments.all_labels}
-    found = predictor.detect(images, names(arguments), **options)
+    found = predictor.detect(images, on_images.class_list(arguments), **options)
     return [{"regions": on_images.plain(regions)} for regions in found]

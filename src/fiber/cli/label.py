@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Every image of --image; -> exit status."""
     if not any(out.name.endswith(".coco.json") for out in arguments.out):
         raise ValueError("label writes COCO's format: give --out FILE.coco.json")
-    classes = detect.names(arguments)
+    classes = on_images.class_list(arguments)
     return on_images.over_images(
         arguments, detect.results, classes=lambda model: model.class_order(classes), verb="detect"
     )

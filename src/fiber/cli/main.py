@@ -134,6 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; -> exit status."""
     arguments = parse(sys.argv[1:] if argv is None else argv)
     try:
+        check_text(arguments)
         return int(module(arguments.verb).run(arguments))
     except BrokenPipeError:  # `fiber ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left unwritten is said to nobody
@@ -145,6 +146,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return 1
+
+
+def check_text(arguments: argparse.Namespace) -> None:
+    """Raises ValueError for a --text of bytes that are not UTF-8: no vocabulary and no file can have it."""
+    given = getattr(arguments, "text", None) or ()
+    for text in [given] if isinstance(given, str) else given:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"--text {text!a}: not in UTF-8; is the terminal set to another encoding?") from None
 
 
 def missing(error: ModuleNotFoundError) -> str:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +83,18 @@ def predictor(arguments: argparse.Namespace, verb: str | None = None) -> Predict
     return found
 
 
+def class_list(arguments: argparse.Namespace) -> list[str] | None:
+    """The classes of --text, None without it. Raises ValueError for a text that names none."""
+    from fiber.predict.phrases import class_names
+
+    if arguments.text is None:
+        return None
+    if not (names := class_names(arguments.text)):
+        raise ValueError(f"--text {arguments.text!r} names no class: give some, separated by commas, or leave it out "
+                         "for those that the model was trained on")  # fmt: skip
+    return names
+
+
 def check_outs(arguments: argparse.Namespace) -> list[Path]:
     """The tables among --out, every name checked before any work. Raises ValueError."""
     from fiber.predict.results import COCO, COCO_VERBS, PARQUET, kind_of_file, parquet
@@ -96,12 +110,25 @@ def check_outs(arguments: argparse.Namespace) -> list[Path]:
             parquet()
         if kind is not None:
             tables.append(out)
+        else:
+            _check_drawing("--out", out, arguments.image)
         out.parent.mkdir(parents=True, exist_ok=True)
     if sheet := getattr(arguments, "heat", None):
         if Path(sheet).suffix != ".png":
             raise ValueError(f"--heat {sheet}: give a name ending in .png")
+        _check_drawing("--heat", Path(sheet), arguments.image)
         Path(sheet).parent.mkdir(parents=True, exist_ok=True)
     return tables
+
+
+def _check_drawing(option: str, out: Path, sources: Sequence[str]) -> None:
+    """Raises ValueError where the next run would take drawings for images: in a folder of --image, or of a glob."""
+    for source in sources:
+        inside = Path(source).is_dir() and out.resolve().is_relative_to(Path(source).resolve())
+        listed = not Path(source).exists() and fnmatch(os.path.abspath(out), os.path.abspath(source))
+        if inside or listed:
+            raise ValueError(f"{option} {out} is inside of --image {source}, where the next run would take the "
+                             "drawings for images: write them elsewhere")  # fmt: skip
 
 
 def over_images(

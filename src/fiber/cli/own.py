@@ -18,11 +18,14 @@ from fiber.cli.own_sizes import NARROW, SMALL_TOWERS, Settings, detector, image_
 from fiber.config.loading import apply_override, load_config, read_tree
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
+from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
 from fiber.data.shapes.tokenizer import train_bpe
+from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, ShardError
 from fiber.tasks.memory import detector_bytes, pair_bytes
+from fiber.tasks.table import task_of
 from fiber.weights.export import inherited_sizes
 from fiber.weights.export_config import ExportConfig
 from fiber.weights.hub import export_folder
@@ -187,15 +190,15 @@ def _own_tokenizer(settings: Settings, path: str, folder: str) -> None:
 
 
 def _output(name: str, settings: Settings, given: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """The run directory, and what to say of it: runs/NAME where it is new or of the same settings, else the next
-    number. A run of the same settings goes on."""
+    """The run directory, and what to say of it: runs/NAME where it is new or of the same settings and data, else the
+    next number. A run of the same settings goes on."""
     if "output" in given:
         return given["output"], []
     said: list[str] = []
     wanted = settings.chosen | dict(given)
     for number in range(1, 1000):
         folder = Path("runs") / (name if number == 1 else f"{name}_{number}")
-        differs = _difference(folder, wanted)
+        differs = _difference(folder, wanted) or _other_data(folder, name)
         if differs is None:
             return str(folder), [*said, f"  output={folder}"]
         said = [f"  {folder} is of other settings ({differs}): output={folder} would go on with it"]
@@ -210,6 +213,29 @@ def _difference(folder: Path, wanted: Mapping[str, Any]) -> str | None:
     for key, value in _flat_values(wanted).items():
         if key not in ("tokenizer", "output") and there.get(key) != value:
             return f"{key} was {there.get(key)}, is {value}"
+    return None
+
+
+def _other_data(folder: Path, name: str) -> str | None:
+    """What is to be said where the sets of a run of the same settings have been packed again since its newest
+    checkpoint: it cannot go on with them. None where it can, or there is no checkpoint."""
+    checkpoints = folder / "checkpoints"
+    try:
+        newest = checkpoints / (checkpoints / "latest").read_text().strip()
+        state = json.loads((newest / "state.json").read_text())["state"]["stream"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    kind = Stage2Config if TASKS[name] == "regions" else Stage1Config
+    config: Any = load_config(kind, folder / "config.yaml", lenient=True)
+    per = task_of(config).per(config)
+    sources = [Source(ShardSet(s.path), s.field, s.weight, per, s.sampling) for s in config.data.train]
+    stream = MixedStream(
+        sources, seed=config.seed, global_batch=config.train.global_batch, window_shards=config.data.window_shards
+    )
+    try:
+        stream.resume(state)
+    except ShardError:
+        return f"{sources[0].shards.path} has been made again since"
     return None
 
 

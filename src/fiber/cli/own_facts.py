@@ -67,6 +67,11 @@ class SetSizes:
             use = {"boxes": "own_detector", "captions": "own_retrieval, own_caption or own_pretrain"}
             hint = f"; it has {there[0]}: use {use[there[0]]}" if there else ""
             raise ConfigError(f"data: {path} has no {field}{hint}")
+        if field == "boxes" and not shards.facts.names:
+            raise ConfigError(
+                f"data: {path} lists no categories: its dataset.json names the classes of the boxes; "
+                "`fiber shards boxes` writes it"
+            )
         sides, texts, looked, shares = [], list[str](), 0, defaultdict[int, list[float]](list)
         for record in _records(shards, LOOKED_AT):
             looked += 1
@@ -82,6 +87,8 @@ class SetSizes:
             raise ConfigError(f"data: no record of {path} can be read (fiber inspect {path} says why)")
         short, long = np.array(sides).T
         boxes = sum(map(len, shares.values()))
+        if field == "boxes" and not boxes and not any(r.get("boxes") for r in _records(shards, len(shards))):
+            raise ConfigError(f"data: no image of {path} has a box, there is nothing to learn; are these its labels?")
         enough = min(5, max(map(len, shares.values()), default=0))  # of a few images no class may have five
         sizes = {label: float(np.median(of)) for label, of in shares.items() if len(of) >= enough}
         smallest = min(sizes, key=lambda label: sizes[label]) if field == "boxes" and sizes else None

@@ -111,7 +111,7 @@ def length(settings: Settings, samples: float, batch: int, reason: str, val: boo
     every = max(steps // 10, min(steps, 25)) if settings.value("eval.data", ()) else 0
     reason = f"evaluations: {steps // every}" if every else ""
     every = settings.choose("eval.every", every, reason)
-    settings.choose("train.save_every", every or steps)
+    settings.choose("train.save_every", every or max(min(steps // 10, 1000), 1))
     settings.choose("train.log_every", min(max(steps // 50, 1), 20))
     ema = 0.999 if steps >= 5000 else 0.99 if steps >= 500 else 0.0
     settings.choose("train.ema", ema, "weights are averaged over the last steps" if ema else "")

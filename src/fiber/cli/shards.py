@@ -159,7 +159,7 @@ def run(options: argparse.Namespace) -> int:
                 summaries[split] = convert(source, _job(options, out))
             report(summaries[split], source.notes)
             if "already_complete" in summaries[split]:
-                print("  already complete: nothing was read again; --overwrite makes it anew")
+                print("  already complete: nothing was read again; --overwrite makes it again")
         for folder in left:
             remove(folder)
     except RecordError as error:

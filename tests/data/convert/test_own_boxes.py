@@ -366,7 +366,7 @@ def test_a_source_that_has_changed_is_no_finished_set(tmp_path, capsys):
     before = made.read_bytes()
     capsys.readouterr()
     assert main(command) == 0
-    assert "already complete: nothing was read again; --overwrite makes it anew" in capsys.readouterr().out
+    assert "already complete: nothing was read again; --overwrite makes it again" in capsys.readouterr().out
     changes = [
         lambda: put(folder / "labels/train/a.txt", "0 .5 .5 .25 .25\n"),
         lambda: put(names, "mug\nred brick\n"),
@@ -376,7 +376,7 @@ def test_a_source_that_has_changed_is_no_finished_set(tmp_path, capsys):
         change()
         assert main(command) == 1
         assert "the source has changed since" in (said := capsys.readouterr().err)
-        assert "pass --overwrite to make it anew" in said
+        assert "pass --overwrite to make it again" in said
         assert made.read_bytes() == before
         assert main([*command, "--overwrite"]) == 0
         before = made.read_bytes()
@@ -387,7 +387,7 @@ def test_a_source_that_has_changed_is_no_finished_set(tmp_path, capsys):
     assert main(command) == 0
 
 
-def test_a_broken_off_conversion_begins_anew_when_files_came(tmp_path, monkeypatch, capsys):
+def test_a_broken_off_conversion_begins_again_when_files_came(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "mine"
     yolo(folder, "images/train", "labels/train")
     put(folder / "data.yaml", "train: images/train\nnames: ['cup', 'red block']\n")
@@ -404,7 +404,7 @@ def test_a_broken_off_conversion_begins_anew_when_files_came(tmp_path, monkeypat
     monkeypatch.undo()
     put(folder / "images/train/Z.jpg", write_image(3, size=(W, H)))  # the first in the order of names
     assert main([*words(folder), "--shard-samples", "2"]) == 0
-    assert "it begins anew" in capsys.readouterr().err
+    assert "it begins again" in capsys.readouterr().err
     shards = ShardSet(tmp_path / "out/train")
     assert [shards.record(i)["image_id"] for i in range(len(shards))] == ["mine_Z", "mine_a", "mine_b", "mine_c"]
 

@@ -144,7 +144,7 @@ def _finished(job: ConversionOptions, plan: dict[str, Any]) -> dict[str, Any] | 
             "from other files or with other options; choose another --out or pass --overwrite"
         )
     if changed(before, plan):
-        raise ConversionError(f"{CHANGED} {job.out} was written; pass --overwrite to make it anew")
+        raise ConversionError(f"{CHANGED} {job.out} was written; pass --overwrite to make it again")
     shutil.rmtree(partial, ignore_errors=True)
     return {**_summary(info, job), "already_complete": True}
 
@@ -156,7 +156,7 @@ def _partial_folder(job: ConversionOptions, plan: dict[str, Any]) -> Path:
     # The first items tell the length of a piece, so another source may have another one.
     length = {"piece_length": plan["piece_length"]}
     if changed(before, plan) and same(before | length, plan):
-        print(f"{CHANGED} the conversion to {job.out} broke off: it begins anew", file=sys.stderr)
+        print(f"{CHANGED} the conversion to {job.out} broke off: it begins again", file=sys.stderr)
         clear(job.out)
         before = plan
     if not same(before, plan):
