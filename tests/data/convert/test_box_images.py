@@ -18,13 +18,13 @@ RED, GREEN, BLUE = (250, 0, 0), (0, 250, 0), (0, 0, 250)
 CATEGORIES = [{"id": 1, "name": "cup"}]
 
 
-def picture(path: Path, color: tuple[int, int, int]) -> None:
+def paint(path: Path, color: tuple[int, int, int]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (WIDTH, 48), color).save(path)
 
 
 def colors(out: Path) -> dict[str, tuple[int, int, int]]:
-    """image_id -> the color of its picture."""
+    """image_id -> the color of its image."""
     shards, found = ShardSet(out), {}
     for number in range(len(shards)):
         sample = shards.read(number)
@@ -49,11 +49,11 @@ BOX = [(0, [8, 6, 40, 30])]
 @pytest.mark.parametrize("top", [True, False])
 @pytest.mark.parametrize("form", ["labelme", "voc", "published"])
 def test_the_image_beside_is_the_one_of_an_annotation_file(form, top, tmp_path):
-    """Whatever else has its name; a top-level picture neither takes the place of others nor is needed."""
+    """Whatever else has its name; a top-level image neither takes the place of others nor is needed."""
     folder = tmp_path / "set"
     places = {"s1": GREEN, "s2": BLUE, **({"": RED} if top else {})}
     for place, color in places.items():
-        picture(folder / ("JPEGImages" if form == "published" else "") / place / "a.png", color)
+        paint(folder / ("JPEGImages" if form == "published" else "") / place / "a.png", color)
         if form == "labelme":
             put(folder / place / "a.json", labelme("a.png"))
         else:
@@ -66,7 +66,7 @@ def test_the_image_beside_is_the_one_of_an_annotation_file(form, top, tmp_path):
 
 def test_splits_with_one_name_and_another_extension_than_the_file_says(tmp_path):
     for place, color in (("train", RED), ("valid", GREEN)):
-        picture(tmp_path / "set" / place / "frame_1.png", color)
+        paint(tmp_path / "set" / place / "frame_1.png", color)
         put(tmp_path / "set" / place / "frame_1.xml", voc(BOX, "frame_1.jpg"))  # type: ignore[arg-type]
     run(tmp_path / "set", tmp_path / "out")
     assert colors(tmp_path / "out/train") == {"set_frame_1": RED}
@@ -77,8 +77,8 @@ def test_splits_with_one_name_and_another_extension_than_the_file_says(tmp_path)
 def test_a_missing_image_is_not_one_of_another_split(form, tmp_path):
     """train has b and not a, val has a."""
     folder = tmp_path / "set"
-    picture(folder / "train/b.png", RED)
-    picture(folder / "valid/a.png", GREEN)
+    paint(folder / "train/b.png", RED)
+    paint(folder / "valid/a.png", GREEN)
     for place, names in (("train", "ab"), ("valid", "a")):
         for name in names:
             if form == "voc":
@@ -112,15 +112,15 @@ def test_a_missing_image_is_not_one_of_another_split(form, tmp_path):
         (["a/1.png", "a/1.jpg"], ["a/1.png"], ["a/1.png"]),
         (["b/1.png"], ["a/1.png", "b/2.png"], []),  # b was downloaded in part
         (["b/1.png"], ["a/1.png"], ["a/1.png"]),  # b is a folder of another machine
-        (["a\\1.jpg"], ["pictures/a/1.png"], ["pictures/a/1.png"]),
+        (["a\\1.jpg"], ["shots/a/1.png"], ["shots/a/1.png"]),
     ],
 )
 @pytest.mark.parametrize("form", ["odvg", "table"])
 def test_a_missing_image_stays_missing(form, names, there, found, tmp_path):
     folder, place = tmp_path / "set", {name: (20 * i, 90, 0) for i, name in enumerate(there)}
     for name, color in place.items():
-        picture(folder / name, color)
-    picture(folder / "other/z.png", BLUE)
+        paint(folder / name, color)
+    paint(folder / "other/z.png", BLUE)
     names = [*names, "z.png"]
     if form == "odvg":
         lines = [json.dumps({"filename": name, "detection": {"instances": [
@@ -149,7 +149,7 @@ def test_all_folders_of_a_split_and_those_of_none(form, places, train, said, tmp
     folder = tmp_path / "set"
     for number, place in enumerate(places):
         inner = folder / ("images" if form == "yolo" else "") / place
-        picture(inner / f"{number}.png", RED)
+        paint(inner / f"{number}.png", RED)
         if form == "labelme":
             put(inner / f"{number}.json", labelme(f"{number}.png"))
         elif form == "voc":
@@ -168,7 +168,7 @@ def test_all_folders_of_a_split_and_those_of_none(form, places, train, said, tmp
 def test_names_in_an_image_list_of_voc(tmp_path):
     folder = tmp_path / "set"
     for name in ("my photo 1", "a", "b", "c"):
-        picture(folder / "JPEGImages" / f"{name}.png", RED)
+        paint(folder / "JPEGImages" / f"{name}.png", RED)
         put(folder / "Annotations" / f"{name}.xml", voc(BOX, f"{name}.png"))  # type: ignore[arg-type]
     secret = put(tmp_path / "secret.xml", voc(BOX, "a.png"))  # type: ignore[arg-type]
     lines = ["my photo 1", "a.png", "b.xml  1", "c -1", "gone", "../../secret", str(secret), str(secret)[:-4]]
@@ -185,7 +185,7 @@ def odvg(path: Path, instances: list[dict[str, Any]], **more: Any) -> str:
 def test_labels_and_names_of_odvg(tmp_path, capsys):
     folder, box = tmp_path / "set", [8, 6, 40, 30]
     for name in ("a.png", "a.jpg", "b.png"):
-        picture(folder / name, RED)
+        paint(folder / name, RED)
     labels: list[Any] = ["0", 1.0, True, None, "cup"]
     instances = [{"bbox": box, "label": label, "category": ("cup", "dog")[label == 1.0]} for label in labels]
     lines = [odvg(folder / "a.png", instances), odvg(folder / "a.jpg", instances[:1])]
@@ -205,7 +205,7 @@ def test_labels_and_names_of_odvg(tmp_path, capsys):
 def test_phrases_of_odvg_are_whole_words(tmp_path):
     caption = "a woman on a carpet, a man beside a car, \u4e00\u53ea\u732b"
     regions = [{"bbox": [1, 1, 9, 9], "phrase": text} for text in ("man", "car", "\u732b", "bes")]
-    picture(tmp_path / "set/a.png", RED)
+    paint(tmp_path / "set/a.png", RED)
     line = {"filename": "a.png", "grounding": {"caption": caption, "regions": regions}}
     put(tmp_path / "set/train.jsonl", json.dumps(line) + "\n")
     assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 0

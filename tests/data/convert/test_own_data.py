@@ -50,7 +50,7 @@ MADE = {
     "backslash_up_file_name": (3, 3, {}, {}, ""),
     "bbox_empty": (3, 2, {"box malformed": 1}, {}, ""),
     "bbox_missing_polygon": (3, 3, {}, {}, ""),
-    "bbox_missing_rle": (3, 3, {}, {}, ""),
+    "bbox_missing_rle": (3, 3, {}, {"area not that of the box": 1}, ""),
     "bbox_null": (3, 2, {"box malformed": 1}, {}, ""),
     "bbox_strings": (3, 3, {}, {}, ""),
     "cvat_layout": (3, 3, {}, {}, ""),

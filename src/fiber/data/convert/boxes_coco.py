@@ -70,11 +70,11 @@ def places(request: Request) -> dict[str, Place]:
     if lists and not found and not broken:
         raise NotRecognised(f"{lists[0]}: a list, where COCO has an object with images, annotations and categories; "
                             "let the tool (CreateML, Label Studio) export COCO")  # fmt: skip
-    for split, error in broken.items():
+    for split, problem in broken.items():
         if not found:
-            raise NotRecognised(str(error))
+            raise NotRecognised(str(problem))
         if split not in found:
-            raise error
+            raise problem
     return {split: _one(paths, split) for split, paths in found.items()}
 
 

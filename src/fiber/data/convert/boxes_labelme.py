@@ -15,10 +15,10 @@ from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
 from fiber.data.convert.json_stream import NOT_UTF8
-from fiber.data.convert.splits import Part, parts_of
+from fiber.data.convert.splits import SplitFolder, parts_of
 
 NAMED = True
-Place = list[Part]
+Place = list[SplitFolder]
 _SHAPES = re.compile(r'"shapes"\s*:')  # the key; a class of COCO may be called so
 _AREAS = ("rectangle", "polygon", "circle", "mask", "rotation", "oriented_rectangle")
 
@@ -29,11 +29,11 @@ def _is_json(name: str) -> bool:
 
 def places(request: Request) -> dict[str, Place]:
     """split -> folders of JSON files; {} where they are not labelme's."""
-    whole = Part(request.raw)
+    whole = SplitFolder(request.raw)
     return parts_of(request.raw, _is_json, _is_labelme) or ({"train": [whole]} if _is_labelme(whole) else {})
 
 
-def _is_labelme(part: Part) -> bool:
+def _is_labelme(part: SplitFolder) -> bool:
     for path in itertools.islice(part.files(_is_json), 3):
         head = head_of(Path(path))
         if '"_via_' in head:

@@ -17,7 +17,7 @@ from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
 from fiber.data.convert.json_stream import open_text
-from fiber.data.convert.splits import Part, files_of, parts_of
+from fiber.data.convert.splits import SplitFolder, files_of, parts_of
 
 NAMED = True
 
@@ -26,7 +26,7 @@ NAMED = True
 class Place:
     """The XML files of a split: those that `names` lists, or all of the folders. images: where they lie."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[SplitFolder, ...]
     images: tuple[Path, ...]
     names: Path | None = None
 
@@ -71,7 +71,7 @@ def places(request: Request) -> dict[str, Place]:
     raw = request.raw
     own = (request.images,) if request.images else ()
     names = ("Annotations", "annotations", "xml")
-    folder = next((raw / name for name in names if _has_xml(Part(raw / name))), None)
+    folder = next((raw / name for name in names if _has_xml(SplitFolder(raw / name))), None)
     if folder is not None:
         images = own or (raw / "JPEGImages", raw / "images", folder, raw)
         lists = {path.stem: path for path in files_of(raw / "ImageSets" / "Main", "*.txt")}
@@ -79,22 +79,22 @@ def places(request: Request) -> dict[str, Place]:
         if "train" not in found and "trainval" in lists:
             found["train"] = lists["trainval"]
         if found:
-            return {split: Place((Part(folder),), images, path) for split, path in found.items()}
-        parts = parts_of(folder, _is_xml, _has_xml) or {"train": [Part(folder)]}
+            return {split: Place((SplitFolder(folder),), images, path) for split, path in found.items()}
+        parts = parts_of(folder, _is_xml, _has_xml) or {"train": [SplitFolder(folder)]}
         return {split: Place(tuple(paths), images) for split, paths in parts.items()}
     found_parts = parts_of(raw, _is_xml, _has_xml)
-    if not found_parts and _has_xml(Part(raw)):
-        found_parts = {"train": [Part(raw)]}
+    if not found_parts and _has_xml(SplitFolder(raw)):
+        found_parts = {"train": [SplitFolder(raw)]}
     return {split: Place(tuple(parts), own or tuple(_near(parts, raw))) for split, parts in found_parts.items()}
 
 
-def _near(parts: list[Part], raw: Path) -> Iterator[Path]:
+def _near(parts: list[SplitFolder], raw: Path) -> Iterator[Path]:
     for part in parts:
         yield from (part.path, part.path / "images")
     yield raw
 
 
-def _has_xml(part: Part) -> bool:
+def _has_xml(part: SplitFolder) -> bool:
     return part.path.is_dir() and next(part.files(_is_xml), None) is not None
 
 

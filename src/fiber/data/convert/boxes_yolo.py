@@ -23,10 +23,10 @@ from fiber.data.convert.class_names import Classes
 from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import open_text
-from fiber.data.convert.splits import Part, files, files_of, parts_of, split_of
+from fiber.data.convert.splits import SplitFolder, files, files_of, parts_of, split_of
 
 NAMED = False
-Place = list[Part | Path]
+Place = list[SplitFolder | Path]
 """Folders of images, and text files that list images; none where the YAML file names a split that is not there."""
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 _IMAGES = re.compile(rf"(.*{re.escape(os.sep)}|)images({re.escape(os.sep)}.*|)", re.IGNORECASE | re.DOTALL)
@@ -48,7 +48,7 @@ def places(request: Request) -> dict[str, Place]:
     rest = raw / "images" if (raw / "images").is_dir() else raw
     if by_split := parts_of(raw, is_image, _labelled, rest):
         return {split: list(parts) for split, parts in by_split.items()}
-    folders = map(Part, (raw / "images", raw, raw / "obj_train_data"))
+    folders = map(SplitFolder, (raw / "images", raw, raw / "obj_train_data"))
     folder = next((folder for folder in folders if _labelled(folder)), None)
     return {"train": [folder]} if folder is not None else {}
 
@@ -100,11 +100,11 @@ def _entries(raw: Path, config: dict[str, Any], value: Any, needed: bool) -> Pla
         if place is None:
             raise ConversionError(f"{raw}: the YAML file names {entry!r}, which is not there; looked for {tried[0]}, "
                                   f"{tried[1]}, {tried[2]}")  # fmt: skip
-        found.append(Part(place) if place.is_dir() else place)
+        found.append(SplitFolder(place) if place.is_dir() else place)
     return found
 
 
-def _labelled(part: Part) -> bool:
+def _labelled(part: SplitFolder) -> bool:
     """Whether an image below the folder has a label file of this format."""
     if not part.path.is_dir():
         return False
@@ -147,10 +147,10 @@ def described(place: Place) -> str:
     return ", ".join(map(_described, place)) or _NOWHERE
 
 
-def _described(part: Part | Path) -> str:
-    if isinstance(part, Part) and (part.left_out or part.without):
+def _described(part: SplitFolder | Path) -> str:
+    if isinstance(part, SplitFolder) and (part.left_out or part.without):
         return part.described()
-    path = part.path if isinstance(part, Part) else part
+    path = part.path if isinstance(part, SplitFolder) else part
     return os.path.join(path.parent.name, path.name)
 
 
@@ -172,7 +172,7 @@ def classes(request: Request, found: dict[str, Place]) -> Classes:
 def images(place: Place) -> Iterator[str]:
     """Paths of the images of a split: listed, or in the order of their names."""
     for path in place:
-        if isinstance(path, Part):
+        if isinstance(path, SplitFolder):
             yield from path.files(is_image)
             continue
         with open_text(path) as lines:
@@ -230,7 +230,7 @@ def _labels(place: Place) -> Iterator[str]:
     """The files in the folders `labels` that belong to folders of images, whole ones: those of lists and of what lies
     in no split have others' labels too."""
     for part in place:
-        folders = label_folders(str(part.path)) if isinstance(part, Part) and not part.without else ()
+        folders = label_folders(str(part.path)) if isinstance(part, SplitFolder) and not part.without else ()
         if folder := next(filter(os.path.isdir, folders), None):
             yield from (path for path in files(folder, _is_text) if os.path.basename(path) not in _NAME_FILES)
 

@@ -68,7 +68,7 @@ def files(folder: str | Path, wanted: Callable[[str], bool], without: frozenset[
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitFolder:
     """A folder of a split, less the folders `without` it. left_out: so many files are not taken, but said."""
 
     path: Path
@@ -88,8 +88,8 @@ class Part:
 
 
 def parts_of(
-    raw: Path, wanted: Callable[[str], bool], ours: Callable[[Part], bool], rest: Path | None = None
-) -> dict[str, list[Part]]:
+    raw: Path, wanted: Callable[[str], bool], ours: Callable[[SplitFolder], bool], rest: Path | None = None
+) -> dict[str, list[SplitFolder]]:
     """split -> all its folders with such files; {} where no folder of a split has any.
 
     What lies in no folder of a split (below `rest`, raw without it) is train where the set has no train or nothing
@@ -99,16 +99,16 @@ def parts_of(
     found = {
         split: kept
         for split, folders in named.items()
-        if (kept := [part for part in map(Part, folders) if ours(part)])
+        if (kept := [part for part in map(SplitFolder, folders) if ours(part)])
     }
-    others = Part(rest or raw, frozenset(map(str, itertools.chain.from_iterable(named.values()))))
+    others = SplitFolder(rest or raw, frozenset(map(str, itertools.chain.from_iterable(named.values()))))
     if not found or not others.path.is_dir() or not ours(others):
         return found
     if not {"val", "test"} & set(found) or "train" not in found:
         found.setdefault("train", []).append(others)
     else:
         number = sum(1 for _ in others.files(wanted))
-        found["train"].append(Part(others.path, others.without, left_out=number))
+        found["train"].append(SplitFolder(others.path, others.without, left_out=number))
     return found
 
 
