@@ -290,15 +290,32 @@ def test_a_quote_at_the_beginning_of_a_text_is_part_of_it(ending: str, tmp_path:
     assert again == whole | {"a.jpg": [expected[0], "once more"]}
 
 
-def test_every_folder_of_pairs_is_read(tmp_path: Path) -> None:
-    """Two of a split, and one of none beside them, which is trained on."""
+@pytest.mark.parametrize("has_val", [False, True])
+def test_every_folder_of_pairs_is_read_or_said(
+    has_val: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two of a split, and one of none beside them: trained on, unless it may be a copy of the others."""
     source = tmp_path / "set"
-    for number, folder in enumerate(("train_a", "train_b", "more", "val")):
+    for number, folder in enumerate(("train_a", "train_b", "more", *["val"] * has_val)):
         put(source / folder / "1.jpg", write_image(number))
-        put(source / folder / ("1.TXT" if folder == "more" else "1.txt"), folder)
+        put(source / folder / ("1.TXT" if folder == "train_b" else "1.txt"), folder)
     found = packed(source, tmp_path / "out")
-    assert found["train"] == {f"{folder}/1.jpg": [folder] for folder in ("train_a", "train_b", "more")}
-    assert found["val"] == {"1.jpg": ["val"]}
+    read = ("train_a", "train_b", *["more"] * (not has_val))
+    assert found["train"] == {f"{folder}/1.jpg": [folder] for folder in read}
+    assert found.get("val") == ({"1.jpg": ["val"]} if has_val else None)
+    assert ("LEFT OUT: 1 in folders of no split" in "".join(capsys.readouterr())) == has_val
+
+
+def test_texts_that_have_changed_are_no_finished_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = tmp_path / "set"
+    images(source, "a")
+    put(source / "a.txt", "one")
+    command = ["shards", "pairs", str(source), "--out", str(tmp_path / "out")]
+    assert main(command) == main(command) == 0
+    put(source / "a.txt", "two words")
+    assert main(command) == 1
+    assert "the source has changed since" in capsys.readouterr().err
+    assert packed(source, tmp_path / "out", "--overwrite") == {"train": {"a.jpg": ["two words"]}}
 
 
 def test_texts_of_a_folder_beside_images_are_found_from_within_the_set(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +26,14 @@ from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
 from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
-from fiber.data.convert.splits import files, files_of, folders_of, split_of, subfolders
+from fiber.data.convert.splits import SplitFolder, files_of, parts_of, split_of, subfolders
 
+Place = Path | SplitFolder
 SPLITS = ("train", "val", "test")
 OPTIONS = ("raw", "annotations", "images", "image_column", "text_column", "image_key", "text_key", "in_place")
 LICENCE = "that of your images and texts"
 _TABLES, _LINES = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".ndjson", ".parquet")
+_BESIDE = "images with .txt beside them"
 _TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt")
 
 
@@ -52,26 +54,33 @@ def read(request: Request) -> RawDataset:
     if split not in found:
         raise ConversionError(f"{request.raw}: no split {request.split!r} here; it has {', '.join(found)}")
     places = found[split]
+    paths = [_path(place) for place in places]
     provenance: dict[str, Any] = {"converter": "pairs", "form": kind, "folder": name}
     total = None
     if kind == "tars":
-        items: Iterator[RawItem | Drop] = web_pairs.tars(places, name, request.image_key, request.text_key)
-    elif kind == "images with .txt beside them":
-        items = _beside(places, places[0] if len(places) == 1 else folder, name)
+        items: Iterator[RawItem | Drop] = web_pairs.tars(paths, name, request.image_key, request.text_key)
+    elif kind == _BESIDE:
+        items = _beside([place for place in places if isinstance(place, SplitFolder)], folder, name)
     else:
-        provenance |= {"file": _described(places), "bytes": sum(path.stat().st_size for path in places)}
-        roots = [request.images] if request.images else [path.parent for path in places] + [folder, folder / "images"]
-        items, total = _of_files(replace(request, split=split), places, ImageFolder(roots), name)
-    tars = places if kind == "tars" else []
-    return RawDataset(name, request.split, LICENCE, provenance, items, total, tars=tars)
+        provenance |= {"file": _described(places), "bytes": sum(path.stat().st_size for path in paths)}
+        roots = [request.images] if request.images else [path.parent for path in paths] + [folder, folder / "images"]
+        items, total = _of_files(replace(request, split=split), paths, ImageFolder(roots), name)
+    tars = paths if kind == "tars" else []
+    return RawDataset(name, request.split, LICENCE, provenance, items, total, tars=tars, reads=paths)
 
 
-def _described(places: list[Path]) -> str:
-    return places[0].name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
+def _described(places: Sequence[Place]) -> str:
+    if any(isinstance(place, SplitFolder) for place in places):
+        return ", ".join(place.described() for place in places if isinstance(place, SplitFolder))
+    return _path(places[0]).name + (f" and {len(places) - 1} more" if len(places) > 1 else "")
 
 
-def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
-    """(what the source is, split -> files or the folder)."""
+def _path(place: Place) -> Path:
+    return place.path if isinstance(place, SplitFolder) else place
+
+
+def _find(request: Request) -> tuple[str, Mapping[str, Sequence[Place]]]:
+    """(what the source is, split -> files or folders)."""
     raw = request.raw
     if request.annotations is not None or raw.is_file():
         places = [request.annotations, raw / request.annotations] if request.annotations else [raw]
@@ -96,13 +105,11 @@ def _find(request: Request) -> tuple[str, dict[str, list[Path]]]:
                 texts.setdefault(split, []).append(path)
     if texts:
         return "texts in files", texts
-    for split, folders in folders_of(raw).items():
-        if paired := [folder for folder in folders if _has_pair(folder)]:
-            texts[split] = paired
-    if texts and (others := [folder for folder in subfolders(raw) if _is_of_no_split(folder)]):
-        texts["train"] = texts.get("train", []) + others
-    if texts or _has_pair(raw):
-        return "images with .txt beside them", texts or {"train": [raw]}
+    whole, inner = SplitFolder(raw), raw / "images"
+    if folders := parts_of(raw, is_image, _has_pair, inner if inner.is_dir() else raw):
+        return _BESIDE, dict(folders)
+    if _has_pair(whole):
+        return _BESIDE, {"train": [whole]}
     raise ConversionError(
         f"{raw}: no tars, no .txt beside the images, and no table or JSON of images ({', '.join(NAMES[:4])}, ...) "
         f"and texts ({', '.join(TEXTS[:4])}, ...); name a .csv, .tsv, .jsonl, .json or .parquet file by "
@@ -129,11 +136,6 @@ def _is_object(path: Path) -> bool:
 
 def _inner(raw: Path) -> list[Path]:
     return [path for path in subfolders(raw) if split_of(path.name)]
-
-
-def _is_of_no_split(folder: Path) -> bool:
-    """Whether a folder of pairs beside those of splits is none of them; such a folder is trained on."""
-    return split_of(folder.name) is None and folder.name not in ("images", *_TEXT_FOLDERS) and _has_pair(folder)
 
 
 def _lists(folder: Path) -> list[Path]:
@@ -174,8 +176,8 @@ def _has_texts(path: Path, request: Request, refused: list[str]) -> bool:
     return kind in _LINES
 
 
-def _has_pair(folder: Path) -> bool:
-    return any(_text_of(path) is not None for path in files(folder, is_image))
+def _has_pair(folder: SplitFolder) -> bool:
+    return any(_text_of(path) is not None for path in folder.files(is_image))
 
 
 def _text_of(image: str) -> Path | None:
@@ -187,9 +189,11 @@ def _text_of(image: str) -> Path | None:
     return next((Path(text) for text in texts if os.path.isfile(text)), None)
 
 
-def _beside(places: list[Path], root: Path, source: str) -> Iterator[RawItem | Drop]:
-    """root: what the names of images begin below."""
-    for path in (path for folder in places for path in files(folder, is_image)):
+def _beside(folders: list[SplitFolder], raw: Path, source: str) -> Iterator[RawItem | Drop]:
+    """Images are named from the folder of their split on, or, where it has several, from `raw` on."""
+    taken = [folder for folder in folders if not folder.left_out]
+    root = taken[0].path if len(taken) == 1 else raw
+    for path in (path for folder in taken for path in folder.files(is_image)):
         name, text = Path(path).relative_to(root).as_posix(), _text_of(path)
         if text is None:
             yield Drop("no caption", f"{source}_{name}", f"no {Path(path).stem}.txt beside it")
