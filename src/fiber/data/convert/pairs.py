@@ -89,10 +89,9 @@ def _find(request: Request) -> tuple[str, Mapping[str, Sequence[Place]]]:
     if not raw.is_dir():
         raise ConversionError(f"{raw}: no such folder or file of texts")
     tars: dict[str, list[Path]] = {}
-    ours = [folder for folder in subfolders(raw) if (folder / "dataset.json").is_file()]  # packed here before
-    for path in (
-        path for folder in (raw, *subfolders(raw)) if folder not in ours for path in files_of(folder, "*.tar")
-    ):
+    # A folder of no split that was packed here before is no source.
+    own = [path for path in subfolders(raw) if split_of(path.name) or not (path / "dataset.json").is_file()]
+    for path in (path for folder in (raw, *own) for path in files_of(folder, "*.tar")):
         names = (path.stem,) if path.parent == raw else (path.parent.name, path.stem)
         tars.setdefault(split_of(*names) or "train", []).append(path)
     if tars:
