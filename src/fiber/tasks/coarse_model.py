@@ -20,7 +20,7 @@ from fiber.config.stage1 import Stage1Config
 from fiber.data.collate import collate
 from fiber.errors import WeightsError
 from fiber.tasks.compiled import compile_blocks
-from fiber.tasks.flops import PairCost, counted, pair_cost, weightless
+from fiber.tasks.flops import PairCost, pair_cost, weightless
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Task, TaskModule
 from fiber.weights.export import Export, read_export
@@ -111,8 +111,8 @@ def image_text_flops(
     config: Stage1Config, module: CoarseTask, forward: Callable[[PairCost], float]
 ) -> FlopsPerSample | None:
     """Useful forward FLOP of a training sample, the same in all batches; None where they are not counted (partly
-    frozen models; no card). `forward`: which parts of a pair's cost the task pays."""
-    if config.tuning.mode != "full" or not counted():
+    frozen models). `forward`: which parts of a pair's cost the task pays."""
+    if config.tuning.mode != "full":
         return None
     masked = round(config.pretrain.mask_probability * config.max_text)
     model = weightless(module.model)

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fiber import distributed
 from fiber.coarse.model import CoarseModel
 from fiber.training.speed import FlopsPerSample
 
@@ -57,11 +56,6 @@ class PairCost:
     @property
     def _tails(self) -> int:
         return self.image_tail + self.text_tail
-
-
-def counted() -> bool:
-    """Whether a run's log tells its FLOP: on a card. Counting imports torch's compiler, some 5 s of a CPU."""
-    return distributed.device().type == "cuda"
 
 
 def pair_cost(model: CoarseModel, image_size: int, text_length: int, masked_tokens: int) -> PairCost:

@@ -41,7 +41,7 @@ from fiber.fine.losses import (
 )
 from fiber.fine.model import FiberDetector
 from fiber.tasks.compiled import compile_blocks
-from fiber.tasks.flops import counted, image_cost
+from fiber.tasks.flops import image_cost
 from fiber.tasks.region_samples import REGION_FIELDS, RegionSample, check_set, collate_regions
 from fiber.training.speed import FlopsPerSample
 from fiber.training.task import Figures, Losses, Task, TaskModule
@@ -174,8 +174,8 @@ def build_module(config: Stage2Config, tokenizer: PreTrainedTokenizerBase) -> Gr
 
 def flops(config: Stage2Config, task: GroundingTask) -> FlopsPerSample | None:
     """By the size of the batch; None where they are not counted (partly frozen models, but for the first image
-    stages; no card)."""
-    if config.tuning.mode != "full" or not counted():
+    stages)."""
+    if config.tuning.mode != "full":
         return None
     sides = config.regions.short_sides
     return image_cost(task.model, (min(sides), max(sides)), config.max_text)

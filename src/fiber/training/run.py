@@ -207,7 +207,8 @@ class Job:
         seed_all(config.seed)
         self.watchdog.beat(0, "preparation")
         told = about(config, self.task, module, stream)
-        flops = self.task.flops(config, module) if distributed.is_main() else None  # for the log, which has one rank
+        counted = distributed.is_main() and distributed.device().type == "cuda"  # it would take a CPU some 5 s
+        flops = self.task.flops(config, module) if counted else None  # for the log, which has one rank
         engine, optimizer = zero.build_engine(module, config.train, config.optim)
         ema = Ema(config.train.ema, engine, optimizer) if config.train.ema else None
         checkpoints = Checkpoints(folder, config.train.keep, to_yaml(config))
