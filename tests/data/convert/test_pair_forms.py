@@ -254,6 +254,24 @@ def test_an_image_that_is_missing_is_not_replaced_by_its_namesake(kind: str, tmp
     assert [reason for reason, _ in drops(tmp_path / "out/train")] == ["missing image"]
 
 
+def test_an_image_of_val_is_not_looked_for_in_train(tmp_path: Path) -> None:
+    """Unless a column says of which split a row is: then folders may be divided otherwise."""
+    source = tmp_path / "set"
+    images(source / "train", "ab")
+    images(source / "val", "c")
+    put(source / "train.csv", "image,caption\na.jpg,one\nb.jpg,two\n")
+    put(source / "val.csv", "image,caption\nc.jpg,three\nb.jpg,four\n")
+    divided = packed(source, tmp_path / "out")
+    assert divided == {"train": {"a.jpg": ["one"], "b.jpg": ["two"]}, "val": {"c.jpg": ["three"]}}
+    for name in ("train", "val"):
+        (source / f"{name}.csv").unlink()
+    put(source / "all.csv", "image,caption,split\na.jpg,one,train\nb.jpg,two,test\nc.jpg,three,train\n")
+    assert packed(source, tmp_path / "all") == {
+        "train": {"a.jpg": ["one"], "c.jpg": ["three"]},
+        "test": {"b.jpg": ["two"]},
+    }
+
+
 def test_spellings_of_a_path_are_one_image(tmp_path: Path) -> None:
     source = tmp_path / "set"
     images(source / "images", "ab")

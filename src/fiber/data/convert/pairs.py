@@ -26,7 +26,7 @@ from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
 from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
-from fiber.data.convert.splits import SplitFolder, files_of, parts_of, split_of, subfolders
+from fiber.data.convert.splits import SplitFolder, files_of, own_split, parts_of, split_of, subfolders
 
 Place = Path | SplitFolder
 SPLITS = ("train", "val", "test")
@@ -64,7 +64,10 @@ def read(request: Request) -> RawDataset:
     else:
         provenance |= {"file": _described(places), "bytes": sum(path.stat().st_size for path in paths)}
         roots = [request.images] if request.images else [path.parent for path in paths] + [folder, folder / "images"]
-        items, total = _of_files(replace(request, split=split), paths, ImageFolder(roots), name)
+        # A list that is called like its split has no images of other splits; one with a column of splits may.
+        divided = len(found) > 1 and all(own_split(path, folder) == split for path in paths)
+        images = ImageFolder(roots, request.images or folder, split if divided else None)
+        items, total = _of_files(replace(request, split=split), paths, images, name)
     tars = paths if kind == "tars" else []
     return RawDataset(name, request.split, LICENCE, provenance, items, total, tars=tars, reads=paths)
 
