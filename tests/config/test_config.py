@@ -224,10 +224,14 @@ def test_what_the_file_leaves_open_comes_from_the_starting_point(tmp_path: Path)
     }
     path = tmp_path / "config.yaml"
     path.write_text(MINIMAL + "\nmodel: {image: {window: 7}}\n")
-    config = load_config(Stage1Config, path, ["init_from=there", "model.num_fused=2"], starts.__getitem__)
+
+    def inherit(start: str, output: str | None) -> dict:
+        return starts[start]
+
+    config = load_config(Stage1Config, path, ["init_from=there", "model.num_fused=2"], inherit)
     assert (config.model.num_fused, config.model.image.embed_dim, config.model.image.window) == (2, 8, 7)
     assert config.model.text.width == 768
-    assert load_config(Stage1Config, path, [], starts.__getitem__).model.num_fused == 6
+    assert load_config(Stage1Config, path, [], inherit).model.num_fused == 6
 
 
 @pytest.mark.parametrize(
