@@ -118,10 +118,10 @@ def nms(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:
 
 @cache
 def _load_torchvision() -> None:
-    """Raises ImportError where torchvision is missing."""
+    """Raises ModuleNotFoundError where torchvision is missing."""
     package = find_spec("torchvision")
     if package is None:
-        raise ImportError("torchvision is not installed")
+        raise ModuleNotFoundError("torchvision is not installed", name="torchvision")
     for library in Path(str(package.origin)).parent.glob("_C*"):
         torch.ops.load_library(library)
     if not hasattr(torch.ops.torchvision, "nms"):  # another version keeps it elsewhere

@@ -15,17 +15,15 @@ from typing import Any, TypeVar
 
 from fiber.cli.own_facts import Machine, SetSizes, captions_of, split_sets, start_model
 from fiber.cli.own_sizes import NARROW, SMALL_TOWERS, Settings, detector, image_task
+from fiber.cli.plan import training_order
 from fiber.config.loading import apply_override, load_config, read_tree
 from fiber.config.stage1 import Stage1Config
 from fiber.config.stage2 import Stage2Config
-from fiber.data.order import MixedStream, Source
 from fiber.data.prompts import PromptBuilder
 from fiber.data.shapes.tokenizer import train_bpe
-from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError, ShardError
 from fiber.tasks.memory import detector_bytes, pair_bytes
-from fiber.tasks.table import task_of
 from fiber.weights.export import inherited_sizes
 from fiber.weights.export_config import ExportConfig
 from fiber.weights.hub import export_folder
@@ -227,15 +225,10 @@ def _other_data(folder: Path, name: str) -> str | None:
         return None
     kind = Stage2Config if TASKS[name] == "regions" else Stage1Config
     config: Any = load_config(kind, folder / "config.yaml", lenient=True)
-    per = task_of(config).per(config)
-    sources = [Source(ShardSet(s.path), s.field, s.weight, per, s.sampling) for s in config.data.train]
-    stream = MixedStream(
-        sources, seed=config.seed, global_batch=config.train.global_batch, window_shards=config.data.window_shards
-    )
     try:
-        stream.resume(state)
+        training_order(config).resume(state)
     except ShardError:
-        return f"{sources[0].shards.path} has been made again since"
+        return f"{config.data.train[0].path} has been made again since"
     return None
 
 

@@ -7,9 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fiber.cli.numbers import real_number, whole_number
+
+if TYPE_CHECKING:
+    from fiber.data.order import MixedStream
 
 DESCRIPTION = """What a run will take: steps, data to read, memory per GPU, FLOP and hours. No GPU is needed.
 
@@ -84,25 +87,30 @@ def resolve(file: Path, overrides: list[str]) -> Any:
         return load_config(kind, file, overrides)
 
 
-def data_rows(config: Any) -> list[tuple[str, str]]:
-    """What the training data is, where it is here."""
+def training_order(config: Any) -> MixedStream:
+    """The order in which a run of `config` reads its training data. Raises ShardError."""
     from fiber.data.order import MixedStream, Source
     from fiber.data.shards import ShardSet
     from fiber.tasks.table import task_of
 
+    per = task_of(config).per(config)
+    sources = [Source(ShardSet(s.path), s.field, s.weight, per, s.sampling) for s in config.data.train]
+    return MixedStream(
+        sources, seed=config.seed, global_batch=config.train.global_batch, window_shards=config.data.window_shards
+    )
+
+
+def data_rows(config: Any) -> list[tuple[str, str]]:
+    """What the training data is, where it is here."""
     paths = [source.path for source in config.data.train]
     absent = [path for path in paths if not Path(path).is_dir()]
     if absent or not paths:
         return [("data", f"not here: {', '.join(absent) or 'none given'}")]
-    per = task_of(config).per(config)
-    sources = [Source(ShardSet(s.path), s.field, s.weight, per, s.sampling) for s in config.data.train]
-    stream = MixedStream(
-        sources, seed=config.seed, global_batch=config.train.global_batch, window_shards=config.data.window_shards
-    )
+    stream = training_order(config)
     whole = sum(file.stat().st_size for path in set(paths) for file in Path(path).glob("*.tar"))
     read = config.train.steps * config.train.global_batch
     if stream.weighted:
-        samples = sum(source.shards.count(source.field) for source in sources)
+        samples = sum(source.shards.count(source.field) for source in stream.sources)
         return [("data", f"{samples:,} samples by weight, {whole / GB:.2f} GB; {read:,} are read")]
     epochs = read / stream.epoch_length
     text = f"{stream.epoch_length:,} samples, {whole / GB:.2f} GB; {stream.steps_per_epoch:,} steps per epoch"

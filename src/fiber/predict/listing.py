@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from fiber.data.convert.splits import sorted_names
+from fiber.data.convert.splits import is_folder, sorted_names
 from fiber.data.convert.tar_end import missing_end
 from fiber.predict.sources import ImageError, ImageFile
 
@@ -98,7 +98,7 @@ class ImageList:
                 names = sorted_names(
                     entry.name + _FOLDER if inner else entry.name
                     for entry in listed
-                    if (inner := _is_folder(entry)) or _is_image(entry.name)
+                    if (inner := is_folder(entry)) or _is_image(entry.name)
                 )
         except OSError as error:
             print(f"skipped the folder {folder}: {error.strerror}", file=sys.stderr)
@@ -126,10 +126,6 @@ class ImageList:
                 f"{source}: not a whole, uncompressed tar ({error}; {os.path.getsize(source)} bytes); unpack it, or "
                 "copy it again"
             ) from None
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()  # a link to itself is none
 
 
 def _is_image(name: str) -> bool:

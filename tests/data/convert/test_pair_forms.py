@@ -391,3 +391,20 @@ def test_tars_in_folders_of_no_split_are_read_and_packed_ones_are_not(tmp_path: 
     found = packed(source, source / "packed")
     assert sorted(found["train"]) == ["0_0", "1_1"]
     assert packed(source, tmp_path / "out") == found
+
+
+def test_links_are_followed_and_a_loop_of_them_ends(tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    images(source / "more", "b")
+    images(tmp_path / "elsewhere", "a")
+    for folder in (source / "more", tmp_path / "elsewhere"):
+        for image in list(folder.glob("*.jpg")):
+            put(image.with_suffix(".txt"), image.stem)
+    (source / "linked").symlink_to(tmp_path / "elsewhere")
+    (source / "more" / "up").symlink_to(source)
+    (source / "itself").symlink_to(source / "itself")
+    assert packed(source, tmp_path / "out") == {"train": {"linked/a.jpg": ["a"], "more/b.jpg": ["b"]}}
+    # looked up by name, too
+    put(source / "list.csv", "image,caption\n/other/machine/a.jpg,one\nb.jpg,two\n")
+    found = packed(source, tmp_path / "named")["train"]
+    assert found == {"/other/machine/a.jpg": ["one"], "b.jpg": ["two"]}

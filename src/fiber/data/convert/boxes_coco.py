@@ -17,7 +17,7 @@ from fiber.data.convert.splits import files_of, folders_of, own_split, split_of,
 NAMED = False
 Place = Path
 _HEAD = 1 << 16  # bytes of a file that tell what it is
-_SHAPES = re.compile(r'"shapes"\s*:')  # the key of labelme's files; a class may be called so
+SHAPES = re.compile(r'"shapes"\s*:')  # the key of labelme's files; a class may be called so
 _PREFERRED = ("without_background", "_annotations.coco", "instances", "annotations")
 
 
@@ -83,7 +83,7 @@ def _json_files(folder: Path) -> list[Path]:
     out = []
     for path in files_of(folder, "*.json"):
         head = head_of(path)
-        if _SHAPES.search(head) or '"_via_' in head:
+        if SHAPES.search(head) or '"_via_' in head:
             return []
         if '"images"' in head or '"annotations"' in head or '"categories"' in head:
             out.append(path)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.boxes_coco import head_of, size_of
+from fiber.data.convert.boxes_coco import SHAPES, head_of, size_of
 from fiber.data.convert.class_names import Classes, by_name
 from fiber.data.convert.image_folder import FileNames, ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
@@ -19,7 +18,6 @@ from fiber.data.convert.splits import SplitFolder, parts_of
 
 NAMED = True
 Place = list[SplitFolder]
-_SHAPES = re.compile(r'"shapes"\s*:')  # the key; a class of COCO may be called so
 _AREAS = ("rectangle", "polygon", "circle", "mask", "rotation", "oriented_rectangle")
 
 
@@ -38,7 +36,7 @@ def _is_labelme(part: SplitFolder) -> bool:
         head = head_of(Path(path))
         if '"_via_' in head:
             raise ConversionError(f"{path}: VIA's format; export it as COCO (Annotation, Export Annotations)")
-        if _SHAPES.search(head):
+        if SHAPES.search(head):
             return True
     return False
 

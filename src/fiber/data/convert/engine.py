@@ -123,7 +123,7 @@ def _plan(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
         "drop_leaks": job.drop_leaks,
     }
     plan = {"name": source.name, "split": source.split, "provenance": source.provenance, "options": options}
-    digest = source_digest(source, job.out)
+    digest = source_digest(source)
     return json.loads(json.dumps(plan | ({"source": digest} if digest else {})))  # as it will be read back
 
 

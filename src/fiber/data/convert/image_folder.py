@@ -21,7 +21,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from fiber.data.convert.items import RawImage
-from fiber.data.convert.splits import split_of
+from fiber.data.convert.splits import is_folder, split_of
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic")
 
@@ -237,8 +237,8 @@ def _images_below(root: str) -> Iterator[str]:
     while waiting:
         with suppress(OSError), os.scandir(waiting.pop()) as entries:
             for entry in entries:
-                if entry.is_dir():
-                    waiting += [] if entry.is_symlink() else [entry.path]
+                if is_folder(entry):
+                    waiting.append(entry.path)
                 elif is_image(entry.name) or not os.path.splitext(entry.name)[1]:
                     yield entry.path
 

@@ -14,9 +14,9 @@ from typing import Any
 
 from fiber.data.convert.items import ConversionError, RawDataset
 from fiber.data.convert.pieces import PARTIAL
+from fiber.data.convert.splits import NAMES
 from fiber.data.shards import RECORDS
 
-_SPLITS = ("train", "val", "test")
 CHANGED = "the source has changed since"
 
 
@@ -102,7 +102,7 @@ def other_splits(out: Path, written: Iterable[str], overwrite: bool) -> list[Pat
     A val of another division has images that are in the new train. Raises ConversionError without `overwrite`, or
     where one cannot be removed.
     """
-    rest = [out / split for split in _SPLITS if split not in written and (out / split / "dataset.json").exists()]
+    rest = [out / split for split in NAMES if split not in written and (out / split / "dataset.json").exists()]
     for folder in rest:
         if not overwrite:
             raise ConversionError(

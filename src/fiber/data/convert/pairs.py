@@ -26,7 +26,7 @@ from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
 from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
-from fiber.data.convert.splits import SplitFolder, files_of, own_split, parts_of, split_of, subfolders
+from fiber.data.convert.splits import TEXT_FOLDERS, SplitFolder, files_of, own_split, parts_of, split_of, subfolders
 
 Place = Path | SplitFolder
 SPLITS = ("train", "val", "test")
@@ -34,7 +34,6 @@ OPTIONS = ("raw", "annotations", "images", "image_column", "text_column", "image
 LICENCE = "that of your images and texts"
 _TABLES, _LINES = (".csv", ".tsv", ".txt", ".token"), (".jsonl", ".ndjson", ".parquet")
 _BESIDE = "images with .txt beside them"
-_TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt")
 
 
 def splits(request: Request) -> tuple[str, list[str]]:
@@ -146,7 +145,7 @@ def _lists(folder: Path) -> list[Path]:
         return []
     with os.scandir(folder) as entries:
         kinds = (*_TABLES, *_LINES, ".json")
-        found = (entry.path for entry in entries if entry.name.lower().endswith(kinds) and entry.is_file())
+        found = (entry.path for entry in entries if entry.name.lower().endswith(kinds) and os.path.isfile(entry.path))
         return sorted(map(Path, itertools.filterfalse(_belongs_to_an_image, found)))
 
 
@@ -186,7 +185,7 @@ def _text_of(image: str) -> Path | None:
     """The .txt of an image: beside it, or in a folder of texts beside the last folder `images` of its path."""
     stem = os.path.splitext(image)[0]
     before, folder, after = f"{os.sep}{stem}".rpartition(f"{os.sep}images{os.sep}")
-    places = [stem, *(os.path.join(before[1:], name, after) for name in _TEXT_FOLDERS if folder)]
+    places = [stem, *(os.path.join(before[1:], name, after) for name in TEXT_FOLDERS if folder)]
     texts = (place + end for place in places for end in (".txt", ".TXT"))
     return next((Path(text) for text in texts if os.path.isfile(text)), None)
 

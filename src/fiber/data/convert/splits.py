@@ -14,6 +14,8 @@ import numpy as np
 
 NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "dev", "minival"),
           "test": ("test", "testing")}  # fmt: skip
+TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt")
+"""Beside a folder `images`, those of its texts."""
 _WORDS = {word: split for split, words in NAMES.items() for word in words}
 
 
@@ -45,6 +47,14 @@ def sorted_names(names: Iterable[str]) -> Iterator[str]:
     return map(os.fsdecode, whole)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself, or to a folder that it lies in, is none."""
+    if not entry.is_symlink():
+        return entry.is_dir()
+    inside = os.path.join(os.path.realpath(os.path.dirname(entry.path)), "")
+    return os.path.isdir(entry.path) and not inside.startswith(os.path.join(os.path.realpath(entry.path), ""))
+
+
 def files(folder: str | Path, wanted: Callable[[str], bool], without: frozenset[str] = frozenset()) -> Iterator[str]:
     """Paths below a folder whose name is wanted, in a fixed order. The names of one folder are in memory at a time;
     hidden folders and files are passed over, and the folders `without`."""
@@ -55,7 +65,7 @@ def files(folder: str | Path, wanted: Callable[[str], bool], without: frozenset[
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if is_folder(entry):
                     inner.append(entry.name)
                 elif wanted(entry.name):
                     yield entry.name
@@ -117,7 +127,7 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(folder / entry.name for entry in entries if entry.is_dir())
+        return sorted(folder / entry.name for entry in entries if is_folder(entry))
 
 
 def files_of(folder: Path, pattern: str) -> list[Path]:
