@@ -5,9 +5,7 @@
 #   launch/coarse_to_fine.sh [key.path=value ...]     of stage 2
 # STAGE1: the longer run to start from; SHORT: steps of the short one, COARSE: key.path=value words for it; SHAPES: the
 # shards; SEEDS; OUT
-set -euo pipefail
-cd "$(dirname "$0")/.."
-[[ -d .venv ]] && source .venv/bin/activate
+source "$(dirname "$0")/common.sh"
 
 shapes=${SHAPES:-runs/shapes} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs/coarse_to_fine} short=${SHORT:-300}
 # shellcheck disable=SC2086 # the words are several

@@ -4,10 +4,13 @@ caller=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # Jobs run in this folder, so a path must mean the same here and where it was typed.
 if [[ $(realpath "$caller") != $(realpath .) ]]; then
-  for word in "$@" ${OUT:+"OUT=$OUT"} ${STAGE1:+"STAGE1=$STAGE1"} ${MODEL:+"MODEL=$MODEL"} ${TEST:+"TEST=$TEST"} \
-    ${SHARDS:+"SHARDS=$SHARDS"} ${CONFIG:+"CONFIG=$CONFIG"} ${HOSTFILE:+"HOSTFILE=$HOSTFILE"}; do
+  words=("$@")
+  for name in OUT RUN STAGE1 STAGE2 MODEL TEST SHARDS SHAPES HARD KEEP CONFIG HOSTFILE; do
+    [[ -z ${!name:-} ]] || words+=("$name=${!name}")
+  done
+  for word in "${words[@]}"; do
     value=${word#*=}
-    if [[ $value != /* && (-e $caller/$value || $word == *.yaml || $word =~ ^(output|OUT)=) ]]; then
+    if [[ $value != /* && (-e $caller/$value || $word == *.yaml || $word =~ ^(output|OUT|RUN)=) ]]; then
       echo "error: $word: a relative path, and jobs run in $PWD, not in $caller: give it from /" >&2
       exit 2
     fi
@@ -17,23 +20,23 @@ fi
 
 # start SCRIPT ARGUMENT...: a job on this machine, in place of this shell. RANKS: processes (default: one per GPU; without
 # GPUs 2, on the CPU). CUDA_VISIBLE_DEVICES: only these GPUs. MASTER_PORT: the port of the job, in place of a free one.
-# Exit status 75: stopped by a signal and saved, not finished.
+# DS_ACCELERATOR=cpu: on the CPU, whatever GPUs there are. Exit status 75: stopped by a signal and saved, not finished.
 start() {
   local cards ranks where cores port
   cards=$(nvidia-smi -L 2>/dev/null | sed -n 's/^GPU \([0-9]*\):.*/\1/p' | paste -sd, || true)
-  if [[ -n $cards && -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-    cards=${CUDA_VISIBLE_DEVICES// /}
-    [[ $cards =~ ^[0-9,]*$ ]] || { echo "error: CUDA_VISIBLE_DEVICES=$cards: give numbers of nvidia-smi -L" >&2 && exit 2; }
-  fi
-  if [[ -z $cards ]]; then
-    ranks=${RANKS:-2}
+  [[ -z $cards || -z ${CUDA_VISIBLE_DEVICES+set} ]] || cards=${CUDA_VISIBLE_DEVICES// /}
+  if [[ -z $cards || $cards == -1 || ${DS_ACCELERATOR:-} == cpu ]]; then
+    cards="" ranks=${RANKS:-2}
     export DS_ACCELERATOR=cpu
     cores=$(($(nproc) / ranks))
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > 0 ? cores : 1))} # more threads than cores cost a factor of four
     where=(--num_gpus "$ranks")
   else
-    cards=$(cut -d, -f"1-${RANKS:-}" <<<"$cards")
     ranks=$(tr , '\n' <<<"$cards" | wc -l)
+    ((${RANKS:-1} <= ranks)) || { echo "error: RANKS=$RANKS: there are $ranks GPUs ($cards)" >&2 && exit 2; }
+    ranks=${RANKS:-$ranks} cards=$(cut -d, -f"1-${RANKS:-}" <<<"$cards")
+    [[ $ranks == 1 || $cards =~ ^[0-9,]*$ ]] ||
+      { echo "error: CUDA_VISIBLE_DEVICES=$cards: for several ranks give numbers of nvidia-smi -L" >&2 && exit 2; }
     where=(--include "localhost:$cards") # with --num_gpus it would count from GPU 0
   fi
   if ((ranks == 1)); then # nothing to launch: some seconds less

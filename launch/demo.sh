@@ -6,9 +6,7 @@
 #   make demo                     everything under runs/demo, from the beginning
 #   SEED=1 make demo              of other random numbers than 0; the scenes are the same
 #   OUT=DIR SMALL=1 launch/demo.sh    a few steps of each part, as the test suite runs it
-set -euo pipefail
-cd "$(dirname "$0")/.."
-[[ -d .venv ]] && source .venv/bin/activate
+source "$(dirname "$0")/common.sh"
 
 out=${OUT:-runs/demo}
 scenes=6000 held_out=200
@@ -30,8 +28,13 @@ began=$(date +%s)
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
 say "1/5  shards of the shapes world ($scenes scenes to train on, $held_out held out)"
+if [[ -n $(ls -A "$out" 2>/dev/null) && ! -f $out/logs/shards.jsonl ]]; then
+  echo "error: OUT=$out holds other things than an earlier demo: give the demo a folder of its own" >&2
+  exit 2
+fi
 rm -rf "$out"
 mkdir -p "$out/logs" "$out/figures"
+: >"$out/logs/shards.jsonl" # by which the next demo knows that it may be deleted
 shards() { python tools/make_shards.py shapes --world easy --captions full --workers 2 "$@" | tail -n 1 >>"$out/logs/shards.jsonl"; }
 shards --split train --limit "$scenes" --out "$out/shards/train"
 shards --split test --limit "$held_out" --out "$out/shards/test"

@@ -1,9 +1,7 @@
 #!/usr/bin/env bash
 # The longer stage 1 on the shapes world (docs/shapes.md): shards and tokenizer, training, figures and curves.
 #   launch/shapes_stage1.sh [key.path=value ...]      run again to go on; OUT: another folder than runs/shapes
-set -euo pipefail
-cd "$(dirname "$0")/.."
-[[ -d .venv ]] && source .venv/bin/activate
+source "$(dirname "$0")/common.sh"
 
 out=${OUT:-runs/shapes} run=${RUN:-runs/shapes_stage1}
 scenes=${SCENES:-20000} held_out=${HELD_OUT:-1000}

@@ -4,9 +4,7 @@
 #   launch/shapes_stage2.sh [key.path=value ...]
 # SHAPES, HARD: folders of the shards; STAGE1: the run to start from; OUT: folder of the runs; SCENES, HELD_OUT: sizes
 # of the hard world.
-set -euo pipefail
-cd "$(dirname "$0")/.."
-[[ -d .venv ]] && source .venv/bin/activate
+source "$(dirname "$0")/common.sh"
 
 easy=${SHAPES:-runs/shapes} hard=${HARD:-runs/shapes_hard} stage1=${STAGE1:-runs/shapes_stage1} out=${OUT:-runs}
 scenes=${SCENES:-20000} held_out=${HELD_OUT:-1000}

@@ -203,9 +203,8 @@ def all_reduce_max(x: Tensor) -> Tensor:
 def gather_objects(value: T) -> list[T]:
     """One picklable value per rank -> the list of all W, in rank order, on every rank."""
     values = [value] * world_size()
-    if world_size() == 1:
-        return values
-    dist.all_gather_object(values, value)
+    if world_size() > 1:
+        dist.all_gather_object(values, value)
     return values
 
 

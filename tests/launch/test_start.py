@@ -36,7 +36,7 @@ def launch(
         for name in ("launch", "configs", "src"):
             (home / name).symlink_to(REPO / name)
     environment = os.environ | {"PATH": f"{commands}:{os.environ['PATH']}"} | variables
-    for name in ("RANKS", "MASTER_PORT", "CUDA_VISIBLE_DEVICES"):
+    for name in ("RANKS", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR"):
         if name not in variables:
             environment.pop(name, None)
     where = home if folder == REPO else folder
@@ -66,6 +66,9 @@ def test_the_cards_that_were_given_are_used(commands: Path, variables: dict[str,
         ({"CUDA_VISIBLE_DEVICES": "2,3", "RANKS": "1"}, "2"),
         ({"CUDA_VISIBLE_DEVICES": "3"}, "3"),
         ({"CUDA_VISIBLE_DEVICES": "", "RANKS": "1"}, ""),
+        ({"CUDA_VISIBLE_DEVICES": "-1", "RANKS": "1"}, "-1"),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-8c1f,MIG-77aa", "RANKS": "1"}, "MIG-8c1f"),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-1"}, "GPU-1"),
     ],
 )
 def test_one_rank_is_not_launched(commands: Path, variables: dict[str, str], seen: str) -> None:
@@ -81,9 +84,17 @@ def test_one_rank_is_not_launched(commands: Path, variables: dict[str, str], see
 def test_no_cards_and_cards_without_a_number(commands: Path) -> None:
     job = launch(commands, "stage2_fine.sh", "configs/stage2/shapes_tiny.yaml", CUDA_VISIBLE_DEVICES="")
     assert "--num_gpus 2 " in job.stdout
-    job = launch(commands, "stage2_fine.sh", "configs/stage2/shapes_tiny.yaml", CUDA_VISIBLE_DEVICES="GPU-1")
+    for variables in ({"CUDA_VISIBLE_DEVICES": "-1"}, {"DS_ACCELERATOR": "cpu"}):
+        assert "--num_gpus 2 " in launch(commands, "stage2_fine.sh", "my.yaml", **variables).stdout
+    job = launch(commands, "stage2_fine.sh", "configs/stage2/shapes_tiny.yaml", CUDA_VISIBLE_DEVICES="GPU-1,GPU-2")
     assert (job.returncode, job.stdout) == (2, "")
-    assert job.stderr.startswith("error: CUDA_VISIBLE_DEVICES=GPU-1: give numbers")
+    assert job.stderr.startswith("error: CUDA_VISIBLE_DEVICES=GPU-1,GPU-2: for several ranks give numbers")
+
+
+def test_more_ranks_than_cards_are_refused(commands: Path) -> None:
+    job = launch(commands, "stage1_coarse.sh", "my.yaml", RANKS="4", CUDA_VISIBLE_DEVICES="2,3")
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr == "error: RANKS=4: there are 2 GPUs (2,3)\n"
 
 
 def test_every_job_has_a_port_of_its_own_unless_told(commands: Path) -> None:
@@ -106,6 +117,36 @@ def test_relative_paths_from_elsewhere_are_refused(commands: Path, tmp_path: Pat
     words = (str(tmp_path / "my.yaml"), f"output={tmp_path}/a", "train.steps=3")
     job = launch(commands, "stage1_coarse.sh", *words, folder=tmp_path / "elsewhere")
     assert " ".join(words) in job.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "variable"),
+    [
+        ("shapes_stage1.sh", "OUT"),
+        ("shapes_stage1.sh", "RUN"),
+        ("shapes_stage2.sh", "STAGE1"),
+        ("coarse_to_fine.sh", "SHAPES"),
+        ("demo.sh", "OUT"),
+        ("detection.sh", "KEEP"),
+        ("shapes_region_tasks.sh", "STAGE2"),
+    ],
+)
+def test_relative_folders_from_elsewhere_are_refused(
+    commands: Path, tmp_path: Path, script: str, variable: str
+) -> None:
+    (tmp_path / "elsewhere" / "mine").mkdir(parents=True)
+    job = launch(commands, script, folder=tmp_path / "elsewhere", **{variable: "mine"})
+    assert (job.returncode, job.stdout) == (2, "")
+    assert job.stderr.startswith(f"error: {variable}=mine: a relative path")
+
+
+def test_the_demo_deletes_nothing_but_a_demo(commands: Path, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").touch()
+    job = launch(commands, "demo.sh", OUT=str(tmp_path / "papers"))
+    assert job.returncode == 2
+    assert job.stderr.startswith(f"error: OUT={tmp_path}/papers holds other things than an earlier demo")
+    assert (tmp_path / "papers" / "thesis.tex").exists()
 
 
 def test_a_chain_ends_where_training_was_stopped(commands: Path) -> None:

@@ -124,8 +124,22 @@ def test_mle_is_the_mean_over_tokens_and_does_not_depend_on_the_split():
     parts = [part(batch, 0, 1), part(batch, 1, 4)]
     counts = [task.loss_normalisers(p)["caption"] for p in parts]
     assert counts == [3, 8]
-    split = [task(p | {"loss_normalisers": {"caption": sum(counts) / 2}})[0]["mle"] for p in parts]
-    assert_close(gradients(task, sum(split) / 2), whole)
+    split = [task(p | {"loss_normalisers": {"caption": sum(counts) / 2}}) for p in parts]
+    assert_close(gradients(task, sum(losses["mle"] for losses, _ in split) / 2), whole)
+
+
+def test_figures_of_the_log_do_not_depend_on_the_split():
+    task, batch = make_task(objective="gold"), make_batch()
+    with torch.no_grad():  # the image decides over a word, so that some are right and some are wrong
+        wanted = caption_logits(task.model, start_captions(task.model, batch["images"]), batch["ids"], batch["mask"])
+        batch["ids"][0, 1:4] = wanted[0, :3].argmax(-1)
+    parts = [part(batch, 0, 1), part(batch, 1, 4)]
+    counts = [task.loss_normalisers(p)["caption"] for p in parts]
+    _, whole = task(batch)
+    split = [task(p | {"loss_normalisers": {"caption": sum(counts) / 2}})[1] for p in parts]
+    for name in ("accuracy/caption", "gold/weight"):
+        values = [float(report[name]) for report in split]
+        assert sum(values) / 2 == pytest.approx(float(whole[name]), rel=1e-5), name
 
 
 def test_label_smoothing_is_torchs():

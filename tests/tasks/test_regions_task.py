@@ -254,6 +254,10 @@ def test_learning_rates_of_the_published_recipe() -> None:
         ("regions.frozen_stages=5", "regions.frozen_stages: the image tower has 4 stages"),
         ("data.train.0.field=questions", "data.train.0.field: stage 2 learns from captions, expressions, boxes"),
         ("model.num_fused=9", "model.num_fused: must lie between 1 and 5"),
+        (
+            "regions={token_weight: 0, box_weight: 0, centerness_weight: 0, short_sides: [64], max_side: 800}",
+            "regions: the weights of all losses are 0",
+        ),
     ],
 )
 def test_wrong_configurations_are_named(tmp_path: Path, override: str, message: str) -> None:
@@ -285,3 +289,16 @@ def test_boxes_are_assigned_to_anchors_once_per_micro_batch(
     assert losses.keys() == fresh.keys()
     for name, loss in losses.items():
         assert float(loss.detach()) == float(fresh[name].detach()), name
+
+
+def test_the_share_of_boxes_without_an_anchor_does_not_depend_on_the_split(config: Stage2Config) -> None:
+    """One part of two boxes and one of a single box, which no anchor's centre lies in."""
+    task, whole, tiny = build_module(config, load_tokenizer(config.tokenizer)).eval(), batch(config), batch(config)
+    tiny["boxes"], tiny["box_image"] = torch.tensor([[1.0, 1.0, 2.0, 2.0]]), tiny["box_image"][:1]
+    tiny["box_tokens"] = tiny["box_tokens"][:1]
+    parts = [whole, tiny]
+    counts = [task.loss_normalisers(part) for part in parts]
+    means = {name: sum(count[name] for count in counts) / 2 for name in counts[0]}
+    shares = [float(task(p | {"loss_normalisers": means})[1]["assignment/boxes_without_anchor"]) for p in parts]
+    assert len(whole["boxes"]) == 4
+    assert sum(shares) / 2 == pytest.approx(1 / 5)

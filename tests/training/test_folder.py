@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fiber.config.base import TrainConfig
-from fiber.config.stage1 import Stage1Config
+from fiber.config.base import OptimConfig, SourceConfig, TrainConfig
+from fiber.config.stage1 import ImageTextDataConfig, Stage1Config
 from fiber.errors import ConfigError
 from fiber.training.folder import RunLock, begin_folder, write_whole
 
@@ -79,3 +79,42 @@ def test_an_old_configuration_that_is_no_more_stops_nothing(
     elif old:
         assert str(tmp_path / "config.yaml") in said
     assert "steps: 3" in (tmp_path / "config.yaml").read_text()
+
+
+def test_the_run_of_another_task_is_not_gone_on_with(tmp_path: Path) -> None:
+    latest, captions = (
+        tmp_path / "checkpoints" / "step_000002",
+        Stage1Config(output=str(tmp_path), tokenizer="none", task="caption"),
+    )
+    begin_folder(captions, tmp_path, None)
+    with pytest.raises(ConfigError, match=r"^task: .* has a run of caption; give this one another output$"):
+        begin_folder(Stage1Config(output=str(tmp_path), tokenizer="none", task="vqa"), tmp_path, latest)
+    assert "task: caption\n" in (tmp_path / "config.yaml").read_text()
+
+
+def test_signatures_in_addresses_are_no_change_and_are_not_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def config(query: str, seed: int) -> Stage1Config:
+        source = SourceConfig(path=f"https://u:pw@host/train-{{0..3}}.tar?{query}")
+        return Stage1Config(
+            output=str(tmp_path), tokenizer="none", seed=seed, data=ImageTextDataConfig(train=(source,))
+        )
+
+    begin_folder(config("sig=SECRET1", 0), tmp_path, None)
+    begin_folder(config("sig=SECRET2", 5), tmp_path, tmp_path / "checkpoints" / "step_000002")
+    said = capsys.readouterr().err
+    assert "  seed: was 0, is 5\n" in said
+    assert "data.train" not in said
+    assert "SECRET" not in said + (tmp_path / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(0.1, False), (9, False), (10, True), (2000, True)])
+def test_a_rate_that_never_gets_to_its_value_is_said(
+    warmup: float, said: bool, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = Stage1Config(
+        output=str(tmp_path), tokenizer="none", train=TrainConfig(steps=10), optim=OptimConfig(warmup=warmup)
+    )
+    begin_folder(config, tmp_path, None)
+    assert ("optim.warmup: no shorter than train.steps" in capsys.readouterr().err) == said

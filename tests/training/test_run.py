@@ -277,7 +277,7 @@ def test_a_figure_that_the_evaluation_does_not_have_ends_the_run_before_its_firs
     class Rehearsed(run.Job):
         def evaluate(self, module: nn.Module, step: int | None) -> dict[str, float]:
             assert step is None
-            return {"accuracy": 0.1, "accuracy_number": 0.0}
+            return {"accuracy": 0.1, "accuracy_number": 0.0, "loss": 1.0}
 
     def job(best: str) -> run.Job:
         return Rehearsed(replace(config, train=replace(config.train, best=best)), pretrain.TASK, None, None)
@@ -287,4 +287,8 @@ def test_a_figure_that_the_evaluation_does_not_have_ends_the_run_before_its_firs
     ):
         job("accuracyy").rehearse(Regression())
     job("accuracy").rehearse(Regression())
-    job("accuracy_other").rehearse(Regression())  # no such answer in a single batch
+    job("accuracy_yes_no").rehearse(Regression())  # no such answer in a single batch
+    with pytest.raises(ConfigError, match=r"has no figure 'accuracyy_number'"):  # whose family is no figure
+        job("accuracyy_number").rehearse(Regression())
+    with pytest.raises(ConfigError, match=r"has no figure 'loss_of'"):
+        job("loss_of").rehearse(Regression())

@@ -87,10 +87,8 @@ def nucleus(
             break
     lengths = torch.stack(alive, 1).sum(1)
     scores = (torch.stack(gained, 1) * torch.stack(alive, 1)).sum(1) / lengths
-    rows = (x.tolist() for x in (torch.stack(chosen, 1), lengths, scores, live))
-    return [
-        Caption(x[: n if unended else n - 1], score, not unended) for x, n, score, unended in zip(*rows, strict=True)
-    ]
+    rows = (x.tolist() for x in (torch.stack(chosen, 1), lengths, scores, live))  # live: cut off by the limit
+    return [Caption(x[: n if cut else n - 1], score, not cut) for x, n, score, cut in zip(*rows, strict=True)]
 
 
 @torch.no_grad()

@@ -55,9 +55,7 @@ def _check_train(train: TrainConfig, world: int) -> None:
         train.offload != "all" or train.zero_stage == 3,
         f"train.offload: all needs train.zero_stage 3, got {train.zero_stage}",
     )
-    require(
-        train.offload == "none" or train.zero_stage >= 1, "train.offload: optimizer needs train.zero_stage 1 or more"
-    )
+    require(train.offload == "none" or train.zero_stage >= 1, "train.offload: optimizer needs train.zero_stage >= 1")
     require(
         train.precision == "fp32" or train.zero_stage >= 1,
         f"train.precision: {train.precision} needs train.zero_stage 1 or more (below it DeepSpeed cannot accumulate "

@@ -108,6 +108,8 @@ def validate_stage2(config: Stage2Config, world: int | None) -> None:
     for name, width in (("channels", detector.channels), ("head_channels", detector.head_channels)):
         require(width % detector.groups == 0, f"detector.{name}: {width} is no multiple of groups {detector.groups}")
     require(bool(regions.short_sides), "regions.short_sides: give at least one")
+    weights = (regions.token_weight, regions.box_weight, regions.centerness_weight)
+    require(any(weights), "regions: the weights of all losses are 0, so nothing would be learned")
     sides = (*regions.short_sides, regions.test_side, *config.eval.scales)
     require(min(sides) >= 32, "regions: sides below 32 px leave nothing to detect")
     require(regions.max_side >= max(sides), f"regions.max_side: {regions.max_side} px is less than a short side")

@@ -21,9 +21,7 @@ class FeaturePyramid(nn.Module):
         super().__init__()
         self.laterals: Stack[nn.Conv2d] = Stack(nn.Conv2d(width, channels, 1) for width in widths)
         self.outputs: Stack[nn.Conv2d] = Stack(nn.Conv2d(channels, channels, 3, padding=1) for _ in widths)
-        self.extra: Stack[nn.Conv2d] = Stack(
-            nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra)
-        )
+        self.extra: Stack[nn.Conv2d] = Stack(nn.Conv2d(channels, channels, 3, 2, padding=1) for _ in range(extra))
         self.drop_block = DropBlock(drop_block)
         for conv in (*self.laterals, *self.outputs, *self.extra):
             nn.init.kaiming_uniform_(conv.weight, a=1)

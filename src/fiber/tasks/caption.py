@@ -132,14 +132,15 @@ class CaptionTask(CoarseTask):
         images = start_captions(self.model, batch["images"])
         logits, labels = caption_logits(self.model, images, ids, mask), caption_labels(ids, self.pad_id)
         real = labels != IGNORED
-        mle = mle_loss(logits, labels, batch.get("loss_normalisers", {}).get("caption"), self.label_smoothing)
-        report = {"loss/mle": mle, "accuracy/caption": (logits.argmax(-1) == labels).sum() / real.sum()}
+        tokens = batch.get("loss_normalisers", {}).get("caption", real.sum().clamp(min=1))  # of all parts of a step
+        mle = mle_loss(logits, labels, tokens, self.label_smoothing)
+        report = {"loss/mle": mle, "accuracy/caption": (logits.argmax(-1) == labels).sum() / tokens}
         if self.recipe.objective == "mle":
             losses = {"mle": mle}
         elif self.recipe.objective == "gold":
             weights = self._gold_weights(batch, ids, mask, labels)
             losses = {"gold": gold_loss(logits, labels, weights, self.label_smoothing)}
-            report |= {"loss/gold": losses["gold"], "gold/weight": (weights * real).sum() / real.sum()}
+            report |= {"loss/gold": losses["gold"], "gold/weight": (weights * real).sum() / tokens}
         else:
             reinforce, drawn = self._reinforce(batch, images)
             share = self.recipe.mle_weight

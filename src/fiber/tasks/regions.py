@@ -101,7 +101,11 @@ class GroundingTask(TaskModule):
         step (`batch["loss_normalisers"]`). Depends on boxes and image size alone."""
         anchors = self.model.anchors(batch["images"])
         positives, centerness = totals(self._assignment(batch, anchors), self._targets(batch), anchors)
-        return {"positives": positives, "centerness": centerness}
+        return {
+            "positives": positives,
+            "centerness": centerness,
+            "boxes": positives.new_full((), len(batch["boxes"])),
+        }
 
     def forward(self, batch: RegionBatch) -> Losses:
         """Weighted losses (with graph) and a detached report. Without `batch["loss_normalisers"]`, totals are
@@ -119,12 +123,11 @@ class GroundingTask(TaskModule):
             output, anchors, batch["mask"], targets, assignment, mean_totals, self.model.text_limit
         )
         report = {f"loss/{name}": value.detach() for name, value in losses.items()}
-        boxes = len(targets.boxes)
-        missed = mean_totals.new_ones(boxes).index_fill(0, assignment.target, 0.0).sum()
+        missed = mean_totals.new_ones(len(targets.boxes)).index_fill(0, assignment.target, 0.0).sum()
         report["assignment/positives_per_image"] = mean_totals.new_full(
             (), len(assignment.anchor) / len(batch["ids"])
         )
-        report["assignment/boxes_without_anchor"] = missed / max(boxes, 1)
+        report["assignment/boxes_without_anchor"] = missed / (means["boxes"] if means else max(len(targets.boxes), 1))
         report |= self.model.backbone.gates()
         return {name: getattr(self.weights, name) * value for name, value in losses.items()}, report
 

@@ -156,9 +156,7 @@ class Checkpoints:
         named = pointer.read_text(errors="replace").strip()
         path = next((self.folder / name for s in self._steps() if (name := f"step_{s:06d}") == named), None)
         if path is None or damage(path) is not None:
-            raise ConfigError(
-                f"output: {pointer} names {named}, which is not whole; remove that file to use the newest"
-            )
+            raise ConfigError(f"output: {pointer} names {named}, which is not whole; delete it to use the newest")
         return path
 
     @staticmethod

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fiber.config.checks import require
 from fiber.config.loading import load_config, to_dict, to_yaml
-from fiber.errors import ConfigError
+from fiber.errors import ConfigError, without_secrets
 from fiber.training import zero
 
 
@@ -34,9 +35,7 @@ class RunLock:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                print(
-                    f"output: {folder} cannot be locked ({error.strerror}); use it in one job only", file=sys.stderr
-                )
+                print(f"output: {folder} cannot be locked ({error.strerror}): for one job only", file=sys.stderr)
                 return
             self._file.seek(0)
             raise ConfigError(
@@ -78,17 +77,24 @@ def sync(path: Path) -> None:
 
 
 def begin_folder(config: Any, folder: Path, latest: Path | None) -> None:
-    """Write the resolved configuration and DeepSpeed's into a run's folder; say what changed since the run began."""
+    """Write the resolved configuration and DeepSpeed's into a run's folder; say what changed since the run began, and
+    what cannot be meant. Raises ConfigError for the run of another task."""
+    if config.optim.warmup >= max(config.train.steps, 2):
+        print("optim.warmup: no shorter than train.steps, so that the rate never gets to optim.lr", file=sys.stderr)
+    now = _flat(to_dict(config))
     if latest is not None:
         print(f"going on from {latest}", file=sys.stderr)
         try:
             before = _flat(to_dict(load_config(type(config), folder / "config.yaml", lenient=True)))
         except ConfigError as error:
             print(f"  what has changed is not known: {folder / 'config.yaml'}: {error}", file=sys.stderr)
-            before = _flat(to_dict(config))
-        for key, now in _flat(to_dict(config)).items():
-            if before.get(key) != now:
-                print(f"  {key}: was {before.get(key)}, is {now}", file=sys.stderr)
+            before = now
+        for key, value in now.items():
+            was, value = str(before.get(key)), without_secrets(str(value))  # the file has none
+            if was != value:
+                print(f"  {key}: was {was}, is {value}", file=sys.stderr)
+        task = before.get("task")
+        require(task == now.get("task"), f"task: {folder} has a run of {task}; give this one another output")
     write_whole(folder / "config.yaml", to_yaml(config))
     engine = zero.deepspeed_json(config.train, config.optim.clip)
     write_whole(folder / "deepspeed.json", json.dumps(engine, indent=2))

@@ -4,6 +4,7 @@ evaluate. A job from its first to its last call is one story: these lines stay t
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
@@ -169,8 +170,9 @@ class Job:
         figures = self.evaluate(module, 0 if whole else None)
         if whole and distributed.is_main():
             write_whole(folder / "start.json", json.dumps(figures, indent=2))
-        # A figure of one kind of answers, say, need not be among those of a single batch: its family is enough.
-        if best is not None and best not in figures and best.rpartition("_")[0] not in figures:
+        # The accuracy of one kind of answers or labels need not be among those of a batch: "accuracy" is enough.
+        every = re.sub(r"(^|/)accuracy_[^/]*$", r"\1accuracy", best or "")
+        if best is not None and best not in figures and every not in figures:
             raise ConfigError(
                 f"train.best: the evaluation has no figure {best!r}; it has {', '.join(figures) or 'none'}"
             )

@@ -85,7 +85,7 @@ class Tracker:
         try:
             yield
         except Exception as error:
-            self._alert("the run failed", f"{type(error).__name__}: {error}"[:500])
+            self._alert("the run failed", without_secrets(f"{type(error).__name__}: {error}")[:500])
             self.close(failed=True)
             raise
 
@@ -103,9 +103,7 @@ class Tracker:
         if (share := top.get("headline/fault_share", 0.0)) > NEAR_FAULTS * self._tolerated:
             self._alert("unusable samples", f"step {step}: {share:.2%}, the run ends at {self._tolerated:.2%}")
         if (share := top.get("headline/data_wait", 0.0)) > STALLED:
-            self._alert(
-                "waiting for data", f"step {step}: {share:.0%} of the time; more data.workers, or nearer data"
-            )
+            self._alert("waiting for data", f"step {step}: {share:.0%} of the time; more data.workers or nearer data")
 
     def _alert(self, title: str, text: str) -> None:
         self._send(lambda board: board.alert(title, text))
