@@ -100,6 +100,30 @@ def test_retrieve_searches_a_folder_with_its_index_or_ranks_texts_for_an_image(w
     assert scores == sorted(scores, reverse=True)
 
 
+def test_the_marked_place_of_a_phrase_is_grounded(world, capsys):
+    """Not the first place with the same words."""
+    argv = ["ground", "--model", str(world / "fine"), "--image", str(world / "images" / "rgb.jpg"), "--text"]
+    assert main([*argv, "a triangle and [a triangle]"]) == 0
+    assert [r["span"] for r in json.loads(capsys.readouterr().out)["regions"]] == [[15, 25]]
+
+
+def test_retrieve_skips_an_unreadable_image_of_a_list_too(world, tmp_path, capsys):
+    for name in ("rgb.jpg", "grey.png"):
+        (tmp_path / name).write_bytes((world / "images" / name).read_bytes())
+    (tmp_path / "bad.jpg").write_bytes(b"?")
+    argv = ["retrieve", "--model", str(world / "coarse"), "--text", "two dogs", "--image"]
+    assert main([*argv, str(tmp_path / "*.*")]) == 0
+    said = capsys.readouterr()
+    assert {Path(hit["image"]).name for hit in json.loads(said.out)["images"]} == {"rgb.jpg", "grey.png"}
+    assert "skipped" in said.err
+    assert "bad.jpg" in said.err
+    (tmp_path / "grey.png").unlink()  # one is left that can be read: still a search, not texts for an image
+    assert main([*argv, str(tmp_path / "*.*")]) == 0
+    assert len(json.loads(capsys.readouterr().out)["images"]) == 1
+    assert main([*argv, str(tmp_path / "bad.jpg")]) == 1
+    assert "bad.jpg" in capsys.readouterr().err
+
+
 def test_unreadable_images_among_others_are_skipped_and_named(world, tmp_path, capsys):
     (tmp_path / "bad.jpg").write_bytes(b"?")
     argv = ["caption", "--model", str(world / "coarse"), "--method", "greedy", "--image"]

@@ -17,6 +17,8 @@ from fiber.predict.phrases import class_names, find_phrases, found_phrases, noun
         ("two kids kick a ball", ["two kids", "ball"]),
         ("a woman rides her bike", ["woman", "bike"]),
         ("dogs", ["dogs"]),
+        ("🦝 on a 木", ["🦝", "木"]),
+        ("a 👩🏽‍🚒 beside the ❤️ sign", ["👩🏽‍🚒", "❤️ sign"]),
         ("the", []),
     ],
 )
@@ -48,6 +50,21 @@ def test_brackets_overrule_and_vanish():
     sentence, spans = find_phrases("a [red circle] left of [it]", None)
     assert sentence == "a red circle left of it"
     assert [sentence[start:end] for start, end in spans] == ["red circle", "it"]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "message"),
+    [
+        ("[a square] right of [a triangle", "brackets that do not close"),
+        ("a square] right of [a triangle]", "brackets that do not close"),
+        ("[a [large] square]", "lie in others"),
+        ("a square and []", "an empty phrase"),
+        ("[ ]", "an empty phrase"),
+    ],
+)
+def test_brackets_that_mark_nothing_whole_are_named(sentence, message):
+    with pytest.raises(ValueError, match=message):
+        find_phrases(sentence, None)
 
 
 def test_given_phrases_must_be_there():

@@ -145,7 +145,7 @@ def test_grounding_gives_each_phrase_its_regions(fine, scenes):
         assert [r.label for r in regions] == ["red circle"] * 2 + ["two dogs"] * 2
         assert [r.span for r in regions] == [(2, 12)] * 2 + [(21, 29)] * 2
     assert fine.ground(scenes["rgb"], "a red circle", threshold=1.0) == [[]]
-    with pytest.raises(ValueError, match="longer than the 32 tokens"):
+    with pytest.raises(ValueError, match="phrase 'red circle': the sentence is longer than the 32 tokens"):
         fine.ground(scenes["rgb"], "words " * 60 + "a red circle", phrases=["red circle"])
 
 

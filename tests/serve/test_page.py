@@ -116,6 +116,16 @@ def test_a_user_drops_an_image_and_asks(fine: ModelServer, folder: Path, tmp_pat
         assert page.script("document.querySelectorAll('#boxes rect').length") == 0
 
 
+def test_classes_in_every_way_of_writing(fine: ModelServer, folder: Path) -> None:
+    image = (folder / "images" / "rgb.jpg").read_bytes()
+    found = [
+        request(fine, f"/ask?verb=detect&threshold=0&text={quote(text)}", image)
+        for text in ("square, circle", "square . circle .", "square; circle", "circle\nsquare")
+    ]
+    assert {region["label"] for region in found[0][1]["regions"]} <= {"square", "circle"}
+    assert [answer == found[0] for answer in found] == [True] * 4
+
+
 def test_every_verb_of_a_model_at_image_level_answers(coarse: ModelServer, folder: Path) -> None:
     image = (folder / "images" / "turned.jpg").read_bytes()
     status, about = request(coarse, "/about", method="GET")

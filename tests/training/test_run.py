@@ -194,6 +194,14 @@ def test_a_run_with_a_checkpoint_does_not_need_what_it_began_from(tmp_path: Path
     watchdog.close()
 
 
+def test_a_finished_run_has_its_own_tokenizer(tmp_path: Path, text_tower: Path) -> None:
+    config = Stage1Config(output=str(tmp_path / "run"), tokenizer=str(tmp_path / "gone"))
+    with pytest.raises(ConfigError, match=r"^tokenizer: "):
+        run.open_tokenizer(config)
+    shutil.copytree(text_tower, tmp_path / "run" / "export")
+    assert run.open_tokenizer(config).get_vocab() == load_tokenizer(text_tower).get_vocab()
+
+
 class Ticking(run.Job):
     """A job of toy batches, each after `before(step)`, that evaluates at its end."""
 

@@ -49,9 +49,8 @@ def results(predictor: Any, images: list[Any], arguments: argparse.Namespace) ->
     """What is found in each image of a batch, as plain data."""
     from fiber.predict.phrases import find_phrases
 
-    sentence, spans = find_phrases(arguments.text, None)
-    phrases = [sentence[start:end] for start, end in spans]
-    found = predictor.ground(images, sentence, phrases, arguments.top, arguments.threshold)
+    sentence, _ = find_phrases(arguments.text, None)
+    found = predictor.ground(images, arguments.text, None, arguments.top, arguments.threshold)
     return [{"sentence": sentence, "regions": on_images.plain(regions)} for regions in found]
 
 

@@ -43,6 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         out for out in arguments.out if out.suffix not in (".json", ".png") or out.name.endswith(".coco.json")
     ]:
         raise ValueError(f"--out {odd[0]}: give a name ending in .json or .png")
+    if not all(text.strip() for text in arguments.text):  # before the images are read
+        raise ValueError("--text: a text is empty")
     predictor = on_images.predictor(arguments)
     assert isinstance(predictor, CoarsePredictor)  # only such offer it
     files = ImageList(arguments.image)
@@ -52,8 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"index of {', '.join(arguments.image)}: {counts}", file=sys.stderr)
     else:
         index = predictor.index_of(arguments.image)
-    results = _texts_of_one(predictor, index, arguments) if len(index.paths) == 1 else []
-    for text in arguments.text if len(index.paths) > 1 else ():
+    alone = len(files) == 1
+    results = _texts_of_one(predictor, index, arguments) if alone else []
+    for text in () if alone else arguments.text:
         found = predictor.retrieve(index, text, arguments.top, arguments.rerank)
         results.append({"text": text, "images": [{"image": hit.text, "score": hit.score} for hit in found]})
     _write(results, index, arguments)

@@ -23,7 +23,8 @@ from fiber.images.resize import resize_pil
 from fiber.predict.base import Predictor, TaskError, at_least, listed
 from fiber.predict.image_index import ImageIndex, build_index, cache_file, index_model, read_index
 from fiber.predict.listing import ImageList
-from fiber.predict.sources import ImageSource, Prepared
+from fiber.predict.sources import ImageError, ImageSource, Prepared
+from fiber.predict.stream import in_groups
 from fiber.processor import pack
 from fiber.tasks.classification import HEAD, prompt_classifier
 
@@ -173,10 +174,20 @@ class CoarsePredictor(Predictor):
         return read_index(out, files, report)
 
     def index_of(self, paths: Iterable[str | Path]) -> ImageIndex:
-        """Features of the given images, not kept. Raises ImageError for one that cannot be read."""
+        """As `index`, of few images: nothing is kept."""
+        self.require("embed")
         files = ImageList(paths)
-        features = self.embed_images(files)
-        return ImageIndex(files, [file.relative for file in files], features, len(features), [])
+        names, found, faults = list[str](), list[Tensor](), list[str]()
+        for group in in_groups(self.stream(files), self.batch):
+            faults += [str(image) for _, image in group if isinstance(image, ImageError)]
+            images = [image for _, image in group if isinstance(image, Prepared)]
+            names += [file.relative for file, image in group if isinstance(image, Prepared)]
+            found += self.fitting(images, self.features) if images else ()
+        if not found:
+            raise ImageError(
+                faults[0] if len(faults) == 1 else f"none of {len(faults)} images could be read: {faults[0]}"
+            )
+        return ImageIndex(files, names, torch.stack(found), len(found), faults)
 
     def retrieve(self, index: ImageIndex, text: str, top: int = 5, rerank: int = 0) -> list[Scored]:
         """The `top` images of an index for a text, best first, by cosine similarity; with `rerank` > 0 the best so

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
+from unicodedata import category
 
 from fiber.data.convert.root_phrase import BREAKS as END_OF_PHRASE
 from fiber.data.convert.root_phrase import MODELS
@@ -21,10 +22,13 @@ DETERMINERS = ARTICLES | {"his", "her", "its", "their", "my", "your", "our", "th
 # a place ends one too: a caption that says "left" names what is there before or after it.
 BREAKS = frozenset({*END_OF_PHRASE, "left", "right", "front"})
 
+DRAWN = {"So", "Sk", "Mn", "Cf"}
+"""Kinds of characters that emoji are made of: words, too."""
+
 
 def find_phrases(sentence: str, phrases: Sequence[str] | None) -> tuple[str, list[Span]]:
     """The sentence without [brackets] and the character spans of its phrases: given (`locate`), bracketed, or found.
-    Raises ValueError where a given phrase is not in the sentence or none is found."""
+    Raises ValueError where a given phrase is not in the sentence, a bracketed one is not whole, or none is found."""
     spans: list[Span] = []
     if phrases:
         return sentence, locate(sentence, phrases)
@@ -34,6 +38,10 @@ def find_phrases(sentence: str, phrases: Sequence[str] | None) -> tuple[str, lis
             if part.startswith("[") and part.endswith("]"):
                 spans.append((len(plain), len(plain) + len(part) - 2))
                 part = part[1:-1]
+                if not part.strip():
+                    raise ValueError(f"an empty phrase [] in {sentence!r}")
+            elif "[" in part or "]" in part:
+                raise ValueError(f"brackets that do not close, or lie in others, in {sentence!r}")
             plain += part
         sentence = plain
     else:
@@ -94,7 +102,7 @@ def noun_phrases(sentence: str) -> list[Span]:
     run: list[Span] = []
     for token in [*re.finditer(r"[\w'-]+|[^\w\s]", sentence), None]:
         word = token.group().lower() if token else ""
-        if token and word not in BREAKS | DETERMINERS and re.match(r"\w", word):
+        if token and word not in BREAKS | DETERMINERS and (re.match(r"\w", word) or category(word[0]) in DRAWN):
             run.append(token.span())
         elif run:
             if word in DETERMINERS and len(run) > 1:

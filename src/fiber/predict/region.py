@@ -60,7 +60,10 @@ class FinePredictor(Predictor):
         sentence, spans = find_phrases(sentence, None if phrases is None else listed("phrases", phrases))
         prompt = self.prompts.sentence(sentence, [[span] for span in spans])
         if not prompt.token_map.any(1).all():
-            raise ValueError(f"the sentence is longer than the {self.config.max_text} tokens that this model reads")
+            places = zip(spans, prompt.token_map.any(1).tolist(), strict=True)
+            lost = next(sentence[slice(*span)] for span, there in places if not there)
+            limit = self.config.max_text
+            raise ValueError(f"phrase {lost!r}: the sentence is longer than the {limit} tokens that this model reads")
         results = []
         for found in self._detect(images, [prompt], REFERRING):
             own = []

@@ -12,6 +12,7 @@ import numpy as np
 
 from fiber.predict.base import TaskError
 from fiber.predict.heat import word_heat
+from fiber.predict.phrases import class_names
 from fiber.predict.sources import InputImage, Prepared, decode_image
 
 SHOWN_VERBS = ("detect", "ground", "refer", "answer", "caption", "match")
@@ -70,11 +71,11 @@ class Asking:
             return {"width": opened.width, "height": opened.height} | answer(opened)
 
     def _detect(self, image: Prepared, text: str, threshold: float) -> dict[str, Any]:
-        names = _parts(text, ",", MOST_CLASSES, "classes")
+        names = _at_most(MOST_CLASSES, class_names(text), "classes")
         return self._regions(self.predictor.detect(image, names or None, threshold=threshold))
 
     def _match(self, image: Prepared, text: str) -> dict[str, Any]:
-        texts = _parts(text, ";", MOST_MATCHES, "texts")
+        texts = _at_most(MOST_MATCHES, [part.strip() for part in text.split(";") if part.strip()], "texts")
         _check_text(" ".join(texts), "a text")
         found = [dataclasses.asdict(self.predictor.match(image, line)[0]) for line in texts]
         return {"matches": [{"text": line} | one for line, one in zip(texts, found, strict=True)]}
@@ -86,11 +87,10 @@ class Asking:
         return {"texts": [_rounded(dataclasses.asdict(one)) for one in found[0]]}
 
 
-def _parts(text: str, sign: str, most: int, what: str) -> list[str]:
-    parts = [part.strip() for part in text.split(sign) if part.strip()]
-    if len(parts) > most:
-        raise ValueError(f"{len(parts):,} {what}, {most} are allowed")
-    return parts
+def _at_most(most: int, texts: list[str], what: str) -> list[str]:
+    if len(texts) > most:
+        raise ValueError(f"{len(texts):,} {what}, {most} are allowed")
+    return texts
 
 
 def _check_text(text: str, what: str | None) -> None:

@@ -53,6 +53,8 @@ def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
     try:
         return load_tokenizer(export_folder(given) if Path(given).is_dir() else given)
     except ValueError as error:
+        if (own := Path(config.output) / "export").is_dir():  # a finished run needs nothing else
+            return load_tokenizer(own)
         raise ConfigError(f"tokenizer: {error}") from None
 
 
@@ -98,8 +100,7 @@ class Job:
                     wanted = " or ".join(task.fields)
                     raise ConfigError(f"{section}.{i}.field: task {task.name} reads {wanted}, not {source.field}")
         tokenizer = open_tokenizer(config)
-        if task.stage == "coarse":
-            check_vocabulary(config, tokenizer)
+        check_vocabulary(config, tokenizer)
         return cls(config, task, watchdog, tokenizer)
 
     def open_stream(self) -> MixedStream:
