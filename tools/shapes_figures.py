@@ -21,13 +21,21 @@ import matplotlib.pyplot as plt
 
 
 def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top: int = 5) -> None:
-    """For a few captions, evenly spaced, the best images by the dual encoder and after re-ranking, each with its rank
-    and score; the true one is framed. Above both halves, how often the first is the true one, over all captions."""
+    """For a few captions the best images by the dual encoder and after re-ranking, each with its rank and score; the
+    true one is framed. Half of the captions are evenly spaced among all, half among those that re-ranking gains or
+    loses. Above both halves, how often the first is the true one, over all captions."""
     shards = ShardSet(folder)
     images = [decode(shards.read(i).images[0][1]) for i in range(len(shards))]
     counts = shards.counts("captions").tolist()
     texts = [annotation_text(shards.record(i), "captions", a) for i, count in enumerate(counts) for a in range(count)]
-    chosen = np.linspace(0, len(texts) - 1, queries).astype(int)
+    right = [
+        ranking.columns[:, 0].numpy() == np.asarray(found.image_row)
+        for ranking in (found.dual_text_to_image, found.text_to_image)
+    ]
+    changed = np.flatnonzero(right[0] != right[1])[:, None]
+    half = min(queries // 2, len(changed))
+    spaced = [np.linspace(0, len(some) - 1, n).astype(int) for some, n in ((texts, queries - half), (changed, half))]
+    chosen = [*spaced[0], *changed[spaced[1], 0]]
     widths = {"width_ratios": [1] * top + [0.5] + [1] * top}
     size = (2 * top * 1.1, queries * 1.6 + 0.5)
     figure, axes = plt.subplots(queries, 2 * top + 1, figsize=size, squeeze=False, gridspec_kw=widths)
