@@ -116,13 +116,27 @@ def test_cards_that_cannot_be_had(
 ) -> None:
     cards(monkeypatch, folder, 2)
     assert main.main(["train", "mine.yaml", "--ranks", "3"]) == 1
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-8c1f,MIG-77aa")
     assert main.main(["train", "mine.yaml"]) == 1
     assert capsys.readouterr().err.splitlines() == [
         "error: --ranks 3: this machine lets the job use 2 GPUs",
-        "error: CUDA_VISIBLE_DEVICES=GPU-1: give numbers of nvidia-smi -L",
+        "error: CUDA_VISIBLE_DEVICES=MIG-8c1f,MIG-77aa: for several ranks give numbers of nvidia-smi -L",
     ]
     assert not started
+    main.main(["train", "mine.yaml", "--ranks", "1"])  # one rank may have any part of a card
+    assert started[0][1]["CUDA_VISIBLE_DEVICES"] == "MIG-8c1f"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    main.main(["train", "mine.yaml"])
+    assert started[1][1]["DS_ACCELERATOR"] == "cpu"
+
+
+def test_a_model_to_start_from_brings_its_tokenizer(folder: Path) -> None:
+    def overrides(*words: str) -> list[str]:
+        return launcher.Launch.of("mine.yaml", words, "train").overrides
+
+    assert overrides("init_from=model") == ["tokenizer=null", "init_from=model"]
+    for words in (["init_from=model", "tokenizer=mine"], ["init_from=null"], ["seed=3"]):
+        assert overrides(*words) == words
 
 
 def test_several_machines(folder: Path, started: list, monkeypatch: pytest.MonkeyPatch) -> None:

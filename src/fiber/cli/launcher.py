@@ -75,6 +75,9 @@ class Launch:
             plain = [*resets, *plain, *(one for one in made if one not in NO_EVALUATION)]
             if resets:
                 print(f"{word}: no val or test, nothing is evaluated", file=sys.stderr)
+        told = {word.partition("=")[0] for word in plain}
+        if "init_from" in told and tree.get("init_from") and tree.get("tokenizer") and "tokenizer" not in told:
+            plain = ["tokenizer=null", *plain]  # the model has its own, which that of the recipe need not be
         script = "stage1_coarse.py" if kind_of(tree, file).__name__ == "Stage1Config" else "stage2_fine.py"
         return cls(file, plain, Path(__file__).resolve().parents[1] / script)
 
@@ -112,7 +115,7 @@ def paths_of(tree: dict[str, Any], folder: Path, mode: str) -> list[str]:
 
 
 def cards() -> list[str]:
-    """Numbers of the GPUs of this machine that the job may use. Raises ConfigError."""
+    """The GPUs of this machine that the job may use: their numbers, or what CUDA_VISIBLE_DEVICES calls them."""
     tool = shutil.which("nvidia-smi")
     if os.environ.get("DS_ACCELERATOR") == "cpu" or tool is None:
         return []
@@ -121,10 +124,7 @@ def cards() -> list[str]:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if not found or chosen is None:
         return found
-    numbers = [number.strip() for number in chosen.split(",") if number.strip()]
-    if not all(number.isdecimal() for number in numbers):
-        raise ConfigError(f"CUDA_VISIBLE_DEVICES={chosen}: give numbers of nvidia-smi -L")
-    return numbers
+    return [card for part in chosen.split(",") if (card := part.strip()) not in ("", "-1")]
 
 
 def free_port() -> int:
@@ -188,6 +188,10 @@ def start(job: Launch, mode: str, arguments: argparse.Namespace) -> int:
     ranks = arguments.ranks or max(len(numbers), 1)
     if numbers and ranks > len(numbers):
         raise ConfigError(f"--ranks {ranks}: this machine lets the job use {len(numbers)} GPUs")
+    if ranks > 1 and not all(number.isdecimal() for number in numbers):  # parts of cards (MIG), say
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={','.join(numbers)}: for several ranks give numbers of nvidia-smi -L"
+        )
     if not numbers:
         environment["DS_ACCELERATOR"] = "cpu"
         cores = len(os.sched_getaffinity(0))

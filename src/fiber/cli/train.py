@@ -19,6 +19,7 @@ DESCRIPTION = """Train a configuration, on every GPU of this machine (on the CPU
 
 CONFIG is a file or a name of `fiber config list`; key.path=value changes one of its keys (docs/config.md lists them).
 data=S is short for the paths of every source: S/train to learn from, S/val to evaluate on; or S itself, one set.
+init_from=MODEL brings the model's sizes and its tokenizer, unless tokenizer= is given, too.
 The same command again goes on where the run stopped. Where the ranks do not share the global batch evenly,
 train.micro_batch and train.accumulation are set so that they do, and this is said.
 
