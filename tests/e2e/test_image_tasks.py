@@ -79,7 +79,8 @@ def runs(task_config: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("tasks")
     variants = []
     for stage in range(4):
-        variants += [variant(f"{task}{stage}", task, sets, **{"train.zero_stage": stage}) for task in TASKS]
+        tasks = TASKS if stage != 2 else TASKS[:1]  # 2 divides gradients, too, which no task sees: one shows it
+        variants += [variant(f"{task}{stage}", task, sets, **{"train.zero_stage": stage}) for task in tasks]
         if stage in (0, 3):
             tuned = {"train.zero_stage": stage}
             variants += [variant(f"{mode}{stage}", "vqa", sets, **tuned | {"tuning.mode": mode}) for mode in ADAPTED]
@@ -90,7 +91,8 @@ def runs(task_config: Path, sets: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.mark.parametrize(
-    ("task", "stage"), [(task, stage) for task in TASKS for stage in (1, 2, 3)] + [(mode, 3) for mode in ADAPTED]
+    ("task", "stage"),
+    [("vqa", 2)] + [(task, stage) for task in TASKS for stage in (1, 3)] + [(mode, 3) for mode in ADAPTED],
 )
 def test_zero_stages_agree(task: str, stage: int, runs: Path) -> None:
     one, other = runs / f"{task}0", runs / f"{task}{stage}"
