@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,8 @@ def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
     with open(path, "rb") as file:
         members, damage = scan_tar(file)
         file.seek(0)
-        digest = _sha256(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         return members, file.tell(), digest, damage
-
-
-def _sha256(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_index(folder: str | Path) -> Index:
@@ -224,7 +219,7 @@ class ShardSet:
         wrong = []
         for shard in self.index.shards:
             with open(self._open(shard["name"]), "rb") as file:
-                if _sha256(file) != shard["sha256"]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                     wrong.append(f"{shard['name']}: bytes differ from the index")
         return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
 

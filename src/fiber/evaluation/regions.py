@@ -57,7 +57,7 @@ def caption_phrases(record: Record) -> list[Target]:
         ({"image_id": record["image_id"], "caption": c, "phrase": p}, caption["text"], phrase["span"])
         for c, caption in enumerate(record.get("captions", ()))
         for p, phrase in enumerate(caption.get("phrases", ()))
-        if phrase["boxes"]
+        if phrase.get("boxes")
     ]
 
 
