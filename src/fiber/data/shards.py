@@ -20,7 +20,7 @@ from fiber.data.index import Index
 from fiber.data.indexing import IndexBuilder, Members, scan_tar
 from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts, broken, check_categories
 from fiber.data.remote import RemoteFolder, check_shard_name
-from fiber.errors import SampleFault, ShardError
+from fiber.errors import SampleFault, ShardError, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,12 @@ def dataset_info(path: str) -> dict[str, Any]:
     if not RemoteFolder.is_remote(path):
         return _info(Path(path))
     remote = RemoteFolder(path, keep=OPEN_FILES)
+    if remote.shards:  # nothing else lies there, and the template names no file
+        return {}
     try:
         remote.fetch("dataset.json")
     except OSError as error:
-        raise ShardError(f"{path}: {error}") from None
+        raise ShardError(f"{without_secrets(path)}: {error}") from None
     return _info(remote.folder)
 
 
@@ -115,9 +117,10 @@ class ShardSet:
     def __init__(self, path: str | Path):
         self.remote = RemoteFolder(str(path), keep=OPEN_FILES) if RemoteFolder.is_remote(str(path)) else None
         self.path = str(path) if self.remote else Path(path)
+        self.where = without_secrets(str(path))  # for messages and files
         self.folder: Path = self.remote.folder if self.remote else Path(path)
         if not self.folder.is_dir():
-            raise ShardError(f"{self.path}: no such folder of shards")
+            raise ShardError(f"{self.where}: no such folder of shards")
         self._files: dict[int, int] = {}
         self.index = self._load_remote_index(self.remote) if self.remote else self._load_index()
         self.fingerprint, self.first_fingerprint = self.index.fingerprint(), self.index.first_fingerprint()
@@ -152,9 +155,9 @@ class ShardSet:
                 remote.fetch_index(again=True)
                 index = Index.load(self.folder)
         except OSError as error:
-            raise ShardError(f"{self.path}: {error}") from None
+            raise ShardError(f"{self.where}: {error}") from None
         if index is None:
-            raise ShardError(f"{self.path}: its index is of another version; build it again where the shards lie")
+            raise ShardError(f"{self.where}: its index is of another version; build it again where the shards lie")
         remote.sha256 = {shard["name"]: shard["sha256"] for shard in index.shards}
         return index
 
@@ -195,7 +198,7 @@ class ShardSet:
         counts = self.index.count(field)
         most = sum(shard["bytes"] for shard in self.index.shards)
         if counts.size and not 0 <= counts.min() <= counts.sum(dtype=np.int64) <= most:
-            raise ShardError(f"{self.path}: its index counts impossible {field}: delete index.json and index.npz")
+            raise ShardError(f"{self.where}: its index counts impossible {field}: delete index.json and index.npz")
         return counts
 
     def count(self, field: str) -> int:

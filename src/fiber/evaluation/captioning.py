@@ -69,7 +69,7 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
     figures = None
     if distributed.is_main():
         world = distributed.world_size()
-        path = merge_predictions(context.folder, "captions", world, ("image_id",), shards=shards.path)
+        path = merge_predictions(context.folder, "captions", world, ("image_id",), shards=shards.where)
         rows = list(read_predictions(path))
         metrics.write_submission(context.folder / "captions.json", [row["image_id"] for row in rows], rows)
         figures = {"images": len(rows)} | (score(rows) if scored else {})

@@ -87,7 +87,7 @@ def draw_predictions(
             stored = shards.read(index)
             sample = image(stored, field, 0, np.random.default_rng(0))
         except SampleFault as fault:
-            raise ShardError("{}/{}, key {!r}: {}".format(shards.path, *shards.place(index), fault)) from None
+            raise ShardError("{}/{}, key {!r}: {}".format(shards.where, *shards.place(index), fault)) from None
         ((_, found),) = predict(model, [sample], asked, pairs=8, multi_scale=image.multi_scale)
         if field == "boxes":
             names = {category["id"]: category["name"] for category in shards.categories}

@@ -29,7 +29,7 @@ def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:
         try:
             return score_boxes(asked, shards.categories, path)
         except RepeatedError as error:
-            raise ShardError(f"{shards.path}: {error}; {REMEDY}") from None
+            raise ShardError(f"{shards.where}: {error}; {REMEDY}") from None
     records = (shards.record(i) for i, count in enumerate(shards.counts(field)) if count)
     if field == "expressions":
         targets = {
