@@ -155,9 +155,9 @@ class _ClassWalk:
         for sample in np.flatnonzero(source.counts).tolist():
             try:
                 boxes = source.shards.record(sample)["boxes"]
-            except SampleFault:
-                continue  # no position has it
-            present = {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
+                present = {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
+            except (SampleFault, AttributeError, KeyError, TypeError):
+                continue  # damaged: no position has it
             labels.extend(sorted(present))
             samples.extend([sample] * len(present))
         if not samples:
