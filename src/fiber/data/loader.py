@@ -169,7 +169,6 @@ class _FaultBudget:
         batch["faults"] = [fault for fault, _ in found]
         self.seen += len(batch.get("keys", ())) + len(found)
         self.reasons.update(fault.reason for fault, _ in found)
-        total = sum(self.reasons.values())
         damage = sum(n for reason, n in self.reasons.items() if reason not in BY_RULE)
         if "failed" not in batch and (not found or damage <= self.share * max(self.seen, GRACE)):
             return
@@ -178,7 +177,7 @@ class _FaultBudget:
         why = f"{ATTEMPTS} in a row" if "failed" in batch else why
         counts = ", ".join(f"{reason} {n}" for reason, n in self.reasons.most_common())
         raise DataFaultError(
-            f"{total} of {self.seen} samples could not be used, {why} ({counts}); "
+            f"{self.reasons.total()} of {self.seen} samples could not be used, {why} ({counts}); "
             f"the last: shard {shard}, key {key!r}: {reason}: {detail:.500}{self.remedy}"
         )
 

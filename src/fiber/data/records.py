@@ -159,10 +159,8 @@ def _check_spans(spans: Any, text: str, where: str) -> None:
     _check(isinstance(spans, list) and len(spans) > 0, "bad_span", f"{where} must be a list of [start, end)")
     for span in spans:
         ok = isinstance(span, (list, tuple)) and len(span) == 2 and all(isinstance(x, int) for x in span)
-        _check(
-            ok and 0 <= span[0] < span[1] <= len(text), "bad_span", f"{where}: {span!r} is not inside {text!r:.200}"
-        )
-        _check(bool(text[span[0] : span[1]].strip()), "bad_span", f"{where}: {span!r} of {text!r:.200} is blank")
+        _check(ok and 0 <= span[0] < span[1] <= len(text), "bad_span", f"{where}: {span!r} is not in {text!r:.99}")
+        _check(bool(text[span[0] : span[1]].strip()), "bad_span", f"{where}: {span!r} of {text!r:.99} is blank")
 
 
 def _check_boxes(record: Record, categories: set[int] | None) -> None:
