@@ -1,6 +1,7 @@
 """Class-aware sampling: every class as often as any other, every image of it in turn, any position by itself."""
 
 import itertools
+import json
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from shard_sets import jpeg
 
 from fiber.config.base import DataConfig, SourceConfig, TrainConfig
 from fiber.config.stage2 import Stage2Config, validate_stage2
-from fiber.data.convert.writer import write_dataset
+from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.loader import make_loader
 from fiber.data.order import MixedStream, Source
 from fiber.data.records import Sample
@@ -144,3 +145,20 @@ def test_images_without_boxes_are_left_out(boxes: ShardSet) -> None:
     walk = MixedStream([source], seed=3, global_batch=1)
     assert sorted(walk.item(p).sample for p in range(walk.epoch_length)) == sorted(set(range(33)) - {30, 32})
     assert MixedStream([replace(source, sampling="each")], seed=3, global_batch=1).epoch_length == 33
+
+
+@pytest.mark.parametrize(
+    "damage", [[{"box": [0, 0, 9, 9], "category": [RARE]}], [["box", "category"]], "category", {"category": 1}, None]
+)
+def test_a_damaged_record_does_not_end_the_run(boxes: ShardSet, tmp_path: Path, damage: Any) -> None:
+    """Its image stands at no position; the others take turns as before. The index may count it all the same."""
+    folder = tmp_path / "damaged"
+    with ShardWriter(folder, "set") as writer:
+        for number in (0, 3, 17):
+            sample = boxes.read(number)
+            writer.add(sample if number else replace(sample, record=sample.record | {"boxes": damage}))
+    (folder / "dataset.json").write_text(json.dumps(boxes.info))
+    source = Source(ShardSet(folder), "boxes", 1.0, sampling="class_aware")
+    source.counts = np.ones(3, np.int32)
+    mixed = MixedStream([source], seed=3, global_batch=4)
+    assert {mixed.item(position).sample for position in range(20)} == {1, 2}

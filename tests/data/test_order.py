@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -465,7 +466,8 @@ def test_evaluation_per_image(many: ShardSet) -> None:
 
 def test_evaluation_is_strict_unless_told_otherwise(tmp_path: Path) -> None:
     shards = faulty(tmp_path)
-    with pytest.raises(DataFaultError, match="s0003"):
+    remedy = f"; pack {tmp_path} again, or leave it out of eval.data (eval.data=[]: no evaluation)"
+    with pytest.raises(DataFaultError, match=f"all are needed .*s0003.*{re.escape(remedy)}$"):
         list(eval_loader(shards, "captions", take, collate, batch=4))
     batches = list(eval_loader(shards, "captions", take, collate, batch=1, max_fault_share=0.5))
     assert len(batches) == 40

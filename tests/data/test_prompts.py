@@ -1,3 +1,4 @@
+import time
 from collections import Counter
 from itertools import pairwise
 
@@ -157,3 +158,21 @@ def test_number_of_negatives_has_the_published_shares() -> None:
     assert draws[1] / 40_000 == pytest.approx(0.05 + 0.40 / 85, abs=0.005)
     assert draws[40] / 40_000 == pytest.approx(0.40 / 85, abs=0.002)
     assert set(draws) == set(range(86))
+
+
+def test_a_text_of_megabytes_costs_what_a_long_one_does(builder: PromptBuilder) -> None:
+    """Of the caption as much is read as the limit can hold; a class of such a name is refused as quickly."""
+    caption = "a red circle left of two dogs. " * 170_000
+    spans = [[(2, 12)], [(5_000_000, 5_000_010)]]
+    start = time.process_time()
+    prompt = builder.sentence(caption, spans)
+    with pytest.raises(ValueError, match=r"alone has .* tokens, 62 fit") as error:
+        builder.chunks(["cat", caption])
+    with pytest.raises(ValueError, match=r"a prompt of 1 classes has .* tokens, the text limit is 64"):
+        builder.classes([caption])
+    assert time.process_time() - start < 3  # 13 s of the caption alone before
+    assert len(str(error.value)) < 400
+    short = builder.sentence(caption[:20_000], spans)
+    assert prompt.ids.equal(short.ids)
+    assert prompt.token_map.equal(short.token_map)
+    assert words(builder, prompt, 0) == "red circle"

@@ -64,6 +64,10 @@ def test_a_full_record_is_valid() -> None:
         ("questions.0.question", "", "empty_text", "questions[0]"),
         ("hypotheses.0.label", "maybe", "bad_label", "hypotheses[0]"),
         ("statements.0.label", "True", "bad_label", "statements[0]"),
+        ("statements.0", {"text": "two dogs"}, "bad_id", "statements[0].id"),
+        ("questions.0.id", [1], "bad_id", "questions[0].id"),
+        ("boxes.1.area", "large", "bad_box", "boxes[1].area"),
+        ("captions.0.text", "a dog near \ud800 cat", "bad_field", "surrogates"),  # half a character
     ],
 )
 def test_a_fault_is_named(path: str, value: object, reason: str, named: str) -> None:

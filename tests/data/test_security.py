@@ -6,13 +6,19 @@ import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 from shard_sets import write_shards
 
+from fiber.data.collate import collate
+from fiber.data.loader import Fault, eval_loader, make_loader
+from fiber.data.order import MixedStream, Source
+from fiber.data.records import Sample
 from fiber.data.remote import RemoteFolder
 from fiber.data.shards import ShardSet, dataset_info
-from fiber.errors import SampleFault, ShardError, without_secrets
+from fiber.errors import DataFaultError, SampleFault, ShardError, without_secrets
+from fiber.evaluation.context import _whereabouts
 from fiber.evaluation.predictions import PredictionWriter
 
 
@@ -33,7 +39,7 @@ def url(hostile: Path) -> Iterator[str]:
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def translate_path(self, path: str) -> str:
-            found = hostile / path.rpartition("/")[2]
+            found = hostile / path.partition("?")[0].rpartition("/")[2]
             return str(found if found.exists() else hostile / "s0-000000.tar")
 
         def log_message(self, *_: object) -> None:
@@ -138,3 +144,46 @@ def test_secrets_of_urls_are_not_passed_on() -> None:
             assert "/c/{}" in shown
             assert ("what? no" in shown) == ("what? no" in text)
     assert without_secrets("pipe:aws s3 cp s3://bucket/{} -") == "pipe:aws s3 cp s3://bucket/{} -"
+
+
+def test_secrets_are_in_no_fault_and_no_message(hostile: Path, url: str) -> None:
+    """What faults.jsonl, a log, W&B and the list of what was evaluated are made of."""
+    index = json.loads((hostile / "index.json").read_text())
+    index["shards"][0]["damage"] = "cut short"
+    (hostile / "index.json").write_text(json.dumps(index))
+    signed = ShardSet(f"{url}/{{}}?sig=SECRET")
+    lost = Fault(signed.facts.path, "k", "a box")
+
+    def gather(samples: list) -> dict:
+        return collate(samples) | {"dropped": [lost]}
+
+    def damaged(sample: Sample, *_: object) -> dict:
+        raise SampleFault("undecodable_image", "no image")
+
+    stream = MixedStream([Source(signed)], seed=0, global_batch=1)
+    batch = next(make_loader(stream, lambda *_: {"x": 1}, gather, micro_batch=1))
+    assert [fault.reason for fault in batch["faults"]] == ["damaged_shard", "a box"]
+    with pytest.raises(DataFaultError, match=r"in a row .*/set/\{\}/s0-000000\.tar") as training:
+        next(make_loader(stream, damaged, gather, micro_batch=1))
+    with pytest.raises(DataFaultError, match=r"; pack http.*/set/\{\} again") as evaluation:
+        next(eval_loader(signed, "captions", damaged, gather, batch=1))
+    with pytest.raises(ShardError) as wrong:
+        MixedStream([Source(signed, "statements")], seed=0, global_batch=1)
+    for text in (*batch["faults"], training.value, evaluation.value, wrong.value, _whereabouts(signed)):
+        assert "/set/{}" in str(text)
+        assert "SECRET" not in str(text)
+
+
+def test_a_set_that_is_its_shards_has_no_description(hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the shell expands the braces too, a command for dataset.json would bring the whole set in its place."""
+    opened: list[str] = []
+
+    def shell(url: str) -> IO[bytes]:
+        opened.append(url)
+        return (hostile / "s0-000000.tar").open("rb")
+
+    monkeypatch.setattr("fiber.data.remote._open_url", shell)
+    location = f"pipe:cat {hostile}/s0-{{000000..000000}}.tar"
+    assert dataset_info(location) == {}
+    assert len(ShardSet(location)) == 3
+    assert opened == [f"pipe:cat {hostile}/s0-000000.tar"]

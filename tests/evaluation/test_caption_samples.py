@@ -102,3 +102,13 @@ def test_pickles_build_plain_data_and_nothing_else(tmp_path: Path):
     path.write_bytes(pickle.dumps(plain)[:-3])
     with pytest.raises(ValueError, match="not a pickle of plain data"):
         load_plain(path)
+
+
+@pytest.mark.parametrize("damage", [{"captions": [{"text": 5}]}, {"captions": [{}]}, {"captions": ["a"]}])
+def test_a_damaged_record_does_not_end_a_reward_run(scenes, tmp_path: Path, damage: dict):
+    """All captions are read before its first step: such a record has none, and training counts it."""
+    with ShardWriter(tmp_path, "s") as writer:
+        for number, scene in enumerate(scenes[:2]):
+            record = scene.record if number else scene.record | damage
+            writer.add(Sample(scene.key, scene.images, record))
+    assert list(all_texts([ShardSet(tmp_path)])) == [["a red star", "two shapes"]]

@@ -22,6 +22,7 @@ from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.errors import ConfigError
+from fiber.evaluation import captioning
 from fiber.evaluation.caption_samples import CaptionEvalSample
 from fiber.evaluation.captioning import CiderReward, caption_reward, evaluate_captions, server_id
 from fiber.evaluation.context import EvalContext
@@ -141,13 +142,30 @@ def test_figures_are_those_of_the_metric_and_the_constant_is_beside_them(alone):
     folder, figures, _ = alone
     rows = list(read_predictions(folder / "predictions/captions.jsonl"))
     references = {row["image_id"]: row["references"] for row in rows}
-    expected = metrics.evaluate(rows, references, coco_tools=metrics.coco_tools_missing() is None)
+    expected = metrics.evaluate(rows, references)
     assert {name: figures[name.lower()] for name in expected} == expected
     assert figures["images"] == IMAGES
     truth = [[metrics.tokenize(text) for text in texts] for texts in references.values()]
     scores = np.array([cider_d([texts[0]] * IMAGES, truth) for texts in truth])
     others = (scores.sum(1) - np.diag(scores)) / (IMAGES - 1)  # a caption is not said of its own image
     assert figures["constant_cider"] == pytest.approx(others.max(), rel=1e-12)
+
+
+@pytest.mark.parametrize("domain", ["", "near-domain"])
+def test_the_coco_tools_change_no_figure(monkeypatch: pytest.MonkeyPatch, domain: str) -> None:
+    """A machine with Java adds theirs under names of their own."""
+    texts = {"a": ["a dog runs", "the dog"], "b": ["two cats", "cats sit"]}
+    rows = [{"image_id": i, "caption": t[0], "references": t, "domain": domain} for i, t in texts.items()]
+    monkeypatch.setattr(captioning, "coco_tools_missing", lambda: "no Java")
+    alone = captioning.score(rows)
+    theirs = {"Bleu_1": 0.25, "ROUGE_L": 0.5, "CIDEr": 9.0, "METEOR": 0.125}
+    monkeypatch.setattr(captioning, "coco_tools_missing", lambda: None)
+    monkeypatch.setattr(metrics, "_coco_metrics", lambda *_: theirs)
+    beside = captioning.score(rows)
+    assert {name: beside[name] for name in alone} == alone
+    own = {name: value for name, value in beside.items() if name not in alone}
+    added = {"coco_tools_bleu_1": 0.25, "coco_tools_rouge_l": 0.5, "coco_tools_cider": 9.0, "meteor": 0.125}
+    assert own == added | ({f"{domain}/{name}": value for name, value in added.items()} if domain else {})
 
 
 @pytest.mark.parametrize("batch", [1, 7])
@@ -176,8 +194,7 @@ def test_nocaps_is_scored_by_domain_and_as_a_whole(world, alone, tmp_path):
     assert [row["image_id"] for row in rows] == list(range(34, 41))
     near = [row for row in rows if row["domain"] == "near-domain"]
     assert len(near) == 3
-    tools = metrics.coco_tools_missing() is None
-    expected = metrics.evaluate(near, {row["image_id"]: row["references"] for row in near}, tools)
+    expected = metrics.evaluate(near, {row["image_id"]: row["references"] for row in near})
     assert figures["near-domain/cider"] == expected["CIDEr"]
     assert figures["in-domain/bleu_1"] > 0
     assert figures["cider"] == alone[1]["cider"]

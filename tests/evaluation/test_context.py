@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from fiber.data.convert.writer import write_dataset
+from fiber.data.convert.writer import ShardWriter, write_dataset
+from fiber.data.records import Sample
 from fiber.data.shapes.world import WORLDS, generate
 from fiber.data.shards import ShardSet
+from fiber.errors import DataFaultError
 from fiber.evaluation.context import EvalContext, evaluate_sets, unique_names
+from fiber.evaluation.loader import EvalLoader
 
 
 def shards(folder: Path, name: str, split: str, count: int = 6) -> ShardSet:
@@ -31,6 +34,19 @@ def test_sets_of_one_name_are_told_apart(tmp_path: Path, capsys: pytest.CaptureF
     assert unique_names([(a, "captions"), (c, "captions")]) == ["coco_val_a", "coco_val_c"]
     assert unique_names([(c, "captions"), (d, "captions")]) == ["coco_val_c_0", "coco_val_c_1"]
     assert unique_names([(c, "captions"), (c, "captions"), (b, "captions")])[:2] == ["coco_val_c_0", "coco_val_c_1"]
+
+
+def test_what_only_scoring_reads_is_looked_at_too(tmp_path: Path) -> None:
+    """An evaluation at image level takes one text of a record; a label that there is not is found all the same."""
+    about = {"image_id": "a", "width": 1, "height": 1, "source": "x"}
+    record = about | {
+        "hypotheses": [{"text": "it rains", "label": "neutral"}, {"text": "it snows", "label": "maybe"}]
+    }
+    with ShardWriter(tmp_path, "set") as writer:
+        writer.add(Sample("a", [("png", b"")], record))
+    batches = EvalLoader(ShardSet(tmp_path), "hypotheses", lambda *_: {"x": 1}, "annotation", 1, 0)
+    with pytest.raises(DataFaultError, match=r"key 'a': bad_label: hypotheses\[1\]\.label must be one of"):
+        next(iter(batches))
 
 
 def test_figures_and_files_of_every_set_stay(tmp_path: Path) -> None:

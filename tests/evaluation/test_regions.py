@@ -6,6 +6,7 @@ import json
 import os
 import tracemalloc
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from fiber.backbone.build import build_backbone
 from fiber.cli.launcher import free_port
 from fiber.config.base import ImageTowerConfig, ModelConfig, TextTowerConfig
-from fiber.data.convert.writer import write_dataset
+from fiber.data.convert.writer import ShardWriter, write_dataset
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Sample
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.shapes.world import WORLDS, categories, generate, vocabulary_texts
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
+from fiber.errors import DataFaultError, ShardError
 from fiber.evaluation.figures import draw_predictions
 from fiber.evaluation.predictions import read_predictions
 from fiber.evaluation.progress import Progress
@@ -98,6 +100,17 @@ class Oracle(nn.Module):
             found = torch.tensor(boxes)[order] * scale
             results.append(Detections(found, torch.tensor(scores)[order], torch.tensor(labels)[order]))
         return results
+
+
+class Blind(Oracle):
+    """Finds nothing."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+
+    def detect(self, images: Tensor, *_: Any, **__: Any) -> list[Detections]:
+        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        return [nothing] * len(images)
 
 
 @pytest.fixture(scope="module")
@@ -327,3 +340,73 @@ def test_drawn_examples(images: tuple, tokenizer: Path, field: str) -> None:
     figure = np.asarray(drawn[0])
     colours = [np.array(ImageColor.getrgb(c)) for c in COLOURS[: 2 if field != "expressions" else 1]]
     assert all((figure == colour).all(-1).sum() > 100 for colour in colours)
+
+
+# ---------------------------------------------------------------------------------------------- damaged sets
+
+
+def with_one_changed(folder: Path, change: Callable[[dict[str, Any]], Any]) -> tuple[ShardSet, list[Sample]]:
+    """The painted set, the record of its fourth image changed, whatever the schema says."""
+    samples = [painted(number, size) for number, size in enumerate(SIZES)]
+    change(samples[3].record)
+    with ShardWriter(folder, "painted", max_samples=10) as writer:
+        for sample in samples:
+            writer.add(sample)
+    about = {"name": "painted", "categories": [{"id": 7 - i, "name": n} for i, n in enumerate(NAMES)]}
+    (folder / "dataset.json").write_text(json.dumps(about))
+    return ShardSet(folder), samples
+
+
+def _phrase(record: dict[str, Any]) -> dict[str, Any]:
+    return record["captions"][0]["phrases"][0]
+
+
+DAMAGE: dict[str, tuple[str, str, Callable[[dict[str, Any]], Any]]] = {
+    "a box index of a phrase": ("captions", "bad_index", lambda r: _phrase(r).update(boxes=[77])),
+    "a span": ("captions", "bad_span", lambda r: _phrase(r).update(span="ab")),
+    "a box index": ("expressions", "bad_index", lambda r: r["expressions"][1].update(box=99)),
+    "an id": ("expressions", "bad_id", lambda r: r["expressions"][0].update(id=[1])),
+    "a category": ("boxes", "bad_category", lambda r: r["boxes"][1].update(category=999)),
+    "a listed category": ("boxes", "bad_category", lambda r: r.update(negative_categories=[999])),
+    "three numbers": ("boxes", "bad_box", lambda r: r["boxes"][1].update(box=[1, 2, 3])),
+    "an area": ("boxes", "bad_box", lambda r: r["boxes"][1].update(area="large")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_one_bad_annotation_ends_in_a_line(damage: str, tokenizer: Path, tmp_path: Path) -> None:
+    """Whatever part of a record it is that only scoring or drawing would have met: the shard, the key, the reason."""
+    field, reason, change = DAMAGE[damage]
+    shards, samples = with_one_changed(tmp_path / "set", change)
+    asked = (PromptBuilder(load_tokenizer(tokenizer), 48), shards, field, EvalImage(64, 128))
+    with pytest.raises(DataFaultError) as error:
+        evaluate_regions(Oracle(samples), *asked, folder=tmp_path, batch=2)
+    assert "painted-000000.tar, key 'p3': " + reason in str(error.value)
+    with pytest.raises(ShardError, match=r"painted-000000\.tar, key 'p3': "):
+        draw_predictions(Oracle(samples), *asked, count=30)
+
+
+def test_a_phrase_that_says_nothing_of_boxes_has_none(images: tuple, tokenizer: Path, tmp_path: Path) -> None:
+    """As training takes it: it is not asked for."""
+    builder, image = PromptBuilder(load_tokenizer(tokenizer), 48), EvalImage(64, 128)
+    changed, samples = with_one_changed(tmp_path / "set", lambda r: r["captions"][0]["phrases"][2].pop("boxes"))
+    found = evaluate_regions(Oracle(samples), builder, changed, "captions", image, folder=tmp_path / "a")
+    assert found == evaluate_regions(Oracle(samples), builder, images[0], "captions", image, folder=tmp_path / "b")
+    draw_predictions(Oracle(samples), builder, changed, "captions", image, count=30)
+
+
+@pytest.mark.parametrize(
+    ("field", "change", "said"),
+    [
+        ("boxes", lambda r: r.update(image_id="p0"), "image 'p0' comes twice; the set holds an image"),
+        ("expressions", lambda r: r["expressions"][0].update(id=5), "texts and some numbers: write all in one way"),
+    ],
+)
+def test_records_that_do_not_go_together_are_named(
+    field: str, change: Callable, said: str, tokenizer: Path, tmp_path: Path
+) -> None:
+    shards, samples = with_one_changed(tmp_path / "set", change)
+    asked = (PromptBuilder(load_tokenizer(tokenizer), 48), shards, field, EvalImage(64, 128))
+    model = Blind() if field == "boxes" else Oracle(samples)
+    with pytest.raises(ShardError, match=f"set: .*{said}"):
+        evaluate_regions(model, *asked, folder=tmp_path)

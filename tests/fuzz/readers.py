@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mutate import VALUES, Rng, damage, some_bytes
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests", "tests/data/convert")]
@@ -35,6 +37,11 @@ from fiber.data.shapes.world import WORLDS, answers, categories, generate
 from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.errors import KnownError, SampleFault
+from fiber.evaluation.example_regions import write_example_regions
+from fiber.evaluation.figures import draw_predictions
+from fiber.evaluation.region_images import EvalImage
+from fiber.evaluation.regions import evaluate_regions
+from fiber.fine.postprocess import Detections
 from fiber.images.codec import check_decodes, decode
 from fiber.predict.sources import ImageError, open_image
 from fiber.tasks.pretrain import PretrainSample
@@ -166,6 +173,38 @@ def evaluation(rng: Rng, inputs: Inputs, case: Path) -> str:
     return COUNTED if faults else OK
 
 
+class Guess(nn.Module):
+    """Finds the left half of every image, whatever it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))  # where it lies
+
+    def encode_prompts(self, prompts: list) -> None:
+        """Needs no preparation."""
+
+    def detect(self, images: Tensor, sizes: Tensor, prompts: list, *_: Any, **__: Any) -> list[Detections]:
+        """As `FiberDetector.detect`."""
+        found = []
+        for (height, width), own in zip(sizes.tolist(), prompts, strict=True):
+            labels = torch.tensor([label for prompt in own for label in prompt.classes], dtype=torch.int64)
+            box = torch.tensor([0.0, 0.0, width / 2, height]).expand(len(labels), 4)
+            found.append(Detections(box, torch.full((len(labels),), 0.5), labels))
+        return found
+
+
+def regions(rng: Rng, inputs: Inputs, case: Path) -> str:
+    """Shards -> an evaluation at region level: figures, drawn examples and their data."""
+    shards = ShardSet(_set(rng, inputs, case))
+    field = str(rng.choice(["captions", "expressions", "boxes"]))
+    asked = PromptBuilder(inputs.tokenizer, 48), shards, field, EvalImage(32, 48)
+    evaluate_regions(Guess(), *asked, folder=case / "out", batch=4)
+    draw_predictions(Guess(), *asked, count=SAMPLES)
+    rows = case / "out" / f"{shards.name}_{field}.jsonl"
+    write_example_regions(shards, field, rows, case / "out" / "example", count=SAMPLES)
+    return OK
+
+
 def inspect(rng: Rng, inputs: Inputs, case: Path) -> str:
     """Shards -> inspect_shards with everything."""
     folder = _set(rng, inputs, case)
@@ -233,7 +272,18 @@ def images(rng: Rng, inputs: Inputs, case: Path) -> str:
 
 READERS: dict[str, Callable[[Rng, Inputs, Path], str]] = {
     reader.__name__: reader
-    for reader in (annotations, stage1, stage2, evaluation, inspect, configuration, exports, tokenizer, images)
+    for reader in (
+        annotations,
+        stage1,
+        stage2,
+        evaluation,
+        regions,
+        inspect,
+        configuration,
+        exports,
+        tokenizer,
+        images,
+    )
 }
 KNOWN = (KnownError, SampleFault, ImageError)
 """What a reader may raise: one line each, by the rules of the commands."""

@@ -56,7 +56,7 @@ def test_bad_endings_are_seen(bad, inputs, tmp_path, monkeypatch):
     assert harness.run_case(harness.Case("images", 0, 0), inputs, tmp_path).outcome == bad
 
 
-@pytest.mark.parametrize("reader", ["stage1", "stage2", "evaluation", "inspect"])
+@pytest.mark.parametrize("reader", ["stage1", "stage2", "evaluation", "regions", "inspect"])
 @pytest.mark.parametrize(
     "name", ["boxes_is_a_string", "cut_index", "one_bad_json", "one_deep_json", "one_truncated_picture"]
 )
@@ -72,5 +72,6 @@ def test_recorded_damage(name, reader, shared, inputs, tmp_path, monkeypatch):
     expected = {
         "inspect": (readers.OK, readers.LINE) if name == "cut_index" else (readers.LINE,),
         "stage1": (readers.OK, readers.COUNTED, readers.LINE),
+        "regions": (readers.OK, readers.LINE),
     }
     assert outcome in expected.get(reader, (readers.OK, readers.COUNTED))

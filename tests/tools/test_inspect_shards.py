@@ -1,5 +1,6 @@
 """inspect_shards: right numbers, every kind of damage found, boxes drawn where they are."""
 
+import contextlib
 import io
 import json
 import sys
@@ -100,6 +101,35 @@ def test_bad_samples_are_found_and_named(tmp_path, capsys):
     assert summary["wrong"] == {"undecodable_image": 1, "wrong_size": 1, "bad_box": 1, "empty_text": 1}
     for key in ("cut", "large", "outside", "blank"):
         assert f"s-000000.tar {key}: " in out
+
+
+@pytest.mark.parametrize("damage", ["{xx", '{"image_id": "b"}', "[]"])
+def test_a_damaged_record_is_reported_and_hides_nothing(damage: str, tmp_path: Path, capsys) -> None:
+    """Where dataset.json does not count the boxes either. The verdict comes first, whatever becomes of the sheet."""
+    record = {
+        "width": raw.WIDTH,
+        "height": raw.HEIGHT,
+        "source": "t",
+        "boxes": [{"box": [0, 0, 9, 9], "category": 1}],
+    }
+    with ShardWriter(tmp_path / "s", "s") as writer:
+        for key in "abc":
+            writer.add(Sample(key, [("jpg", raw.write_image(0))], record | {"image_id": key}))
+    offset, size = ShardSet(tmp_path / "s").index.record[1].tolist()
+    tar = tmp_path / "s/s-000000.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[:offset] + damage.ljust(size).encode() + content[offset + size :])
+    for index in (tmp_path / "s").glob("index.*"):
+        index.unlink()
+    (tmp_path / "s/dataset.json").write_text('{"categories": [{"id": 1, "name": "x"}]}')
+    code, summary, _ = inspected([tmp_path / "s"], capsys)
+    assert (code, summary["samples"], summary["annotations"]) == (0, 3, {"boxes": 2})
+    code, summary, _ = inspected([tmp_path / "s", "--verify", "--contact-sheet", tmp_path / "sheet.png"], capsys)
+    assert (code, sum(summary["wrong"].values())) == (1, 1)
+    assert (tmp_path / "sheet.png").is_file()
+    with contextlib.suppress(OSError):
+        inspect_shards.main([str(tmp_path / "s"), "--verify", "--contact-sheet", str(tmp_path / "no/sheet.png")])
+    assert "verified: faults" in capsys.readouterr().out
 
 
 def test_no_shards_is_a_clear_error(tmp_path, capsys):

@@ -100,12 +100,12 @@ def _inspect(options: argparse.Namespace) -> int:
         print(f"warning: none of the first 100 samples is a fiber record ({first}); tars of images and texts become "
               "shards by `fiber shards pairs`", file=sys.stderr)  # fmt: skip
     summary = _describe(shards, options.statistics_of)
+    if options.verify:  # first: the verdict is there whatever becomes of the sheet
+        summary["wrong"] = dict(verify(shards))
+        print("verified: " + ("no fault found" if not summary["wrong"] else f"faults {summary['wrong']}"))
     if options.contact_sheet is not None:
         contact_sheet(shards, options.contact_sheet, options.samples, options.side)
         print(f"contact sheet: {options.contact_sheet}")
-    if options.verify:
-        summary["wrong"] = dict(verify(shards))
-        print("verified: " + ("no fault found" if not summary["wrong"] else f"faults {summary['wrong']}"))
     print(json.dumps(summary))
     return int(bool(summary.get("wrong")))
 
@@ -120,8 +120,18 @@ def _counts(shards: ShardSet) -> dict[str, int]:
     if isinstance(described, dict) and isinstance(described.get("boxes"), int):
         counts["boxes"] = described["boxes"]
     elif "boxes" in counts:
-        counts["boxes"] = sum(len(shards.record(int(i))["boxes"]) for i in shards.counts("boxes").nonzero()[0])
+        counts["boxes"] = sum(_boxes(shards, i) for i in shards.counts("boxes").nonzero()[0].tolist())
     return counts
+
+
+def _boxes(shards: ShardSet, i: int) -> int:
+    """Boxes of a sample, 0 of one that is damaged: the index counts those too, and --verify says so."""
+    from fiber.errors import SampleFault
+
+    try:
+        return len(shards.record(i)["boxes"])
+    except (SampleFault, KeyError, TypeError):
+        return 0
 
 
 def _describe(shards: ShardSet, limit: int) -> dict[str, Any]:

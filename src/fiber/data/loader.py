@@ -20,7 +20,7 @@ from fiber.data.order import DRAWS, PURPOSES, SAMPLE, Item, MixedStream, Per, So
 from fiber.data.records import BY_RULE, Sample, broken, image_hash
 from fiber.data.shards import ShardSet
 from fiber.data.workers import OwnCopies, begin, next_batch, start_worker
-from fiber.errors import DataFaultError, SampleFault, ShardError
+from fiber.errors import DataFaultError, SampleFault, ShardError, without_secrets
 
 MakeSample = Callable[[Sample, str, int, np.random.Generator], dict[str, Any]]
 Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
@@ -31,7 +31,7 @@ UNIFORMS = 2  # per position, for draws outside the loader: one per negative of 
 
 
 class Fault(NamedTuple):
-    """One unusable sample: the shard's path, the key, and the reason in a word."""
+    """One unusable sample: the shard's path (of a URL no secrets), the key, and the reason in a word."""
 
     shard: str
     key: str
@@ -40,7 +40,7 @@ class Fault(NamedTuple):
 
 def _fault(source: Source, item: Item, fault: SampleFault) -> tuple[Fault, str]:
     shard, key = source.shards.place(item.sample)
-    return Fault(f"{source.shards.path}/{shard}", key, fault.reason), str(fault)
+    return Fault(f"{source.shards.where}/{shard}", key, fault.reason), str(fault)
 
 
 class _Draws:
@@ -159,8 +159,8 @@ class _EvalBatches(Dataset):
 class _FaultBudget:
     """Counts faults as the consumer meets them and stops the run above a share."""
 
-    def __init__(self, share: float):
-        self.share, self.seen = share, 0
+    def __init__(self, share: float, remedy: str):
+        self.share, self.remedy, self.seen = share, remedy, 0
         self.reasons: Counter[str] = Counter()
 
     def spend(self, batch: dict[str, Any]) -> None:
@@ -169,27 +169,27 @@ class _FaultBudget:
         batch["faults"] = [fault for fault, _ in found]
         self.seen += len(batch.get("keys", ())) + len(found)
         self.reasons.update(fault.reason for fault, _ in found)
-        total = sum(self.reasons.values())
         damage = sum(n for reason, n in self.reasons.items() if reason not in BY_RULE)
         if "failed" not in batch and (not found or damage <= self.share * max(self.seen, GRACE)):
             return
         (shard, key, reason), detail = found[-1]
-        why = f"{ATTEMPTS} in a row" if "failed" in batch else f"more than the tolerated {self.share:.2%}"
+        why = f"more than the tolerated {self.share:.2%}" if self.share else "and all are needed"
+        why = f"{ATTEMPTS} in a row" if "failed" in batch else why
         counts = ", ".join(f"{reason} {n}" for reason, n in self.reasons.most_common())
         raise DataFaultError(
-            f"{total} of {self.seen} samples could not be used, {why} ({counts}); "
-            f"the last: shard {shard}, key {key!r}: {reason}: {detail}"
+            f"{self.reasons.total()} of {self.seen} samples could not be used, {why} ({counts}); "
+            f"the last: shard {shard}, key {key!r}: {reason}: {detail:.500}{self.remedy}"
         )
 
 
 def _damage(source: Source) -> list[tuple[Fault, str]]:
     """A fault for each shard that was cut short when it was indexed: nobody knows what it has lost."""
     shards = source.shards
-    return [(Fault(f"{shards.path}/{name}", "", "damaged_shard"), what) for name, what in shards.damaged()]
+    return [(Fault(f"{shards.where}/{name}", "", "damaged_shard"), what) for name, what in shards.damaged()]
 
 
 def _batches(
-    dataset: Dataset, numbers: Any, workers: int, share: float, found: list[tuple[Fault, str]]
+    dataset: Dataset, numbers: Any, workers: int, share: float, found: list[tuple[Fault, str]], remedy: str = ""
 ) -> Iterator[dict[str, Any]]:
     forked = workers > 0 and sys.platform == "linux"
     begun = mmap.mmap(-1, workers) if forked else bytearray()
@@ -204,7 +204,7 @@ def _batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # its own: the global one belongs to the model
     )
-    budget, copies = _FaultBudget(share), OwnCopies()
+    budget, copies = _FaultBudget(share, remedy), OwnCopies()
     batches = begin(loader, begun)
     while True:
         start = time.perf_counter()
@@ -214,7 +214,8 @@ def _batches(
         batch = copies.copy(batch)
         batch["faults"] = found + batch["faults"]
         budget.spend(batch)
-        batch["faults"] += batch.pop("dropped", [])  # parts of usable samples: counted, but no reason to stop
+        # Parts of usable samples: counted, but no reason to stop.
+        batch["faults"] += [f._replace(shard=without_secrets(f.shard)) for f in batch.pop("dropped", [])]
         batch["data_seconds"] = time.perf_counter() - start
         found = []
         yield batch
@@ -291,4 +292,6 @@ def eval_loader(
     rows = _rows(counts, per)
     positions = np.arange(rank, len(rows), world)
     dataset = _EvalBatches(source, rows[rank::world], positions, make_sample, collate, batch)
-    return _batches(dataset, range(-(-len(positions) // batch)), workers, max_fault_share, _damage(source))
+    numbers = range(-(-len(positions) // batch))
+    remedy = f"; pack {shards.where} again, or leave it out of eval.data (eval.data=[]: no evaluation)"
+    return _batches(dataset, numbers, workers, max_fault_share, _damage(source), remedy)

@@ -155,13 +155,13 @@ class _ClassWalk:
         for sample in np.flatnonzero(source.counts).tolist():
             try:
                 boxes = source.shards.record(sample)["boxes"]
-            except SampleFault:
-                continue  # no position has it
-            present = {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
+                present = {index[b["category"]] for b in boxes if not b.get("crowd") and b["category"] in index}
+            except (SampleFault, AttributeError, KeyError, TypeError):
+                continue  # damaged: no position has it
             labels.extend(sorted(present))
             samples.extend([sample] * len(present))
         if not samples:
-            raise ShardError(f"{source.shards.path}: no boxes with classes to sample by (sampling: class_aware)")
+            raise ShardError(f"{source.shards.where}: no boxes with classes to sample by (sampling: class_aware)")
         self.samples = np.array(samples)[np.argsort(labels, kind="stable")]
         self.counts = np.unique(labels, return_counts=True)[1]
         self.starts = np.cumsum(self.counts) - self.counts
@@ -200,7 +200,7 @@ class MixedStream:
             raise ShardError(f"window_shards {window_shards}: give 1 to {OPEN_FILES // 2}")
         for source in sources:
             if not source.counts.any():
-                raise ShardError(f"{source.shards.path} has no {source.field}")
+                raise ShardError(f"{source.shards.where} has no {source.field}")
         numbered = list(enumerate(sources))
         groups = [[pair] for pair in numbered] if self.weighted else [numbered]
         self.walks: list[_Walk | _ClassWalk] = [

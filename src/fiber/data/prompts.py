@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from fiber.data.records import clean_name
+from fiber.data.text import LONGEST_TOKEN
 
 SEPARATOR = ". "
 SPECIALS = 2  # <s> and </s>
@@ -87,7 +88,9 @@ class PromptBuilder:
         for index, name in enumerate(names):
             first, later = self._costs(name)
             if first > self.budget:
-                raise ValueError(f"class name {name!r} alone has {first} tokens, {self.budget} fit the text limit")
+                raise ValueError(
+                    f"class name {name!r:.200} alone has {first} tokens, {self.budget} fit the text limit"
+                )
             if not groups or later > room or len(groups[-1]) == max_classes:
                 groups.append([])
                 room = self.budget - first + later
@@ -140,7 +143,7 @@ class PromptBuilder:
         """Tokens that a class takes with its full stop, as the first of a caption and after another class (byte-level
         BPE writes a word after a blank differently)."""
         if name not in self._known_costs:
-            end = "".join(in_context(name)) + SEPARATOR.rstrip()
+            end = ("".join(in_context(name)) + SEPARATOR.rstrip())[: LONGEST_TOKEN * self.limit]
             first, later = (self.tokenizer(x, add_special_tokens=False)["input_ids"] for x in (end, " " + end))
             self._known_costs[name] = len(first), len(later)
         return self._known_costs[name]
@@ -148,7 +151,7 @@ class PromptBuilder:
     def _encode(self, text: str, truncation: bool = True) -> tuple[list[int], np.ndarray]:
         """Ids with special tokens, cut to the limit if so wanted, and their character offsets (n,2)."""
         cut = {"truncation": True, "max_length": self.limit} if truncation else {}
-        encoding = self.tokenizer(text, return_offsets_mapping=True, **cut)
+        encoding = self.tokenizer(text[: LONGEST_TOKEN * self.limit], return_offsets_mapping=True, **cut)
         return encoding["input_ids"], np.asarray(encoding["offset_mapping"]).reshape(-1, 2)
 
     def _prompt(

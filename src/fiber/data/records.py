@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -121,21 +122,21 @@ def count(record: Record, field: str) -> int:
 
 
 def annotation(record: Record, field: str, index: int) -> dict[str, Any]:
-    """`record[field][index]`. Raises SampleFault("missing_field") where the record has no such annotation."""
+    """`record[field][index]`. Raises RecordError("missing_field") where the record has no such annotation."""
     annotations = record.get(field)
     if not isinstance(annotations, list) or not 0 <= index < len(annotations):
-        raise SampleFault("missing_field", f"the record has no {field}[{index}]")
+        raise RecordError("missing_field", f"the record has no {field}[{index}]")
     return annotations[index]
 
 
 def annotation_text(record: Record, field: str, index: int) -> str:
-    """The text of one annotation. Raises SampleFault ("missing_field", "empty_text")."""
+    """The text of one annotation. Raises RecordError ("missing_field", "empty_text")."""
     key = TEXT_OF[field]
     text = annotation(record, field, index).get(key)
     if not isinstance(text, str):
-        raise SampleFault("missing_field", f"{field}[{index}] has no {key!r}")
+        raise RecordError("missing_field", f"{field}[{index}] has no {key!r}")
     if not text.strip():
-        raise SampleFault("empty_text", f"{field}[{index}][{key!r}] is empty")
+        raise RecordError("empty_text", f"{field}[{index}][{key!r}] is empty")
     return text
 
 
@@ -158,8 +159,8 @@ def _check_spans(spans: Any, text: str, where: str) -> None:
     _check(isinstance(spans, list) and len(spans) > 0, "bad_span", f"{where} must be a list of [start, end)")
     for span in spans:
         ok = isinstance(span, (list, tuple)) and len(span) == 2 and all(isinstance(x, int) for x in span)
-        _check(ok and 0 <= span[0] < span[1] <= len(text), "bad_span", f"{where}: {span!r} is not inside {text!r}")
-        _check(bool(text[span[0] : span[1]].strip()), "bad_span", f"{where}: {span!r} of {text!r} is blank")
+        _check(ok and 0 <= span[0] < span[1] <= len(text), "bad_span", f"{where}: {span!r} is not in {text!r:.99}")
+        _check(bool(text[span[0] : span[1]].strip()), "bad_span", f"{where}: {span!r} of {text!r:.99} is blank")
 
 
 def _check_boxes(record: Record, categories: set[int] | None) -> None:
@@ -172,10 +173,9 @@ def _check_boxes(record: Record, categories: set[int] | None) -> None:
         _check(x1 > x0 and y1 > y0, "bad_box", f"{where} = {box!r} has no area ([x0, y0, x1, y1])")
         inside = x0 >= -1 and y0 >= -1 and x1 <= width + 1 and y1 <= height + 1
         _check(inside, "bad_box", f"{where} = {box!r} leaves the {width}x{height} image")
-        category = entry.get("category", 0)
-        known = isinstance(category, int | str) and (
-            "category" not in entry or categories is None or category in categories
-        )
+        _check(_number(entry.get("area", 0)), "bad_box", f"{where}.area must be a number: {entry.get('area')!r:.100}")
+        category, listed = entry.get("category", 0), categories if "category" in entry else None
+        known = isinstance(category, int | str) and (listed is None or category in listed)
         _check(known, "bad_category", f"{where} has the unknown category {category!r:.100}")
     for field in ("negative_categories", "not_exhaustive_categories"):
         unknown = set(record.get(field, ())) - (categories if categories is not None else set(record.get(field, ())))
@@ -187,10 +187,9 @@ def _check_texts(record: Record) -> None:
     for field in TEXT_OF:
         for i in range(len(record.get(field, []))):
             entry, where = record[field][i], f"{field}[{i}]"
-            try:
-                text = annotation_text(record, field, i)
-            except SampleFault as fault:
-                raise RecordError(fault.reason, str(fault)) from None
+            text = annotation_text(record, field, i)
+            named = isinstance(entry.get("id", None if field in ("questions", "statements") else 0), int | str)
+            _check(named, "bad_id", f"{where}.id must be a number or a text")
             if "span" in entry:
                 _check_spans(entry["span"], text, f"{where}.span")
             for j, phrase in enumerate(entry.get("phrases", [])):
@@ -221,7 +220,7 @@ def validate_record(record: Record, categories: set[int] | None = None) -> None:
 
     categories: the category ids of the data set; None checks no ids.
     Raises RecordError(reason, message naming field and index): "missing_field", "bad_size", "bad_box",
-    "bad_category", "bad_span", "bad_index", "bad_label", "bad_score", "empty_text".
+    "bad_category", "bad_span", "bad_index", "bad_label", "bad_score", "bad_id", "bad_field", "empty_text".
     """
     try:
         _check_record(record, categories)
@@ -234,9 +233,8 @@ def validate_record(record: Record, categories: set[int] | None = None) -> None:
 def _check_record(record: Record, categories: set[int] | None) -> None:
     for key in ("image_id", "source"):
         value = record.get(key)
-        _check(
-            isinstance(value, str) and value != "", "missing_field", f"{key} must be a non-empty string: {value!r}"
-        )
+        text = isinstance(value, str) and value != ""
+        _check(text, "missing_field", f"{key} must be a non-empty string: {value!r}")
     _check_size(record, "")
     for field in (*FIELDS, "negative_categories", "not_exhaustive_categories", "images"):
         _check(isinstance(record.get(field, []), list), "bad_field", f"{field} must be a list")
@@ -245,6 +243,7 @@ def _check_record(record: Record, categories: set[int] | None) -> None:
     _check_boxes(record, categories)
     _check_texts(record)
     _check_answers(record)
+    json.dumps(record, ensure_ascii=False).encode()  # raises where half a character stands: no tokenizer takes it
 
 
 def broken(record: Record) -> RecordError | None:

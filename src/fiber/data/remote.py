@@ -126,9 +126,9 @@ class RemoteFolder:
             except (OSError, HTTPException) as error:
                 aside.unlink(missing_ok=True)
                 if attempt == ATTEMPTS - 1:
-                    self._failed[name] = f"{without_secrets(url)} cannot be read ({error})"
+                    self._failed[name] = without_secrets(f"{url} cannot be read ({error})")
                     raise OSError(self._failed[name]) from None
-                log.warning("%s: attempt %d failed: %s", without_secrets(url), attempt + 1, error)
+                log.warning("%s", without_secrets(f"{url}: attempt {attempt + 1} failed: {error}"))
                 time.sleep(WAIT_S)
         return aside
 

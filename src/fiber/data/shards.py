@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Iterable
 from contextlib import suppress
-from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from fiber.data.index import Index
 from fiber.data.indexing import IndexBuilder, Members, scan_tar
 from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts, broken, check_categories
 from fiber.data.remote import RemoteFolder, check_shard_name
-from fiber.errors import SampleFault, ShardError
+from fiber.errors import SampleFault, ShardError, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -33,12 +32,8 @@ def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
     with open(path, "rb") as file:
         members, damage = scan_tar(file)
         file.seek(0)
-        digest = _sha256(file)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         return members, file.tell(), digest, damage
-
-
-def _sha256(file: BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def build_index(folder: str | Path) -> Index:
@@ -102,10 +97,12 @@ def dataset_info(path: str) -> dict[str, Any]:
     if not RemoteFolder.is_remote(path):
         return _info(Path(path))
     remote = RemoteFolder(path, keep=OPEN_FILES)
+    if remote.shards:  # nothing else lies there, and the template names no file
+        return {}
     try:
         remote.fetch("dataset.json")
     except OSError as error:
-        raise ShardError(f"{path}: {error}") from None
+        raise ShardError(f"{without_secrets(path)}: {error}") from None
     return _info(remote.folder)
 
 
@@ -120,9 +117,10 @@ class ShardSet:
     def __init__(self, path: str | Path):
         self.remote = RemoteFolder(str(path), keep=OPEN_FILES) if RemoteFolder.is_remote(str(path)) else None
         self.path = str(path) if self.remote else Path(path)
+        self.where = without_secrets(str(path))  # for messages and files
         self.folder: Path = self.remote.folder if self.remote else Path(path)
         if not self.folder.is_dir():
-            raise ShardError(f"{self.path}: no such folder of shards")
+            raise ShardError(f"{self.where}: no such folder of shards")
         self._files: dict[int, int] = {}
         self.index = self._load_remote_index(self.remote) if self.remote else self._load_index()
         self.fingerprint, self.first_fingerprint = self.index.fingerprint(), self.index.first_fingerprint()
@@ -157,9 +155,9 @@ class ShardSet:
                 remote.fetch_index(again=True)
                 index = Index.load(self.folder)
         except OSError as error:
-            raise ShardError(f"{self.path}: {error}") from None
+            raise ShardError(f"{self.where}: {error}") from None
         if index is None:
-            raise ShardError(f"{self.path}: its index is of another version; build it again where the shards lie")
+            raise ShardError(f"{self.where}: its index is of another version; build it again where the shards lie")
         remote.sha256 = {shard["name"]: shard["sha256"] for shard in index.shards}
         return index
 
@@ -200,7 +198,7 @@ class ShardSet:
         counts = self.index.count(field)
         most = sum(shard["bytes"] for shard in self.index.shards)
         if counts.size and not 0 <= counts.min() <= counts.sum(dtype=np.int64) <= most:
-            raise ShardError(f"{self.path}: its index counts impossible {field}: delete index.json and index.npz")
+            raise ShardError(f"{self.where}: its index counts impossible {field}: delete index.json and index.npz")
         return counts
 
     def count(self, field: str) -> int:
@@ -224,7 +222,7 @@ class ShardSet:
         wrong = []
         for shard in self.index.shards:
             with open(self._open(shard["name"]), "rb") as file:
-                if _sha256(file) != shard["sha256"]:
+                if hashlib.file_digest(file, "sha256").hexdigest() != shard["sha256"]:
                     wrong.append(f"{shard['name']}: bytes differ from the index")
         return wrong + [f"{name}: {damage}" for name, damage in self.damaged()]
 

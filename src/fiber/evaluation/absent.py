@@ -15,7 +15,6 @@ import numpy as np
 from fiber.data import records
 from fiber.data.records import Record, SetFacts
 from fiber.data.shards import ShardSet
-from fiber.errors import SampleFault
 
 BANK_IMAGES = 1000  # the first images of a set: their phrases serve for all the others
 PEOPLE = """man men woman women person people boy girl child children kid baby babies toddler guy lady ladies
@@ -58,15 +57,11 @@ class PhraseBank:
         self.facts = shards.facts
         phrases: dict[str, None] = {}  # in the order of the set, each once
         texts: dict[str, None] = {}
-        for i in range(min(len(shards), BANK_IMAGES)):
-            try:
-                record = shards.record(i)
-                for number in range(records.count(record, field)):
-                    text, named = phrases_with_boxes(record, field, number)
-                    texts[text] = None
-                    phrases |= {" ".join(text[start:end] for start, end in spans): None for spans, _ in named}
-            except SampleFault:
-                continue  # training counts it when it meets it
+        for record in shards.valid_records(BANK_IMAGES):
+            for number in range(records.count(record, field)):
+                text, named = phrases_with_boxes(record, field, number)
+                texts[text] = None
+                phrases |= {" ".join(text[start:end] for start, end in spans): None for spans, _ in named}
         self.phrases, self.texts = ([(t, content_words(t)) for t in found] for found in (phrases, texts))
 
     def absent_phrases(self, record: Record, count: int, rng: np.random.Generator) -> list[str]:

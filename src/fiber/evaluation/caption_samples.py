@@ -16,6 +16,7 @@ from fiber.data.records import Record, Sample, annotation_text
 from fiber.data.samples.text import ImageTransform
 from fiber.data.shards import ShardSet
 from fiber.data.text import encode
+from fiber.errors import SampleFault
 
 
 @dataclass(frozen=True)
@@ -70,9 +71,13 @@ def texts(record: Record) -> list[str]:
 
 
 def all_texts(sets: Iterable[ShardSet]) -> Iterator[list[str]]:
-    """The captions of every image that has some, without reading images."""
+    """The captions of every image that has some, without reading images; damaged records, which training counts when
+    it meets them, left out."""
     for shards in sets:
         for number in np.flatnonzero(shards.counts("captions")).tolist():
-            found = texts(shards.record(number))
+            try:
+                found = texts(shards.record(number))
+            except (SampleFault, AttributeError, KeyError, TypeError):
+                continue
             if found:
                 yield found

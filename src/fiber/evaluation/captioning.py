@@ -44,10 +44,11 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
     captions.
 
     `FOLDER/captions.jsonl` has the caption beside the references, `FOLDER/captions.json` is what the servers of COCO
-    and NoCaps take. Figures: `cider` (CIDEr-D; 1.444 is printed as 144.4), `bleu_1` ... `bleu_4`, `rouge_l`, `meteor`
-    where the COCO tools can run, `constant_cider` (the best caption said of every other image), `images`; of a
-    set with domains (NoCaps) these are "entire", and the scores of each domain have its name before them. A set
-    without references (a test set) is only described.
+    and NoCaps take. Figures, the same on every machine: `cider` (CIDEr-D; 1.444 is printed as 144.4), `bleu_1` ...
+    `bleu_4`, `rouge_l`, `constant_cider` (the best caption said of every other image), `images`; where the COCO tools
+    can run, theirs beside them (`coco_tools_cider`, ..., `meteor`, which they alone have). Of a set with domains
+    (NoCaps) these are "entire", and the scores of each domain have its name before them. A set without references (a
+    test set) is only described.
 
     Every rank must call. `model` is in evaluation mode, without gradient.
     """
@@ -69,7 +70,7 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
     figures = None
     if distributed.is_main():
         world = distributed.world_size()
-        path = merge_predictions(context.folder, "captions", world, ("image_id",), shards=shards.path)
+        path = merge_predictions(context.folder, "captions", world, ("image_id",), shards=shards.where)
         rows = list(read_predictions(path))
         metrics.write_submission(context.folder / "captions.json", [row["image_id"] for row in rows], rows)
         figures = {"images": len(rows)} | (score(rows) if scored else {})
@@ -79,20 +80,30 @@ def evaluate_captions(model: CoarseModel, context: EvalContext) -> Figures:
 
 def score(rows: Sequence[Row]) -> Figures:
     """Figures of rows `{"image_id", "caption", "references", "domain"}`; see `evaluate_captions`."""
+    references = {row["image_id"]: row["references"] for row in rows}
+    figures = _scored(rows, references, coco_tools=False)
     missing = coco_tools_missing()
     if missing is not None:
         print(f"captions: METEOR and the original tokeniser are left out: {missing}")
-    references = {row["image_id"]: row["references"] for row in rows}
-    if all(row["domain"] for row in rows):
-        domains = {row["image_id"]: row["domain"] for row in rows}
-        parts = metrics.evaluate_domains(rows, references, domains, coco_tools=missing is None)
     else:
-        parts = {"entire": metrics.evaluate(rows, references, coco_tools=missing is None)}
-    figures = {name.lower(): value for name, value in parts.pop("entire").items()}
-    for domain, scores in parts.items():
-        figures |= {f"{domain}/{name.lower()}": value for name, value in scores.items()}
+        figures |= _scored(rows, references, coco_tools=True)
     truth = [[tokenize(text) for text in texts] for texts in references.values()]
     return figures | {"constant_cider": best_constant(truth)}
+
+
+def _scored(rows: Sequence[Row], references: dict[Any, list[str]], coco_tools: bool) -> Figures:
+    """Figures by one scorer under its own names: METEOR only one has, the others differ by the tokeniser."""
+    if all(row["domain"] for row in rows):
+        domains = {row["image_id"]: row["domain"] for row in rows}
+        parts = metrics.evaluate_domains(rows, references, domains, coco_tools)
+    else:
+        parts = {"entire": metrics.evaluate(rows, references, coco_tools)}
+    figures: Figures = {}
+    for domain, scores in parts.items():
+        for name, value in scores.items():
+            key = f"coco_tools_{name}" if coco_tools and name != "METEOR" else name
+            figures[key.lower() if domain == "entire" else f"{domain}/{key.lower()}"] = value
+    return figures
 
 
 def _row(batch: dict[str, Any], number: int, text: str) -> Row:

@@ -70,7 +70,7 @@ def evaluate_classes(
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        path = merge_predictions(context.folder, scorer.name, world, scorer.key)
+        path = merge_predictions(context.folder, scorer.name, world, scorer.key, shards=context.shards.where)
         figures = scorer.score(path)
         _draw(context, scorer, path)
     return distributed.broadcast_object(figures)

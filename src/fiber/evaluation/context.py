@@ -126,8 +126,8 @@ def evaluate_sets(
 
 
 def _whereabouts(shards: ShardSet) -> dict[str, Any]:
-    """Where a set lies, how to tell whether it is still the same, and its size."""
-    path = str(shards.path) if shards.remote else str(Path(shards.path).resolve())
+    """Where a set lies (of a URL no secrets), how to tell whether it is still the same, and its size."""
+    path = shards.where if shards.remote else str(Path(shards.path).resolve())
     return {"path": path, "fingerprint": shards.fingerprint, "images": len(shards)}
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from fiber.data.prompts import PromptBuilder
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
+from fiber.errors import SampleFault, ShardError
 from fiber.evaluation.example_regions import example_samples
 from fiber.evaluation.metrics.grounding_recall import iou
 from fiber.evaluation.region_images import EvalImage
@@ -76,13 +77,17 @@ def draw_predictions(
     """Figures of `count` images of a set, evenly spaced; `legend` as in `draw_regions`.
 
     captions, expressions: the best box of each phrase of the image's first text that has any. boxes: the best
-    detection of every place that has one with a score of at least `threshold`, MOST at most.
+    detection of every place that has one with a score of at least `threshold`, MOST at most. Raises ShardError where
+    one of the images cannot be used.
     """
     asked, training, drawn = questions(shards, field, builder, chunk_classes), model.training, []
     model.eval()
     for index in example_samples(shards, field, count):
-        stored = shards.read(index)
-        sample = image(stored, field, 0, np.random.default_rng(0))
+        try:
+            stored = shards.read(index)
+            sample = image(stored, field, 0, np.random.default_rng(0))
+        except SampleFault as fault:
+            raise ShardError("{}/{}, key {!r}: {}".format(shards.where, *shards.place(index), fault)) from None
         ((_, found),) = predict(model, [sample], asked, pairs=8, multi_scale=image.multi_scale)
         if field == "boxes":
             names = {category["id"]: category["name"] for category in shards.categories}

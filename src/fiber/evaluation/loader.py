@@ -2,13 +2,34 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
 
 from fiber import distributed
 from fiber.data.collate import collate
 from fiber.data.loader import eval_loader
 from fiber.data.order import Per
+from fiber.data.records import Sample, validate_record
 from fiber.data.shards import ShardSet
+
+
+def check_record(sample: Sample, field: str) -> None:
+    """Raises SampleFault unless the whole record keeps to the schema, for `field` "boxes" with the classes of its
+    set: scoring and drawing read more of a record than the one annotation that a sample is made of."""
+    validate_record(sample.record, set(sample.facts.index) if field == "boxes" else None)
+
+
+@dataclass(frozen=True)
+class WholeRecords:
+    """`make_sample` after `check_record`."""
+
+    make_sample: Callable
+
+    def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
+        """Raises SampleFault."""
+        check_record(sample, field)
+        return self.make_sample(sample, field, annotation, rng)
 
 
 @dataclass(frozen=True)
@@ -26,7 +47,7 @@ class EvalLoader:
         return eval_loader(
             self.shards,
             self.field,
-            self.make_sample,
+            WholeRecords(self.make_sample),
             collate,
             batch=self.batch,
             rank=distributed.rank(),

@@ -61,7 +61,8 @@ def rank_file(folder: str | Path, name: str, rank: int, world: int) -> Path:
     return Path(folder) / f"{name}.{rank:05d}-of-{world:05d}.jsonl"
 
 
-REMEDY = "the set holds an image twice: leave one out and make its shards again"
+ONE_KIND = "some ids of the set are texts and some numbers: write all in one way"
+REMEDY = "the set holds an image or an annotation twice: leave one out and make its shards again"
 
 
 class RepeatedError(ValueError):
@@ -85,7 +86,7 @@ def merge_predictions(
     Called by one rank, after all have closed their writers. External merge sort: at most about `chunk_bytes` of
     rows are in memory. Raises FileNotFoundError naming the ranks whose file is missing, ValueError naming the
     key that occurs twice or the row that lacks a field of the key. Where `shards`, the folder of the set, is given,
-    a key that occurs twice is a fault of the set: ShardError naming both.
+    a key that occurs twice, or ids of two kinds, are a fault of the set: ShardError naming it.
     """
     parts = [rank_file(folder, name, rank, world) for rank in range(world)]
     missing = [part.name for part in parts if not part.exists()]
@@ -110,7 +111,8 @@ def merge_predictions(
         except RepeatedError as error:
             raise error if shards is None else ShardError(f"{shards}: {error}; {REMEDY}") from None
         except TypeError as error:
-            raise ValueError(f"predictions {name!r} cannot be sorted by {list(key)}: {error}") from None
+            what = f"predictions {name!r} cannot be sorted by {list(key)}: {error}"
+            raise ValueError(what) if shards is None else ShardError(f"{shards}: {what}; {ONE_KIND}") from None
     os.replace(partial, target)
     for part in parts:  # every row once on disk
         part.unlink()

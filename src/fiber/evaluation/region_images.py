@@ -11,6 +11,7 @@ import torch
 from fiber.config.stage2 import Stage2Config
 from fiber.data.records import Sample
 from fiber.data.samples.images import read_image
+from fiber.evaluation.loader import check_record
 from fiber.evaluation.multi_scale import MultiScale, Scale
 from fiber.fine.inference import fit
 
@@ -34,6 +35,7 @@ class EvalImage:
 
     def __call__(self, sample: Sample, field: str, annotation: int, rng: np.random.Generator) -> dict[str, Any]:
         """Raises SampleFault."""
+        check_record(sample, field)
         pixels = read_image(sample)
         if self.multi_scale is None:
             image = fit(pixels, self.short, self.longest)

@@ -9,12 +9,13 @@ import numpy as np
 
 from fiber.data.records import Record
 from fiber.data.shards import ShardSet
+from fiber.errors import ShardError
 from fiber.evaluation.metrics import absent_rate
 from fiber.evaluation.metrics import coco_ap as detection
 from fiber.evaluation.metrics import grounding_recall as grounding
 from fiber.evaluation.metrics import lvis_ap as lvis
 from fiber.evaluation.metrics.matching import ImageObjects, best_threshold, one_per_place
-from fiber.evaluation.predictions import Row, read_predictions
+from fiber.evaluation.predictions import REMEDY, RepeatedError, Row, read_predictions
 from fiber.evaluation.server_files import write_server_files
 from fiber.fine.postprocess import DETECTION
 
@@ -24,7 +25,11 @@ def score(shards: ShardSet, field: str, path: Path) -> dict[str, float]:
     if field == "boxes":
         # A test set whose boxes are kept secret has no such field, and every image of it is asked.
         chosen = shards.counts(field) if shards.count(field) else [1] * len(shards)
-        return score_boxes((shards.record(i) for i, count in enumerate(chosen) if count), shards.categories, path)
+        asked = (shards.record(i) for i, count in enumerate(chosen) if count)
+        try:
+            return score_boxes(asked, shards.categories, path)
+        except RepeatedError as error:
+            raise ShardError(f"{shards.where}: {error}; {REMEDY}") from None
     records = (shards.record(i) for i, count in enumerate(shards.counts(field)) if count)
     if field == "expressions":
         targets = {

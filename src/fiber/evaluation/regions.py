@@ -57,7 +57,7 @@ def caption_phrases(record: Record) -> list[Target]:
         ({"image_id": record["image_id"], "caption": c, "phrase": p}, caption["text"], phrase["span"])
         for c, caption in enumerate(record.get("captions", ()))
         for p, phrase in enumerate(caption.get("phrases", ()))
-        if phrase["boxes"]
+        if phrase.get("boxes")
     ]
 
 
@@ -161,7 +161,7 @@ def questions(
     if field == "expressions":
         return Phrases(expressions, builder, PhraseBank(shards, field), ("expression_id",), REFERRING)
     if not shards.categories:
-        raise ShardError(f"{shards.path}: its dataset.json lists no categories, so there is nothing to look for")
+        raise ShardError(f"{shards.where}: its dataset.json lists no categories, so there is nothing to look for")
     categories = sorted(shards.categories, key=lambda category: category["id"])
     prompts = builder.chunks([category["name"] for category in categories], chunk_classes)
     ids = [category["id"] for category in categories]
@@ -209,11 +209,11 @@ def evaluate_regions(
     distributed.barrier()
     figures = None
     if distributed.is_main():
-        path = merge_predictions(folder, f"{shards.name}_{field}", world, asked.key, shards=shards.path)
+        path = merge_predictions(folder, f"{shards.name}_{field}", world, asked.key, shards=shards.where)
         figures = region_scores.score(shards, field, path)
         if isinstance(asked, Phrases):
             asked_for = f"{shards.name}_{field}_absent"
-            absent = merge_predictions(folder, asked_for, world, ("image_id", "absent"), shards=shards.path)
+            absent = merge_predictions(folder, asked_for, world, ("image_id", "absent"), shards=shards.where)
             figures |= region_scores.score_absent(field, absent)
     return distributed.broadcast_object(figures)
 

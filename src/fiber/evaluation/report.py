@@ -184,7 +184,9 @@ def _parts(run: Path, data: dict[str, Any], folder: Path, images: int) -> Iterat
         try:
             shards = ShardSet(entry["path"]).view(entry["name"])
         except KnownError as error:
-            raise ReportError(f"set {entry['name']} of the evaluation: {without_secrets(str(error))}") from None
+            kept = f" (what is secret of a URL is not in {EVALUATED}: add it)" if "://" in entry["path"] else ""
+            what = f"set {entry['name']} of the evaluation: {without_secrets(str(error))}{kept}"
+            raise ReportError(what) from None
         rows = run / "predictions" / entry["folder"]
         regions = (rows / f"{entry['name']}_{entry['field']}.jsonl").is_file()
         part = (region_part if regions else image_part)(shards, entry["field"], rows)

@@ -55,7 +55,7 @@ def _lines(record: Record) -> list[Line]:
     """What is said of an image, phrases on the colour of their first box."""
     lines: list[Line] = [_plain(record["image_id"])]
     for caption in record.get("captions", [])[:6]:
-        spans = [(span, phrase["boxes"][0]) for phrase in caption.get("phrases", []) if phrase["boxes"]
+        spans = [(span, phrase["boxes"][0]) for phrase in caption.get("phrases", []) if phrase.get("boxes")
                  for span in phrase["span"]]  # fmt: skip
         lines.append((caption["text"], [(start, end) for (start, end), _ in spans], [box for _, box in spans]))
     for entry in record.get("expressions", [])[:6]:

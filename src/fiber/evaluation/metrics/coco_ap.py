@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fiber.evaluation.predictions import Row
+from fiber.evaluation.predictions import RepeatedError, Row
 
 if TYPE_CHECKING:
     from pycocotools.cocoeval import COCOeval
@@ -65,7 +65,7 @@ def coco_ground_truth(
     for record in records:
         identity = record["image_id"]
         if identity in images:
-            raise ValueError(f"image {identity!r} comes twice")
+            raise RepeatedError(f"image {identity!r} comes twice")
         images[identity] = {"id": identity, "width": record["width"], "height": record["height"]}
         images[identity]["neg_category_ids"] = list(record.get("negative_categories", ()))
         images[identity]["not_exhaustive_category_ids"] = list(record.get("not_exhaustive_categories", ()))
@@ -80,7 +80,7 @@ def coco_ground_truth(
                     "category_id": box["category"],
                     "bbox": [x0, y0, x1 - x0, y1 - y0],
                     "area": box.get("area", (x1 - x0) * (y1 - y0)),
-                    "iscrowd": int(box.get("crowd", False)),
+                    "iscrowd": int(bool(box.get("crowd"))),
                 }
             )
     return {"images": list(images.values()), "annotations": annotations, "categories": [dict(c) for c in categories]}

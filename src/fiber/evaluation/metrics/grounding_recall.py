@@ -43,7 +43,7 @@ def phrases_of(record: Mapping[str, Any]) -> Iterator[Phrase]:
     """The phrases of a record that have boxes, numbered within their caption (those without box count too)."""
     for caption, entry in enumerate(record.get("captions", ())):
         for phrase, mention in enumerate(entry.get("phrases", ())):
-            if mention["boxes"]:
+            if mention.get("boxes"):
                 boxes = np.array([record["boxes"][i]["box"] for i in mention["boxes"]], dtype=np.float64)
                 yield Phrase(record["image_id"], caption, phrase, boxes, tuple(mention.get("types", ())))
 
