@@ -1,6 +1,7 @@
 """The `fiber` command: every task on every kind of image, JSON and drawings out, errors that help."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +181,33 @@ def test_a_program_is_written_per_size(world, tmp_path, capsys, monkeypatch):
             main([*argv, "--size", wrong])
         assert end.value.code == 2
         assert f"'{wrong}' is no HEIGHTxWIDTH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"detector": {"foo": 1}}, "detector.foo: unknown key"),
+        ({"detector": {"groups": 0}}, "detector.groups: must be at least 1"),
+        ({"max_text": 0}, "max_text: must be at least 1"),
+        ({"detector": {"groups": 5}}, "cannot be converted"),
+        ({"pad_id": 10**8}, "cannot be converted"),
+    ],
+)
+def test_a_damaged_export_is_converted_to_one_line(world, tmp_path, capsys, change, said):
+    folder = shutil.copytree(world / "fine", tmp_path / "damaged")
+    tree = json.loads((folder / "config.json").read_text())
+    detector = tree["detector"] | change.get("detector", {})
+    (folder / "config.json").write_text(json.dumps(tree | change | {"detector": detector}))
+    assert main(["convert", str(folder), str(tmp_path / "m.pt2")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {folder}")
+    assert said in line
+
+
+def test_a_detector_of_default_sizes_goes_back_to_the_release_s_form(world, tmp_path):
+    """Its export need not say them."""
+    assert "strides" not in json.loads((world / "fine" / "config.json").read_text())["detector"]
+    assert main(["convert", str(world / "fine"), str(tmp_path / "m.pth")]) == 0
 
 
 def test_the_console_script_runs(world):

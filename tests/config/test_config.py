@@ -269,6 +269,24 @@ def test_a_file_of_an_older_version_is_read_leniently(tmp_path: Path, capsys: py
         load_config(Stage2Config, path)
 
 
+def test_the_file_of_an_older_run_starts_it_again_but_a_wrong_override_does_not(
+    tmp_path: Path, valid: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL + "train: {steps: 7, renamed_last_month: 3}\n")
+    words = ["--config", str(path), *valid]
+    with pytest.raises(SystemExit):  # no run's: the key may be a mistake
+        parse_command(Stage1Config, validate, words)
+    assert "train.renamed_last_month: unknown key" in capsys.readouterr().err
+    (tmp_path / "deepspeed.json").write_text("{}")
+    assert parse_command(Stage1Config, validate, [*words, "train.steps=8"]).config.train.steps == 8
+    assert "not known any more" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_command(Stage1Config, validate, [*words, "train.stepz=8"])
+    assert "error: train.stepz: unknown key; nearest valid key is train.steps" in capsys.readouterr().err
+
+
 def numeric_keys(kind: type, prefix: str = "") -> Iterator[str]:
     """Every key of a schema that holds a number."""
     for name, hint in get_type_hints(kind).items():

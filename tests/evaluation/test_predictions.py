@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import time
 import tracemalloc
 
 import numpy as np
@@ -12,6 +14,7 @@ from fiber.evaluation.predictions import (
     PredictionWriter,
     by_key,
     check_complete,
+    job,
     merge_predictions,
     rank_file,
     read_predictions,
@@ -58,8 +61,37 @@ def test_a_rank_that_died_is_reported_and_stale_files_do_not_mix_in(tmp_path):
     with contextlib.suppress(MemoryError), PredictionWriter(tmp_path, "boxes", 1, 2) as writer:
         writer.add(ROWS[0])
         raise MemoryError
-    with pytest.raises(FileNotFoundError, match=r"1 of 2 ranks are missing .*boxes\.00001-of-00002\.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"1 of 2 ranks are missing .*boxes\.00001-of-00002\.\w+\.jsonl"):
         merge_predictions(tmp_path, "boxes", 2, ("n",))
+
+
+def test_two_jobs_in_one_folder_do_not_disturb_each_other(tmp_path):
+    """A training that evaluates, and `fiber eval` of the same run, here a fork of another name: each merges its
+    own rows, though the other writes, merges and ends while its file is open."""
+    write(tmp_path, [], 1)  # this job has its name
+    with PredictionWriter(tmp_path, "boxes") as writer:
+        child = os.fork()
+        if child == 0:
+            status = 1
+            with contextlib.suppress(Exception):
+                job.cache_clear()
+                write(tmp_path, [{"n": "theirs"}], 1)
+                merged = merge_predictions(tmp_path, "boxes", 1, ("n",))
+                status = int(list(read_predictions(merged)) != [{"n": "theirs"}])
+            os._exit(status)
+        assert os.waitpid(child, 0)[1] == 0
+        writer.add({"n": "ours"})
+    assert list(read_predictions(merge_predictions(tmp_path, "boxes", 1, ("n",)))) == [{"n": "ours"}]
+    assert [path.name for path in tmp_path.iterdir()] == ["boxes.jsonl"]
+
+
+def test_what_a_killed_job_has_left_goes_after_a_day(tmp_path):
+    for age, name in ((90_000, "boxes.00000-of-00001.0a.part"), (60, "boxes.00000-of-00002.0b.jsonl")):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    write(tmp_path, ROWS, 1)
+    merge_predictions(tmp_path, "boxes", 1, ("n",))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boxes.00000-of-00002.0b.jsonl", "boxes.jsonl"]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from fiber.data.shards import ShardSet
 from fiber.data.text import load_tokenizer
 from fiber.errors import DataFaultError, ShardError
 from fiber.evaluation.figures import draw_predictions
-from fiber.evaluation.predictions import read_predictions
+from fiber.evaluation.predictions import rank_file, read_predictions
 from fiber.evaluation.progress import Progress
 from fiber.evaluation.region_images import EvalImage
 from fiber.evaluation.regions import evaluate_regions, questions, write_predictions
@@ -309,7 +309,7 @@ def test_the_memory_of_predicting_does_not_grow_with_the_set(tokenizer: Path, tm
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert len(counts) == count / 4
-        written.append((tmp_path / "many_expressions.00000-of-00001.jsonl").stat().st_size)
+        written.append(rank_file(tmp_path, "many_expressions", 0, 1).stat().st_size)
     assert peaks[1] - peaks[0] < 0.2 * (written[1] - written[0])
 
 

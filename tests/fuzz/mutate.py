@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 Rng = np.random.Generator
 
@@ -211,9 +212,35 @@ def some_xml(rng: Rng, data: bytes) -> bytes:
     return (bomb, outside, b"<a>" * 100_000, data.replace(b"<", b"<<", 1))[int(rng.integers(4))]
 
 
+def some_checkpoint(rng: Rng, data: bytes) -> bytes:
+    """One to three values of a checkpoint of torch replaced, removed, renamed or of another shape; or the bytes."""
+    if rng.random() < 0.3:
+        return some_bytes(rng, data)
+    tree = torch.load(io.BytesIO(data))
+    for _ in range(int(rng.integers(1, 4))):
+        places = _places(tree)
+        if not places:
+            break
+        node, key = places[int(rng.integers(min(len(places), 12) if rng.random() < 0.5 else len(places)))]
+        match rng.integers(5):
+            case 0:
+                del node[key]
+            case 1 if isinstance(node, dict):
+                node[VALUES[int(rng.integers(24))]] = node.pop(key)
+            case 2 if isinstance(node[key], torch.Tensor):
+                node[key] = node[key][(0,) * int(rng.integers(1, 1 + node[key].ndim))] if node[key].ndim else None
+            case 3 if isinstance(node[key], torch.Tensor):
+                node[key] = node[key].reshape(-1)[: int(rng.integers(3))]
+            case _:
+                node[key] = copy.deepcopy(VALUES[int(rng.integers(len(VALUES)))])
+    out = io.BytesIO()
+    torch.save(tree, out)
+    return out.getvalue()
+
+
 MUTATIONS: dict[str, Callable[[Rng, bytes], bytes]] = {
     ".json": some_json, ".jsonl": some_json_lines, ".tar": some_tar, ".npz": some_npz, ".yaml": some_yaml,
-    ".xml": some_xml,
+    ".xml": some_xml, ".ckpt": some_checkpoint, ".pth": some_checkpoint,
 }  # fmt: skip
 
 

@@ -20,10 +20,12 @@ from transformers import PreTrainedTokenizerFast
 sys.path += [str(Path(__file__).resolve().parents[2] / place) for place in ("tools", "tests", "tests/data/convert")]
 import raw
 
+import convert_checkpoint
 import fiber
 import inspect_shards
 import make_shards
 import tiny_exports
+from fiber.backbone.build import build_backbone
 from fiber.cli.inspect import verify
 from fiber.config.loading import load_config
 from fiber.config.stage1 import Stage1Config
@@ -46,6 +48,9 @@ from fiber.images.codec import check_decodes, decode
 from fiber.predict.sources import ImageError, open_image
 from fiber.tasks.pretrain import PretrainSample
 from fiber.tasks.region_samples import RegionSample, check_set, collate_regions
+from fiber.weights.export import read_export
+from fiber.weights.official_file import write_official
+from fiber.weights.pretrained import load_pretrained_towers
 
 ROOT = Path(__file__).resolve().parents[2]
 OK, COUNTED, LINE, LOST = "ok", "counted", "one line", "silent loss"
@@ -66,6 +71,12 @@ class Inputs:
         self.export = tiny_exports.coarse_export(folder / "export", vqa=4)
         self.tokenizer: PreTrainedTokenizerFast = load_tokenizer(self.export)
         self.images = tiny_exports.images(folder / "images")
+        self.detector = tiny_exports.fine_export(folder / "detector")
+        for name, export in (("official.ckpt", self.export), ("official.pth", self.detector)):
+            write_official(folder / name, read_export(export))
+        state = torch.load(folder / "official.ckpt")["state_dict"]
+        swin = {name.removeprefix("vit_model."): t for name, t in state.items() if name.startswith("vit_model.")}
+        torch.save({"model": swin}, folder / "swin.pth")
 
     def _pairs(self, folder: Path) -> None:
         for number in range(4):
@@ -255,6 +266,29 @@ def tokenizer(rng: Rng, inputs: Inputs, case: Path) -> str:
     return OK
 
 
+def official(rng: Rng, inputs: Inputs, case: Path) -> str:
+    """A file of the release's form, of either stage -> an export."""
+    name = str(rng.choice(["official.ckpt", "official.pth"]))
+    path = Path(shutil.copy(inputs.folder / name, case / name))
+    damage(rng, path)
+    return _tool(convert_checkpoint.main, [str(path), str(case / "out"), "--tokenizer", str(inputs.export)])[0]
+
+
+def back(rng: Rng, inputs: Inputs, case: Path) -> str:
+    """An export of either stage -> a file of the release's form."""
+    source, name = (inputs.export, "a.ckpt") if rng.random() < 0.5 else (inputs.detector, "a.pth")
+    return _tool(convert_checkpoint.main, [str(_copy(rng, source, case)), str(case / name)])[0]
+
+
+def towers(rng: Rng, inputs: Inputs, case: Path) -> str:
+    """A file of Swin weights -> the image tower of a new model."""
+    path = Path(shutil.copy(inputs.folder / "swin.pth", case / "swin.pth"))
+    damage(rng, path)
+    vocabulary = len(inputs.tokenizer)
+    load_pretrained_towers(build_backbone(tiny_exports.MODEL, vocabulary, 1, 12), inputs.tokenizer, image=str(path))
+    return OK
+
+
 def images(rng: Rng, inputs: Inputs, case: Path) -> str:
     """An image of any kind -> the three decoders, which agree on whether it can be used."""
     names = sorted(inputs.images)
@@ -283,6 +317,9 @@ READERS: dict[str, Callable[[Rng, Inputs, Path], str]] = {
         exports,
         tokenizer,
         images,
+        official,
+        back,
+        towers,
     )
 }
 KNOWN = (KnownError, SampleFault, ImageError)

@@ -13,6 +13,7 @@ import wandb
 from PIL import Image
 from toy_task import tracker_of
 
+from fiber.dashboards.wandb_board import _has_key
 from fiber.training.tracking import keep_before
 
 VARIABLES = (
@@ -117,7 +118,7 @@ def test_a_server_that_never_answers_holds_nobody_up(
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "2")
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
         if speaks:
             threading.Thread(target=_answer_once, args=(server,), daemon=True).start()
         begun = time.monotonic()
@@ -127,7 +128,11 @@ def test_a_server_that_never_answers_holds_nobody_up(
         assert time.monotonic() - begun < 25
     said = capsys.readouterr().err
     assert ("online failed" if speaks else "going on offline") in said
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    assert "offline failed" not in said
+    assert "deprecated" not in said
+    (recorded,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert recorded.stem.removeprefix("run-") == (tmp_path / "wandb" / "id").read_text()
+    assert b"headline/loss" in recorded.read_bytes()
 
 
 def _answer_once(server: socket.socket) -> None:
@@ -135,6 +140,34 @@ def _answer_once(server: socket.socket) -> None:
     with connection:
         connection.recv(4096)
         connection.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+
+def test_a_key_is_found_where_wandb_looks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a variable, or in one of its two files; where there is none it would ask at the terminal."""
+    monkeypatch.delenv("NETRC", raising=False)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert not _has_key(wandb.setup().settings)
+    for name in (".netrc", "_netrc"):
+        file = tmp_path / "home" / name
+        file.parent.mkdir(exist_ok=True)
+        for machine, found in (("127.0.0.1", False), ("127.0.0.1:9", True)):
+            file.write_text(f"machine {machine} login user password {'0' * 40}\n")
+            assert _has_key(wandb.setup().settings) == found
+        file.unlink()
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    assert _has_key(wandb.setup().settings)
+
+
+def test_settings_that_wandb_refuses_stop_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "soon")
+    tracker = tracker_of(tmp_path, wandb="online")
+    tracker.log(0, {"loss": 1.0})
+    tracker.close()
+    assert "offline failed" in capsys.readouterr().err
+    assert [line["step"] for line in lines(tmp_path)] == [0]
 
 
 def test_variables_of_wandb_come_before_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import torch
 
 from fiber.errors import WeightsError
 from fiber.weights.official import is_queue
-from fiber.weights.official_file import convert, derive, load_safely, read_official
+from fiber.weights.official_file import convert, derive, read_official
+from fiber.weights.tensors import load_safely
 from released import coarse_weights, detection_file, fine_weights, lightning_file
 
 
@@ -122,6 +123,38 @@ def test_files_of_another_kind_are_named_as_such(shared, tmp_path):
         torch.save(content, path)
         with pytest.raises(WeightsError, match=message):
             read_official(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable checkpoint"),
+        (b"\x80", "not a readable checkpoint"),
+        (b"hello world", "not a readable checkpoint"),
+        ({"state_dict": [1], "x": torch.zeros(1)}, "'state_dict' is a list"),
+        ({"state_dict": None}, "'state_dict' is a NoneType"),
+        ({"state_dict": {1: torch.zeros(1)}}, r"no released weights.*\(1\)"),
+        ({"hyper_parameters": [1]}, "hyper_parameters are a list"),
+        ({"hyper_parameters": "abc"}, "hyper_parameters are a str"),
+        ({"hyper_parameters": {"config": [1]}}, "hyper_parameters are a list"),
+        ({"hyper_parameters": {"config": {"image_size": "big"}}}, "image_size is 'big', not a whole number"),
+    ],
+)
+def test_every_damaged_file_is_one_line_that_names_it(tmp_path, content, message):
+    path = tmp_path / "a.ckpt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save({"state_dict": {"vit_model.norm.weight": torch.zeros(1)}} | content, path)
+    with pytest.raises(WeightsError, match=rf"^{path}.*{message}") as caught:
+        read_official(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_settings_that_are_not_there_and_scalar_queues_are_no_hindrance(tmp_path):
+    state = {"vit_model.norm.weight": torch.zeros(1), "image_input_queue": torch.zeros(())}
+    torch.save({"state_dict": state, "hyper_parameters": {"config": None}}, tmp_path / "a.ckpt")
+    assert read_official(tmp_path / "a.ckpt").hyper == {}
 
 
 def test_contradicting_shapes_are_refused(shared, tmp_path):

@@ -89,6 +89,34 @@ def test_another_window_is_resized_and_another_depth_refused(tmp_path, tokenizer
         load_pretrained_towers(our_backbone(2), tokenizer, image="no_such_swin")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a readable checkpoint"),
+        (b"hello world", "not a readable checkpoint"),
+        ([1], "holds no state dict"),
+        ({"model": [1]}, "holds no state dict"),
+        ({"layers": torch.zeros(1)}, r"depths \(\)"),
+        ({"layers.0.blocks.x.w": torch.zeros(1)}, r"depths \(\)"),
+        ({1: torch.zeros(1)}, r"depths \(\)"),
+    ],
+)
+def test_a_damaged_file_of_a_tower_is_one_line_that_names_it(tmp_path, tokenizer, content, message):
+    path = tmp_path / "swin.pth"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(WeightsError, match=rf"^{path}.*{message}"):
+        load_pretrained_towers(our_backbone(2), tokenizer, image=str(path))
+
+
+def test_a_damaged_folder_of_roberta_is_one_line_that_names_it(tmp_path, tokenizer):
+    for name, content in (("model.safetensors", b""), ("tokenizer.json", b"{")):
+        roberta_folder(tmp_path, tokenizer)
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=f"no RoBERTa weights at {tmp_path}") as caught:
+            load_pretrained_towers(our_backbone(2, len(tokenizer)), tokenizer, text=str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
 def roberta_folder(folder, tokenizer, **changes) -> RobertaModel:
     sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64}
     facts = {"max_position_embeddings": 40, "type_vocab_size": 1, "pad_token_id": 1, "layer_norm_eps": 1e-5}

@@ -80,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def convert_run(arguments: argparse.Namespace) -> None:
     """The best checkpoint of a run directory of either stage, or else the newest, to an export folder: what training
-    exports at its end, by the same function."""
+    exports at its end, by the same functions. Raises ConfigError, WeightsError."""
     from fiber.cli.config import kind_of
     from fiber.cli.convert_release import names_of, report
     from fiber.config.loading import load_config, read_tree
@@ -88,7 +88,7 @@ def convert_run(arguments: argparse.Namespace) -> None:
     from fiber.tasks.table import task_of
     from fiber.training.checkpoint import Checkpoints
     from fiber.training.run import open_tokenizer
-    from fiber.weights.card import Card
+    from fiber.weights.export import write_run_export
 
     file = arguments.src / "config.yaml"
     config = load_config(kind_of(read_tree(file), file), file, [f"output={arguments.src}"], lenient=True)
@@ -102,7 +102,19 @@ def convert_run(arguments: argparse.Namespace) -> None:
     answers, categories = names_of(arguments.answers), names_of(arguments.categories)
     export = replace(export, answers=answers or export.answers, categories=categories or export.categories)
     report(export, sorted(name for name in weights if not name.startswith("model.")))
-    steps = json.loads((checkpoint / "state.json").read_text())["step"]
-    card = Card([Path(source.path).name for source in config.data.train], steps)
-    export.write(arguments.dst, card)
+    step, figures = evaluation_of(checkpoint)
+    write_run_export(config, export, figures, row.headline, step, arguments.dst)
     print(f"wrote {arguments.dst} from {checkpoint}")
+
+
+def evaluation_of(checkpoint: Path) -> tuple[int, dict[str, float]]:
+    """The step of a checkpoint, and the figures of its evaluation; none where it was not evaluated. Raises
+    WeightsError."""
+    from fiber.weights.tensors import refusing
+
+    with refusing(checkpoint, "has a damaged state.json or evaluated.json"):
+        state = json.loads((checkpoint / "state.json").read_text())
+        late = checkpoint / "evaluated.json"  # what was evaluated after the checkpoint had been saved
+        record = json.loads(late.read_text()) if late.exists() else state["state"].get("record", {})
+        step = int(state["step"])
+        return step, dict(record["newest"]) if record.get("evaluated") == step else {}

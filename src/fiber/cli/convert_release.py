@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from fiber.data.text import load_tokenizer
@@ -11,6 +12,7 @@ from fiber.weights.export import Export, read_export
 from fiber.weights.export_config import CONFIG
 from fiber.weights.from_export import build
 from fiber.weights.official_file import convert, derive, read_official, write_official
+from fiber.weights.tensors import refusing
 
 OFFICIAL = (".ckpt", ".pth", ".pt")
 PROGRAMS = {".pt2": "write_program", ".onnx": "export_onnx"}
@@ -20,14 +22,15 @@ def convert_official(arguments: argparse.Namespace) -> None:
     """An official checkpoint to an export folder."""
     file = read_official(arguments.src, arguments.weights)
     tokenizer = load_tokenizer(arguments.tokenizer)
-    facts = derive(
-        file,
-        tokenizer.pad_token_id,
-        text_heads=arguments.text_heads,
-        max_text=arguments.max_text,
-        image_size=arguments.image_size,
-    )
-    tensors, rest = convert(file, facts.config)
+    with refusing(arguments.src, "cannot be converted"):
+        facts = derive(
+            file,
+            tokenizer.pad_token_id,
+            text_heads=arguments.text_heads,
+            max_text=arguments.max_text,
+            image_size=arguments.image_size,
+        )
+        tensors, rest = convert(file, facts.config)
     print(f"stage: {facts.config.stage}\nnot told by shapes:")
     print("\n".join(f"  {origin}" for origin in facts.origins))
     answers, categories = names_of(arguments.answers), names_of(arguments.categories)
@@ -35,7 +38,8 @@ def convert_official(arguments: argparse.Namespace) -> None:
     if answers and len(answers) != questions:
         raise WeightsError(f"{len(answers)} answers for a question head of {questions} classes")
     export = Export(facts.config, tensors, tokenizer, answers, categories, rest)
-    report(export, file.dropped)
+    with refusing(arguments.src, "cannot be converted"):
+        report(export, file.dropped)
     card = Card(notes=[f"converted from the released form ({arguments.src.name})", *facts.origins])
     export.write(arguments.dst, card)
     if "vqa" in facts.config.classifiers and not answers:
@@ -45,24 +49,30 @@ def convert_official(arguments: argparse.Namespace) -> None:
 
 def convert_back(arguments: argparse.Namespace) -> None:
     """An export folder to a file of the release's form or to a program."""
-    from fiber.weights import program
-
     export, target = read_export(arguments.src), arguments.dst
-    if target.suffix in PROGRAMS:
-        write, sizes = getattr(program, PROGRAMS[target.suffix]), arguments.size or [None]
-        for size in sizes:
-            file = target.with_stem(f"{target.stem}-{size[0]}x{size[1]}") if len(sizes) > 1 else target
-            print(f"wrote {file}: largest difference from the model {write(export, file, size):.1e}")
-        return
-    if target.suffix not in OFFICIAL:
+    if target.suffix not in (*PROGRAMS, *OFFICIAL):
         raise WeightsError(
             f"{arguments.src} is an export already ({CONFIG}); give a target ending in {', '.join(OFFICIAL)} for an "
             f"official file or in {' or '.join(PROGRAMS)} for a program"
         )
-    names = write_official(target, export)
+    with refusing(arguments.src, "cannot be converted"):
+        if target.suffix in PROGRAMS:
+            write_programs(export, target, arguments.size or [None])
+            return
+        names = write_official(target, export)
     print(f"wrote {target}: {len(names)} tensors under official names")
     if not export.extras:
         print("note: this export does not come from the release, so tensors that only the release has are not there")
+
+
+def write_programs(export: Export, target: Path, sizes: Sequence[tuple[int, int] | None]) -> None:
+    """A program per size (height, width) px of the images; of several, each with its size in its name."""
+    from fiber.weights import program
+
+    write = getattr(program, PROGRAMS[target.suffix])
+    for size in sizes:
+        file = target.with_stem(f"{target.stem}-{size[0]}x{size[1]}") if size and len(sizes) > 1 else target
+        print(f"wrote {file}: largest difference from the model {write(export, file, size):.1e}")
 
 
 def report(export: Export, dropped: list[str]) -> None:

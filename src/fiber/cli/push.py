@@ -138,6 +138,8 @@ def _send(folder: Path, arguments: argparse.Namespace) -> str:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
+    from fiber.weights.tensors import reason
+
     api = HfApi()
     try:
         address = api.create_repo(arguments.name, private=arguments.private, exist_ok=True)
@@ -153,8 +155,8 @@ def _send(folder: Path, arguments: argparse.Namespace) -> str:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (None, 401, 403):
             said = "the hub does not let you write there: `hf auth login` with a token that may write"
-            raise OSError(f"{arguments.name}: {said} ({str(error).splitlines()[0]:.150})") from None
-        raise OSError(f"{arguments.name}: the hub refused it: {str(error).splitlines()[0]:.200}") from None
+            raise OSError(f"{arguments.name}: {said} ({reason(error):.150})") from None
+        raise OSError(f"{arguments.name}: the hub refused it: {reason(error):.200}") from None
     except Exception as error:  # the HTTP library's own errors, whichever library that is
         raise OSError(f"the hub cannot be reached ({type(error).__name__}: {error!s:.150})") from None
     return str(address)

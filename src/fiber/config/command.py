@@ -1,22 +1,17 @@
 """The command line of an entrypoint: `SCRIPT --config FILE [--mode train|eval] [key.path=value ...]`."""
 
-from __future__ import annotations
-
 import argparse
 import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
-from fiber.config.loading import load_config, read_tree
+from fiber.config.loading import apply_override, build_config, load_config, read_tree, to_dict
 from fiber.errors import ConfigError
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     """A parsed command line. `given`: the sections that the file or an override names."""
 
     config: Any
@@ -33,7 +28,7 @@ def parse_command(
     """Parse, build and check the configuration of an entrypoint; on a bad one say why on one rank and exit with 2.
 
     `check(config, world)` raises ConfigError. The world size is the launcher's WORLD_SIZE, 1 without one; None with
-    --mode eval. `inherit` as in `load_config`.
+    --mode eval. `inherit` as in `load_config`. A run's own file is read leniently, as an older one; overrides not.
     """
     parser = argparse.ArgumentParser(usage="%(prog)s --config FILE [--mode train|eval] [key.path=value ...]")
     parser.add_argument("--config", required=True)
@@ -41,21 +36,26 @@ def parse_command(
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)  # the deepspeed launcher's
     parser.add_argument("overrides", nargs="*", metavar="key.path=value")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
+    file, overrides = arguments.config, arguments.overrides
     try:
-        config: Any = load_config(kind, arguments.config, arguments.overrides, inherit)
+        if os.path.isfile(os.path.join(os.path.dirname(file), "deepspeed.json")):  # a run has both from the start
+            tree = to_dict(load_config(kind, file, lenient=True))
+            for override in overrides:
+                apply_override(tree, override)
+            config: Any = build_config(kind, tree)
+        else:
+            config = load_config(kind, file, overrides, inherit)
         check(config, int(os.environ.get("WORLD_SIZE", "1")) if arguments.mode == "train" else None)
-        given = frozenset(map(str, read_tree(arguments.config, arguments.overrides)))
+        return Command(config, arguments.mode, frozenset(map(str, read_tree(file, overrides))))
     except ConfigError as error:
         exit_with(error)
-    return Command(config, arguments.mode, given)
 
 
 def exit_with(error: Exception, code: int = 2) -> NoReturn:
     """End this rank with one line on stderr. Rank 0 speaks; another rank speaks only if it outlives rank 0's turn,
     because then the trouble (a folder missing on one machine, say) is its own."""
     rank = int(os.environ.get("RANK", "0"))
-    if rank != 0:
-        time.sleep(10.0)  # the launcher ends the job as soon as rank 0 has exited
-    where = "" if rank == 0 else f" (rank {rank} on {socket.gethostname()})"
+    time.sleep(10.0 if rank else 0.0)  # the launcher ends the job as soon as rank 0 has exited
+    where = f" (rank {rank} on {os.uname().nodename})" if rank else ""
     print(f"error: {error}{where}", file=sys.stderr, flush=True)
     sys.exit(code)

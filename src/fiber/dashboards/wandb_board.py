@@ -10,10 +10,13 @@ import secrets
 import ssl
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import chain
+from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from fiber.dashboards.board import About, ExampleImage
@@ -96,8 +99,8 @@ class WandbBoard:
 def start_wandb(
     folder: Path, config: Mapping[str, Any], mode: Literal["online", "offline"], project: str, about: About
 ) -> WandbBoard | None:
-    """A W&B run in `folder`, or None where there is no package or WANDB_MODE=disabled. Without a network it takes
-    seconds, with a server that does not answer INIT_S."""
+    """A W&B run in `folder`, or None where there is no package, WANDB_MODE=disabled or W&B cannot begin. Without a
+    network it takes seconds, with a server that does not answer a few more than INIT_S."""
     try:
         import wandb
     except ImportError:
@@ -106,6 +109,28 @@ def start_wandb(
     wanted = os.environ.get("WANDB_MODE", mode)
     if wanted == "disabled":
         return None
+    attempts: list[Literal["online", "offline"]] = ["online", "offline"] if wanted == "online" else ["offline"]
+    for attempt in attempts:
+        try:
+            settings = _settings(folder, project, about)
+            if attempt == "online" and not (_has_key(common := wandb.setup().settings) and _answers(common.base_url)):
+                print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)
+                continue
+            settings.mode = attempt
+            if attempt == "online" and "WANDB_RESUME" not in os.environ:
+                settings.resume = "allow"
+            return WandbBoard(wandb.init(config=dict(config), settings=settings))
+        except Exception as error:  # whatever it is, it must not stop a training run
+            print(f"tracking.wandb: {attempt} failed ({error!r:.200})", file=sys.stderr)
+        with suppress(Exception, SystemExit):
+            wandb.teardown()  # of a start that failed, which has the run's id until then
+    return None
+
+
+def _settings(folder: Path, project: str, about: About) -> wandb.Settings:
+    """Those of a run of W&B that the environment does not have."""
+    import wandb
+
     file = folder / "wandb" / "id"
     file.parent.mkdir(parents=True, exist_ok=True)
     if not file.exists():
@@ -123,24 +148,21 @@ def start_wandb(
         "WANDB_FINISH_TIMEOUT": ("finish_timeout", FINISH_S),
         "WANDB_FINISH_TIMEOUT_RAISES": ("finish_timeout_raises", True),
     }
-    settings = wandb.Settings(
+    return wandb.Settings(
         **{key: value for name, (key, value) in ours.items() if name not in os.environ and value is not None}
     )
-    attempts: list[Literal["online", "offline"]] = ["offline"]
-    if wanted == "online":
-        if wandb.api.api_key and _answers(wandb.setup().settings.base_url):
-            attempts.insert(0, "online")
-        else:
-            print("tracking.wandb: no key or no network; going on offline (`wandb sync` later)", file=sys.stderr)
-    for attempt in attempts:
-        settings.mode = attempt
-        if attempt == "online" and "WANDB_RESUME" not in os.environ:
-            settings.resume = "allow"
-        try:
-            return WandbBoard(wandb.init(config=dict(config), settings=settings))
-        except Exception as error:  # whatever it is, it must not stop a training run
-            print(f"tracking.wandb: {attempt} failed ({error!r:.200})", file=sys.stderr)
-    return None
+
+
+def _has_key(settings: Any) -> bool:
+    """Whether W&B has a key or a token for its server, of the environment, its own settings or .netrc: without one
+    it would ask at the terminal."""
+    if settings.api_key or getattr(settings, "identity_token_file", None):
+        return True
+    given = os.environ.get("NETRC")
+    for file in [given] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        with suppress(OSError, NetrcParseError):
+            return netrc(file).authenticators(urlsplit(settings.base_url).netloc) is not None
+    return False
 
 
 def _answers(url: str) -> bool:

@@ -4,26 +4,36 @@ Nothing is gathered over the network and nothing but one chunk is ever held in m
 costs the same memory for a hundred images and a hundred thousand, and its result cannot depend on how
 many ranks took part: the merged file is sorted by a key that is unique, whoever wrote the row.
 
+Two jobs may write into one folder at once, as a training that evaluates and `fiber eval` of the same run: what is on
+its way carries the name of its job, and only whole files replace each other.
+
 Rows are plain JSON objects in the format the benchmark's server takes where there is one
 (`{"question_id", "answer"}`, `{"image_id", "caption"}`, COCO detection results).
 """
 
 import contextlib
+import functools
+import glob
 import heapq
 import json
 import os
+import secrets
 import tempfile
+import time
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TextIO
 
+from fiber import distributed
 from fiber.errors import ShardError
 
 Row = dict[str, Any]
 
+STALE_S = 86_400  # after which rows that nobody has merged are those of a job that was killed
+
 
 class PredictionWriter:
-    """Writes this rank's rows to `FOLDER/NAME.RANK-of-WORLD.jsonl`.
+    """Writes this rank's rows to `FOLDER/NAME.RANK-of-WORLD.JOB.jsonl`. Every rank must make one.
 
     A context manager. The file carries its final name only once the block ended without an exception, so that
     `merge_predictions` never takes the rows of a rank that died half way.
@@ -32,10 +42,15 @@ class PredictionWriter:
     def __init__(self, folder: str | Path, name: str, rank: int = 0, world: int = 1) -> None:
         self.path = rank_file(folder, name, rank, world)
         self._partial = self.path.with_suffix(".part")
+        self._siblings = f"{glob.escape(name)}.*-of-*"
 
     def __enter__(self) -> Self:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)  # rows of an earlier run of the same evaluation
+        self.path.unlink(missing_ok=True)  # rows of an earlier evaluation of this job
+        for old in self.path.parent.glob(self._siblings):
+            with contextlib.suppress(FileNotFoundError):  # another rank has removed it
+                if time.time() - old.stat().st_mtime > STALE_S:
+                    old.unlink()
         self._file = self._partial.open("w", encoding="utf-8")
         return self
 
@@ -53,12 +68,30 @@ class PredictionWriter:
             os.replace(self._partial, self.path)
 
 
+@functools.cache
+def job() -> str:
+    """A name that the ranks of this job share and no other job has. Collective at its first call."""
+    return distributed.broadcast_object(secrets.token_hex(4))
+
+
 def rank_file(folder: str | Path, name: str, rank: int, world: int) -> Path:
-    """Where rank `rank` of `world` writes; the world size is in the name so that old runs never mix in. ValueError
-    unless `name` is that of a file in the folder: sets of strangers are called anything."""
+    """Where rank `rank` of `world` of this job writes. ValueError unless `name` is that of a file in the folder: sets
+    of strangers are called anything."""
     if name in ("", "..") or set(name) & set("/\\\0"):
         raise ValueError(f"{name!r} names no file of {folder}")
-    return Path(folder) / f"{name}.{rank:05d}-of-{world:05d}.jsonl"
+    return Path(folder) / f"{name}.{rank:05d}-of-{world:05d}.{job()}.jsonl"
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A file of its own that replaces `path` once the block ended without an exception."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 ONE_KIND = "some ids of the set are texts and some numbers: write all in one way"
@@ -96,11 +129,10 @@ def merge_predictions(
             "the evaluation did not finish there, run it again"
         )
     target = Path(folder) / f"{name}.jsonl"
-    partial = target.with_suffix(".part")
     with (
         tempfile.TemporaryDirectory(dir=folder) as scratch,
         contextlib.ExitStack() as stack,
-        partial.open("w", encoding="utf-8") as out,
+        _replacing(target) as out,
     ):
         try:
             runs = [
@@ -113,7 +145,6 @@ def merge_predictions(
         except TypeError as error:
             what = f"predictions {name!r} cannot be sorted by {list(key)}: {error}"
             raise ValueError(what) if shards is None else ShardError(f"{shards}: {what}; {ONE_KIND}") from None
-    os.replace(partial, target)
     for part in parts:  # every row once on disk
         part.unlink()
     return target
@@ -133,13 +164,11 @@ def write_results(path: str | Path, rows: Iterable[Row]) -> Path:
     """Write `rows` as the one JSON list that evaluation servers take, row by row, and only whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    with partial.open("w", encoding="utf-8") as file:
+    with _replacing(path) as file:
         file.write("[")
         for count, row in enumerate(rows):
             file.write((",\n" if count else "\n") + json.dumps(row, ensure_ascii=False, allow_nan=False))
         file.write("\n]\n")
-    os.replace(partial, path)
     return path
 
 

@@ -117,10 +117,11 @@ def write_run_export(
     figures: Mapping[str, float],
     headline: Sequence[str] = (),
     steps: int | None = None,
+    folder: str | Path | None = None,
 ) -> Path:
-    """Write what a run of `config` exports to RUN/export; the card names its training data, the `steps` that were
-    made (default: all of `config`) and `figures`, of which those of `headline` count. A threshold of detection that
-    was calibrated goes into its configuration."""
+    """Write what a run of `config` exports to `folder` (default: RUN/export); the card names its training data, the
+    `steps` that were made (default: all of `config`) and `figures`, of which those of `headline` count. A threshold
+    of detection that was calibrated goes into its configuration."""
     card = Card(
         data=[describe_set(source.path) for source in config.data.train],
         steps=config.train.steps if steps is None else steps,
@@ -131,7 +132,7 @@ def write_run_export(
     calibrated = [value for name, value in figures.items() if name.rpartition("/")[2] == "detect_threshold"]
     if calibrated:  # by several sets: that of the first
         export = replace(export, config=replace(export.config, thresholds={"detect": calibrated[0]}))
-    return export.write(Path(config.output) / "export", card)
+    return export.write(folder or Path(config.output) / "export", card)
 
 
 def describe_set(path: str) -> TrainingSet:

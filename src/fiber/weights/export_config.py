@@ -8,9 +8,10 @@ from typing import Any, Literal
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from transformers import PreTrainedTokenizerBase
 
-from fiber.config.base import STRICT, ModelConfig
-from fiber.config.loading import load_config
+from fiber.config.base import STRICT, Count, CountOrNone, ModelConfig, Size
+from fiber.config.loading import build_config, load_config
 from fiber.config.stage1 import Stage1Config
+from fiber.config.stage2 import DetectorConfig
 from fiber.errors import ConfigError, WeightsError
 
 CONFIG = "config.json"
@@ -27,12 +28,12 @@ class ExportConfig:
 
     stage: Literal["coarse", "fine"]
     model: ModelConfig
-    vocab_size: int
-    pad_id: int
-    image_size: int
-    max_text: int
-    max_image_size: int | None = None
-    classifiers: dict[str, int] = field(default_factory=dict)
+    vocab_size: Count
+    pad_id: CountOrNone
+    image_size: Size
+    max_text: Size
+    max_image_size: Size | None = None
+    classifiers: dict[str, Size] = field(default_factory=dict)
     detector: dict[str, Any] = field(default_factory=dict)
     thresholds: dict[str, float] = field(default_factory=dict)
     trained: list[str] = field(default_factory=list)
@@ -40,6 +41,19 @@ class ExportConfig:
     auto_map: dict[str, str] = field(default_factory=dict)
     format: Literal["fiber"] = "fiber"
     version: Literal[1] = 1
+
+
+@pydantic_dataclass(frozen=True, config=STRICT)
+class DetectorOptions(DetectorConfig):
+    """What `ExportConfig.detector` may hold."""
+
+    text_limit: Size = 256
+    prompt_tuning: bool = False
+
+
+@pydantic_dataclass(frozen=True, config=STRICT)
+class _OfDetector:
+    detector: DetectorOptions = DetectorOptions()
 
 
 def coarse_config(
@@ -60,6 +74,10 @@ def coarse_config(
 def read_config(folder: Path) -> ExportConfig:
     """`config.json` of an export folder, every key checked. Raises WeightsError."""
     try:
-        return load_config(ExportConfig, folder / CONFIG)  # JSON is YAML: the strict reader of configurations serves
+        config = load_config(
+            ExportConfig, folder / CONFIG
+        )  # JSON is YAML: the strict reader of configurations serves
+        build_config(_OfDetector, {"detector": config.detector})
+        return config
     except ConfigError as error:
         raise WeightsError(f"{folder / CONFIG} is no configuration of an export: {error}") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fiber.errors import WeightsError
 from fiber.weights.export_config import CONFIG
+from fiber.weights.tensors import reason
 
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.md", "modeling_fiber.py")
 """What an export folder holds, and all that is ever downloaded or uploaded."""
@@ -34,7 +35,7 @@ def check_hub_id(name: str) -> None:
     try:
         validate_repo_id(name)
     except HFValidationError as error:
-        raise WeightsError(f"{name} is no hub id: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"{name} is no hub id: {reason(error)}") from None
     if name.count("/") != 1:
         raise WeightsError(f"{name} is no hub id: write owner/name")
 
@@ -67,4 +68,4 @@ def _first_cause(error: BaseException) -> str:
     """What an error began with, in a line: the layers above it say only that they did not succeed."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return reason(error)[:200]

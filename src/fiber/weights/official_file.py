@@ -6,12 +6,7 @@ hyper-parameters, from the caller or from the published recipe, and listed with 
 """
 
 import argparse
-import pathlib
-import pickle
-import warnings
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -27,36 +22,12 @@ from fiber.weights.export import Export
 from fiber.weights.export_config import ExportConfig
 from fiber.weights.official import coarse_names, is_queue, to_official, to_ours
 from fiber.weights.official_fine import fine_names, from_official_fine, to_official_fine
-
-_NUMPY_SCALAR: Any = type(np.float64(0)).__reduce__(np.float64(0))[0]  # the function that rebuilds a NumPy scalar
+from fiber.weights.tensors import load_safely
 
 HEAD_WIDTH = 64  # of RoBERTa's attention heads
 PUBLISHED = {"text": 40, "fine_text": 256, "short_side": 800, "long_side": 1333}
+HYPER_NUMBERS = {"image_size", "max_text_len", "num_heads"}  # what is read of a file's hyper-parameters
 FINE_DROP_PATH = 0.4  # of every published configuration of stage 2; stage 1 has the default
-
-
-class _Inert:
-    """Stands for a class whose instances are not used (keys of Lightning's callback states)."""
-
-
-_LIGHTNING = "pytorch_lightning.callbacks."
-SAFE_GLOBALS: list[Callable | tuple[Callable, str]] = [
-    argparse.Namespace,
-    (dict, "pytorch_lightning.utilities.parsing.AttributeDict"),
-    (dict, "sacred.config.custom_containers.ReadOnlyDict"),
-    (list, "sacred.config.custom_containers.ReadOnlyList"),
-    (OrderedDict, "yacs.config.CfgNode"),
-    (_Inert, f"{_LIGHTNING}model_checkpoint.ModelCheckpoint"),
-    (_Inert, f"{_LIGHTNING}lr_monitor.LearningRateMonitor"),
-    (_Inert, f"{_LIGHTNING}early_stopping.EarlyStopping"),
-    (pathlib.PurePosixPath, "pathlib.PosixPath"),
-    np.dtype,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
-]
-"""Everything but tensors and plain containers that a checkpoint may name. Classes of libraries we do not have are
-read as plain containers; nothing here runs code of the file."""
 
 
 class Tensors(dict[str, Tensor]):
@@ -84,26 +55,6 @@ class Facts:
     origins: list[str] = field(default_factory=list)
 
 
-def load_safely(path: str | Path) -> Any:
-    """`torch.load` that never runs code of the file. Raises WeightsError naming a class that is not allowed."""
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"no file {path}")
-    try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
-        reason = reason.split(" was not an allowed")[0].split("WeightsUnpickler error: ")[-1].strip()
-        raise WeightsError(
-            f"{path} refused: it holds more than tensors and plain settings and could run code when read ({reason}). "
-            "If you trust it, load it where it was made and save its state dict alone"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is not a readable checkpoint: {str(error).splitlines()[0]}") from None
-
-
 def read_official(path: str | Path, weights: Literal["model", "model_ema"] = "model") -> OfficialFile:
     """Tensors and hyper-parameters of a stage-1 or stage-2 checkpoint; `weights` chooses between the raw and the
     averaged ones of stage 2 (the release's own test reads the raw). Raises WeightsError."""
@@ -112,26 +63,25 @@ def read_official(path: str | Path, weights: Literal["model", "model_ema"] = "mo
         raise WeightsError(f"{path} holds a {type(content).__name__}, not a checkpoint dict")
     key = "state_dict" if "state_dict" in content else weights
     if key not in content and not any(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} has no {key!r}; it has {', '.join(map(str, content))}")
+        raise WeightsError(f"{path} has no {key!r}; it has {', '.join(map(str, content)):.200}")
     raw = content.get(key, content)
-    state = {name.removeprefix("module."): t for name, t in raw.items() if isinstance(t, Tensor)}
+    if not isinstance(raw, dict):
+        raise WeightsError(f"{path}: {key!r} is a {type(raw).__name__}, not tensors by name")
+    state = {str(name).removeprefix("module."): t for name, t in raw.items() if isinstance(t, Tensor)}
     coarse = any(name.startswith("vit_model.") for name in state)
     if not coarse and not any(name.startswith("fusion_backbone.") for name in state):
-        some = ", ".join(list(state)[:3]) or "no tensors"
+        some = ", ".join(list(state)[:3])[:200] or "no tensors"
         raise WeightsError(
             f"{path} holds no released weights: no names like vit_model.* or fusion_backbone.* ({some})"
         )
     dropped = sorted(name for name in state if is_queue(name))
-    hyper = dict(content.get("hyper_parameters") or {})
-    nested = hyper.get("config", hyper)  # Lightning keeps the arguments of the module, here one called `config`
-    nested = vars(nested) if isinstance(nested, argparse.Namespace) else dict(nested)
-    # Shapes of the queues tell the image size and the text length where the hyper-parameters do not.
-    if "image_input_queue" in state:
-        nested.setdefault("image_size", state["image_input_queue"].shape[-1])
-    if "text_input_queue" in state:
-        nested.setdefault("max_text_len", state["text_input_queue"].shape[-1])
     kept = Tensors({name: tensor for name, tensor in state.items() if not is_queue(name)})
-    return OfficialFile("coarse" if coarse else "fine", kept, dropped, nested)
+    hyper = _hyper_parameters(path, content.get("hyper_parameters"))
+    # Shapes of the queues tell the image size and the text length where the hyper-parameters do not.
+    for name, queue in (("image_size", "image_input_queue"), ("max_text_len", "text_input_queue")):
+        if queue in state and state[queue].ndim:
+            hyper.setdefault(name, state[queue].shape[-1])
+    return OfficialFile("coarse" if coarse else "fine", kept, dropped, hyper)
 
 
 def derive(
@@ -177,7 +127,8 @@ def official_names(config: ExportConfig) -> dict[str, str]:
     towers = (model.image.depths, model.text.layers, model.num_fused)
     if config.stage == "coarse":
         return coarse_names(*towers)
-    return fine_names(*towers, config.detector["head_blocks"], len(config.detector["strides"]))
+    made: dict[str, Any] = asdict(DetectorConfig()) | config.detector
+    return fine_names(*towers, made["head_blocks"], len(made["strides"]))
 
 
 def convert(file: OfficialFile, config: ExportConfig) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -206,12 +157,33 @@ def write_official(path: str | Path, export: Export) -> list[str]:
 # ---------------------------------------------------------------------------------------------- insides
 
 
+def _hyper_parameters(path: str | Path, value: Any) -> dict[str, Any]:
+    """Those of a checkpoint by name; numbers that the configuration needs are whole. Raises WeightsError."""
+    hyper = _settings(path, value)
+    nested = _settings(path, hyper.get("config", hyper))  # Lightning keeps the module's arguments: one is `config`
+    for name in HYPER_NUMBERS & nested.keys():
+        value = nested[name]
+        if value is not None and (
+            not isinstance(value, int | float | np.integer) or value != value // 1 or value < 1
+        ):
+            raise WeightsError(f"{path}: hyper_parameters: {name} is {value!r:.60}, not a whole number from 1")
+        nested[name] = None if value is None else int(value)
+    return nested
+
+
+def _settings(path: str | Path, value: Any) -> dict[str, Any]:
+    value = vars(value) if isinstance(value, argparse.Namespace) else {} if value is None else value
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path}: hyper_parameters are a {type(value).__name__}, not settings by name")
+    return dict(value)
+
+
 def _choose(given: int | None, hyper: int | None, default: tuple[int, str]) -> tuple[int, str]:
     """A value and its origin: the caller, the file's hyper-parameters, or a default, given with its origin."""
     if given is not None:
         return given, "given"
     if hyper is not None:
-        return int(hyper), "the file"
+        return hyper, "the file"
     return default
 
 

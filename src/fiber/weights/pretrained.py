@@ -1,5 +1,6 @@
 """Starting points for the towers: Swin weights in timm's or the original form, RoBERTa weights from Hugging Face."""
 
+import re
 from pathlib import Path
 
 from torch import Tensor
@@ -11,11 +12,12 @@ from fiber.data.text import load_tokenizer
 from fiber.errors import WeightsError
 from fiber.weights.load import LoadReport, load_weights
 from fiber.weights.official import backbone_names, to_ours
-from fiber.weights.official_file import load_safely
-from fiber.weights.tensors import read_tensors
+from fiber.weights.tensors import load_safely, read_tensors, reason
 
 OTHER_THAN_IMAGE = ("text.*", "fusion.*", "image.stage_norms.*")
 OTHER_THAN_TEXT = ("image.*", "fusion.*")
+BLOCK = re.compile(r"layers\.(\d{1,4})\.blocks\.(\d{1,4})\.")
+MERGE = re.compile(r"layers\.(\d{1,4})\.downsample\.")
 
 
 def load_pretrained_towers(
@@ -50,10 +52,9 @@ def swin_tensors(source: str, tower: SwinTower) -> dict[str, Tensor]:
     if not any(name.startswith("layers.0.downsample.") for name in state):
         state = {_merge_to_end(name): tensor for name, tensor in state.items()}
     depths: dict[int, int] = {}
-    for name in state:
-        parts = name.split(".")
-        if parts[0] == "layers" and parts[2] == "blocks":
-            depths[int(parts[1])] = max(depths.get(int(parts[1]), 0), int(parts[3]) + 1)
+    for block in filter(None, map(BLOCK.match, state)):
+        stage, number = map(int, block.groups())
+        depths[stage] = max(depths.get(stage, 0), number + 1)
     read = tuple(depths[stage] for stage in sorted(depths))
     if read != tower.depths:
         raise WeightsError(f"{source} has the depths {read}, model.image.depths is {tower.depths}")
@@ -69,12 +70,12 @@ def roberta_tensors(
 
     try:
         model = RobertaModel.from_pretrained(source, add_pooling_layer=False)
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"no RoBERTa weights at {source}: {str(error).splitlines()[0]}") from None
+        theirs = load_tokenizer(source).get_vocab()
+    except Exception as error:  # no such model, no network, a damaged file: each its own class
+        raise WeightsError(f"no RoBERTa weights at {source}: {reason(error)}") from None
     _check_roberta(source, model.config, backbone)
     names = _tower_names(backbone.image.depths, len(backbone.text.layers), "text.")
     ours, _ = to_ours(model.state_dict(), names)
-    theirs = load_tokenizer(source).get_vocab()
     vocabulary = tokenizer.get_vocab()
     return ours, None if theirs == vocabulary else (theirs, vocabulary)
 
@@ -88,23 +89,20 @@ def _swin_state(source: str) -> dict[str, Tensor]:
             raise WeightsError(f"{source} has no model.safetensors")
     if path.is_file():
         content = read_tensors(path) if path.suffix == ".safetensors" else load_safely(path)
-        inner = content.get("model", content)
+        inner = content.get("model", content) if isinstance(content, dict) else None
         if not isinstance(inner, dict):
             raise WeightsError(f"{path} holds no state dict")
-        return inner
+        return {str(name): tensor for name, tensor in inner.items() if isinstance(tensor, Tensor)}
     import timm
 
     try:
         return timm.create_model(source, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # unknown name, no network, no weights under that tag: each its own class
-        raise WeightsError(f"no file {source}, and timm cannot load it: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"no file {source}, and timm cannot load it: {reason(error)}") from None
 
 
 def _merge_to_end(name: str) -> str:
-    parts = name.split(".")
-    if parts[0] == "layers" and parts[2] == "downsample":
-        parts[1] = str(int(parts[1]) - 1)
-    return ".".join(parts)
+    return MERGE.sub(lambda merge: f"layers.{int(merge[1]) - 1}.downsample.", name)
 
 
 def _tower_names(depths: tuple[int, ...], layers: int, tower: str) -> dict[str, str]:
