@@ -126,10 +126,7 @@ def check_model(config: Any) -> None:
         text.width % text.heads == 0,
         f"model.text.width: {text.width} is not a multiple of model.text.heads {text.heads}",
     )
-    require(
-        config.max_text >= 3,
-        f"max_text: must hold at least one token between the special ones, got {config.max_text}",
-    )
+    require(config.max_text >= 3, f"max_text: must hold a token between the special ones, got {config.max_text}")
 
 
 def _check_shards(key: str, path: str) -> None:

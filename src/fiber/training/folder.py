@@ -60,7 +60,7 @@ class RunLock:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a small file so that a kill or a full disk leaves the old one or the new one, nothing between."""
-    aside = path.with_name(f".{path.name}.new")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     aside.write_text(text)
     sync(aside)
     os.replace(aside, path)
