@@ -254,6 +254,20 @@ def test_an_image_that_is_missing_is_not_replaced_by_its_namesake(kind: str, tmp
     assert [reason for reason, _ in drops(tmp_path / "out/train")] == ["missing image"]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "list", "parquet"])
+def test_a_file_that_another_row_names_is_no_image_of_this_one(kind: str, tmp_path: Path) -> None:
+    """Nor of two rows that spell it in two ways, neither of them the disk's."""
+    source = tmp_path / "set"
+    put(source / "1.png", write_image(1, "PNG"))
+    put(source / "b.jpg", write_image(2))
+    put(source / "c.jpg", write_image(3))
+    texts = {"1.jpg": "a dog", "1.png": "a cat", "b.JPG": "a car", "b.jpg": "a bus", "C.jpg": "a cup", "c.JPG": "tea"}
+    write_rows(source, kind, [(name, text, "train") for name, text in texts.items()])
+    assert packed(source, tmp_path / "out")["train"] == {"1.png": ["a cat"], "b.jpg": ["a bus"], "C.jpg": ["a cup"]}
+    found = sorted(reason for reason, _ in drops(tmp_path / "out/train"))
+    assert found == ["file listed more than once", "missing image", "missing image"]
+
+
 def test_an_image_of_val_is_not_looked_for_in_train(tmp_path: Path) -> None:
     """Unless a column says of which split a row is: then folders may be divided otherwise."""
     source = tmp_path / "set"

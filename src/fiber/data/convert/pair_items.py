@@ -15,7 +15,8 @@ from fiber.data.convert import json_stream
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.coco_format import identity
-from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
@@ -39,6 +40,7 @@ def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
 
 def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
     path = rows.rows.path
+    taken: set[int] = set()  # files
     for number, found in enumerate(rows):
         if isinstance(found, Drop):
             yield found
@@ -48,7 +50,12 @@ def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem
             image: RawImage = RowImage((str(path),), offset, length, rows=rows.rows)
             yield item(source, f"{path.stem}_{number:09d}", texts, image)
         else:
-            yield named(source, name, texts, lambda name: folder.find(name, rows.unique(name)))
+            one = named(source, name, texts, partial(rows.names.find, folder))
+            if (file := hash(one.images[0].paths)) in taken:
+                yield Drop("file listed more than once", one.image_id, f"{one.images[0].paths[0]} again")
+                continue
+            taken.add(file)
+            yield one
 
 
 def named(source: str, name: str, texts: list[Any], find: Callable[[str], RawImage]) -> RawItem:
