@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from raw_common import put, write_image
-from test_own_boxes import H, W, run
+from test_own_boxes import H, W, run, voc
 
 from fiber.cli.main import main
 from fiber.data.shards import ShardSet
@@ -52,6 +52,22 @@ def test_bad_annotations_of_coco_are_dropped_one_by_one(tmp_path):
     folder = coco(tmp_path / "set", [bad[0], GOOD, *bad[1:]])
     assert run(folder, tmp_path / "out") == {"train": {"set_a": [("cup", BOX)]}}
     assert reasons(tmp_path / "out/train") == 3 * ["annotation malformed"] + ["box malformed", "box not finite"]
+
+
+@pytest.mark.parametrize("form", ["voc", "cvat"])
+def test_an_image_that_is_listed_twice_is_one_record(form, tmp_path):
+    folder = tmp_path / "set"
+    put(folder / "JPEGImages/a.jpg", write_image(0, size=(W, H)))
+    if form == "voc":
+        put(folder / "Annotations/a.xml", voc([(0, BOX)], "a.jpg"))
+        put(folder / "ImageSets/Main/train.txt", "a\na\n")
+    else:
+        box = '<box label="cup" xtl="8" ytl="6" xbr="40" ybr="30"/>'
+        image = f'<image name="JPEGImages/a.jpg" width="{W}" height="{H}">{box}</image>'
+        put(folder / "annotations.xml", f"<annotations>{image}{image}</annotations>")
+    (boxes,) = run(folder, tmp_path / "out")["train"].values()
+    assert [box for _, box in boxes] == [BOX]
+    assert reasons(tmp_path / "out/train") == ["image id comes again"]
 
 
 def test_huge_numbers_in_other_formats_are_dropped(tmp_path):

@@ -1,5 +1,6 @@
 """Own pairs as they really lie about: splits in a column, tables without a header, texts in a folder."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -391,6 +392,30 @@ def test_a_folder_that_img2dataset_wrote_is_not_fetched_again(tmp_path: Path) ->
     put(source / "00000/0.txt", "one")
     pq.write_table(pa.table({"url": ["http://127.0.0.1:9/0.jpg"], "caption": ["one"]}), source / "00000.parquet")
     assert packed(source, tmp_path / "out") == {"train": {"00000/0.jpg": ["one"]}}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_images_of_files_of_one_name_keep_ids_of_their_own(kind: str, tmp_path: Path) -> None:
+    source, folders = tmp_path / "set", ("a_train", "b_train", "val")
+    for number, folder in enumerate(folders):
+        (source / folder).mkdir(parents=True)
+        if kind == "tar":
+            with tarfile.open(source / folder / "0.tar", "w") as tar:
+                for end, data in (("jpg", write_image(number)), ("txt", folder.encode())):
+                    member = tarfile.TarInfo(f"7.{end}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        else:
+            pa = pytest.importorskip("pyarrow")
+            import pyarrow.parquet as pq
+
+            rows = {"image": [write_image(number)], "caption": [folder]}
+            pq.write_table(pa.table(rows), source / folder / "0.parquet")
+    inner = {"tar": "7", "parquet": "0000_000000"}[kind]
+    names = {folder: f"{folder}_0_{inner}" for folder in folders}
+    assert packed(source, tmp_path / "out") == {
+        "train": {names[folder]: [folder] for folder in folders[:2]}, "val": {names["val"]: ["val"]}
+    }  # fmt: skip
 
 
 def test_tars_in_folders_of_no_split_are_read_and_packed_ones_are_not(tmp_path: Path) -> None:

@@ -83,7 +83,7 @@ def read(request: Request) -> RawDataset:
     provenance |= {"classes": request.classes.name} if request.classes else {}
     return RawDataset(
         name, request.split, LICENCE, provenance, items, total, categories=without_match(classes) or None,
-        reads=_reads(request, found.form, place),
+        repeats=found.form == "odvg", reads=_reads(request, found.form, place),
     )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ from fiber.data.convert.pair_rows import (
     named_split,
     of_split,
 )  # fmt: skip
+from fiber.data.convert.seen import Seen
 
 
 def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
@@ -38,9 +39,10 @@ def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
     return RawItem(record, (image,))
 
 
-def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+def grouped(rows: ByImage, called: str, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+    """called: what images that lie in the file itself are called after."""
     path = rows.rows.path
-    taken: set[int] = set()  # files
+    files = Seen()
     for number, found in enumerate(rows):
         if isinstance(found, Drop):
             yield found
@@ -48,14 +50,12 @@ def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem
         name, texts, offset, length = found
         if is_base64(name):
             image: RawImage = RowImage((str(path),), offset, length, rows=rows.rows)
-            yield item(source, f"{path.stem}_{number:09d}", texts, image)
+            yield item(source, f"{called}_{number:09d}", texts, image)
         else:
             one = named(source, name, texts, partial(rows.names.find, folder))
-            if (file := hash(one.images[0].paths)) in taken:
-                yield Drop("file listed more than once", one.image_id, f"{one.images[0].paths[0]} again")
-                continue
-            taken.add(file)
-            yield one
+            place = one.images[0].paths[0]
+            again = Drop("file listed more than once", one.image_id, f"{place} again")
+            yield again if files.again(place) else one
 
 
 def named(source: str, name: str, texts: list[Any], find: Callable[[str], RawImage]) -> RawItem:
@@ -70,28 +70,25 @@ def named(source: str, name: str, texts: list[Any], find: Callable[[str], RawIma
 
 def joined(rows: Callable[[], Iterator[Row | Drop]], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
     """Rows of a file that lists every image once; one that comes again is counted."""
-    taken: set[int] = set()
+    seen = Seen()
     names = FileNames(dict.fromkeys(row[0] for row in rows() if not isinstance(row, Drop)))
     for row in rows():
         if isinstance(row, Drop):
             yield row
-        elif hash(row[0]) in taken:
+        elif seen.again(row[0]):
             yield Drop("image listed again later", f"{source}_{row[0]}", "each image once, with all its texts")
         else:
-            taken.add(hash(row[0]))
             yield named(source, row[0], row[1], partial(names.find, folder))
 
 
 def once(items: Iterator[RawItem | Drop]) -> Iterator[RawItem | Drop]:
     """Of several files: an image that another one has listed already is counted, it is no second record."""
-    taken: set[int] = set()
+    seen = Seen()
     for one in items:
-        if isinstance(one, RawItem):
-            if (own := hash(one.image_id)) in taken:
-                yield Drop("image listed in another file, too", one.image_id, "name the right file by --annotations")
-                continue
-            taken.add(own)
-        yield one
+        if isinstance(one, RawItem) and seen.again(one.image_id):
+            yield Drop("image listed in another file, too", one.image_id, "name the right file by --annotations")
+        else:
+            yield one
 
 
 def image_splits(path: Path) -> set[str]:
@@ -129,7 +126,7 @@ def object_rows(path: Path, split: str) -> Iterator[Row | Drop]:
 
 
 def parquet(
-    path: Path, request: Request, folder: ImageFolder, source: str
+    path: Path, called: str, request: Request, folder: ImageFolder, source: str
 ) -> tuple[Iterator[RawItem | Drop], int | None]:
     """Rows of a Parquet file. Images in it are read where they lie, one record per row; names and URLs are first
     written to a temporary file of lines, because rows of one image may lie anywhere."""
@@ -143,7 +140,9 @@ def parquet(
     only = request.split if parquet_splits(path) else None
     kind = str(file.schema_arrow.field(image).type)
     if kind.startswith("struct") or "binary" in kind:
-        return _parquet_images(path, image, text, source, only), file.metadata.num_rows if only is None else None
+        return _parquet_images(
+            path, called, image, text, source, only
+        ), file.metadata.num_rows if only is None else None
     temporary = tempfile.TemporaryDirectory()  # lives with the items
     with open(
         lines := Path(temporary.name) / path.name, "w", encoding="utf-8"
@@ -155,7 +154,7 @@ def parquet(
 
     def items() -> Iterator[RawItem | Drop]:
         with temporary:
-            yield from grouped(rows, folder, source)
+            yield from grouped(rows, called, folder, source)
 
     return items(), len(rows)
 
@@ -168,12 +167,14 @@ def parquet_splits(path: Path) -> set[str]:
     return {split for value in file.read([SPLIT])[SPLIT].unique().to_pylist() if (split := named_split(value))}
 
 
-def _parquet_images(path: Path, image: str, text: str, source: str, only: str | None) -> Iterator[RawItem | Drop]:
+def _parquet_images(
+    path: Path, called: str, image: str, text: str, source: str, only: str | None
+) -> Iterator[RawItem | Drop]:
     file = parquet_file(path)
     for group in range(file.num_row_groups):
         values = file.read_row_group(group, columns=[text] + [SPLIT] * (only is not None)).to_pylist()
         for row, value in enumerate(values):
-            name = f"{path.stem}_{group:04d}_{row:06d}"
+            name = f"{called}_{group:04d}_{row:06d}"
             mine = of_split(value.get(SPLIT), only, f"{source}_{name}")
             if isinstance(mine, Drop):
                 yield mine

@@ -26,7 +26,16 @@ from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
 from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
-from fiber.data.convert.splits import TEXT_FOLDERS, SplitFolder, files_of, own_split, parts_of, split_of, subfolders
+from fiber.data.convert.splits import (
+    TEXT_FOLDERS,
+    SplitFolder,
+    files_of,
+    own_names,
+    own_split,
+    parts_of,
+    split_of,
+    subfolders,
+)
 
 Place = Path | SplitFolder
 SPLITS = ("train", "val", "test")
@@ -56,8 +65,9 @@ def read(request: Request) -> RawDataset:
     paths = [_path(place) for place in places]
     provenance: dict[str, Any] = {"converter": "pairs", "form": kind, "folder": name}
     total = None
+    names = own_names(dict.fromkeys(map(_path, itertools.chain(*found.values()))))
     if kind == "tars":
-        items: Iterator[RawItem | Drop] = web_pairs.tars(paths, name, request.image_key, request.text_key)
+        items: Iterator[RawItem | Drop] = web_pairs.tars(paths, name, request.image_key, request.text_key, names)
     elif kind == _BESIDE:
         items = _beside([place for place in places if isinstance(place, SplitFolder)], folder, name)
     else:
@@ -66,7 +76,7 @@ def read(request: Request) -> RawDataset:
         # A list that is called like its split has no images of other splits; one with a column of splits may.
         divided = len(found) > 1 and all(own_split(path, folder) == split for path in paths)
         images = ImageFolder(roots, request.images or folder, split if divided else None)
-        items, total = _of_files(replace(request, split=split), paths, images, name)
+        items, total = _of_files(replace(request, split=split), {path: names[path] for path in paths}, images, name)
     tars = paths if kind == "tars" else []
     return RawDataset(name, request.split, LICENCE, provenance, items, total, tars=tars, reads=paths)
 
@@ -208,22 +218,23 @@ def _beside(folders: list[SplitFolder], raw: Path, source: str) -> Iterator[RawI
 
 
 def _of_files(
-    request: Request, paths: list[Path], folder: ImageFolder, source: str
+    request: Request, names: Mapping[Path, str], folder: ImageFolder, source: str
 ) -> tuple[Iterator[RawItem | Drop], int | None]:
-    """(items of all files, one after the other, and their number where it is known)."""
+    """(items of all files, one after the other, and their number where it is known). names: of the files, for images
+    that have none."""
     parts: list[Any] = []
     total: int | None = 0
-    for path in paths:
+    for path, name in names.items():
         kind = path.suffix.lower()
         if kind == ".parquet":
-            part, count = pair_items.parquet(path, request, folder, source)
+            part, count = pair_items.parquet(path, name, request, folder, source)
         elif kind == ".json" and _is_object(path):
             rows = partial(pair_items.object_rows, path, request.split)
             part, count = pair_items.joined(rows, folder, source), None
         else:
             whole = _row_file(path, request)
             images = ByImage(replace(whole, only=request.split) if whole.splits() else whole)
-            part, count = pair_items.grouped(images, folder, source), len(images)
+            part, count = pair_items.grouped(images, name, folder, source), len(images)
         parts.append(part)
         total = total + count if total is not None and count is not None else None
     every = (item for part in parts for item in part)
