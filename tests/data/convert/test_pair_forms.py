@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from raw_common import put, write_image
@@ -372,6 +373,31 @@ def test_karpathy_s_coco_names_folder_and_file(tmp_path: Path) -> None:
     }
     put(source / "dataset_coco.json", {"images": [entry], "dataset": "coco"})
     assert packed(source, tmp_path / "out") == {"val": {"val2014/a.jpg": ["one", "two"]}}
+
+
+def captions_of(folder: Path, ids: list[int], more: list[Any]) -> Path:
+    """COCO's captions of a.jpg, b.jpg and c.jpg."""
+    images(folder)
+    entries = [{"id": number, "file_name": f"{name}.jpg"} for number, name in zip(ids, "abc", strict=True)]
+    texts = [{"image_id": number, "caption": f"text {number}"} for number in ids]
+    put(folder / "captions.json", {"images": entries, "annotations": [*more, *texts]})
+    return folder
+
+
+def test_one_bad_entry_of_coco_captions_costs_itself(tmp_path: Path) -> None:
+    source = captions_of(tmp_path / "set", [0, 1, 2], [
+        None, {"caption": "of no image"}, {"image_id": 1, "caption": 7}, {"image_id": 1}, {"image_id": 9},
+    ])  # fmt: skip
+    assert packed(source, tmp_path / "out") == {"train": {f"{x}.jpg": [f"text {i}"] for i, x in enumerate("abc")}}
+    assert sorted(reason for reason, _ in drops(tmp_path / "out/train")) == [
+        *2 * ["annotation malformed"], "annotations of an unlisted image", *2 * ["empty text"]
+    ]  # fmt: skip
+
+
+def test_an_image_id_that_comes_twice_gives_no_image_the_texts_of_another(tmp_path: Path, capsys) -> None:
+    source = captions_of(tmp_path / "set", [0, 0, 2], [])
+    assert main(["shards", "pairs", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "captions.json: image id 0 comes twice in 'images'" in capsys.readouterr().err
 
 
 def test_an_image_of_two_lists_is_one_record(tmp_path: Path) -> None:

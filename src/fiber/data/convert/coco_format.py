@@ -81,10 +81,9 @@ def items(
     known: category ids; an annotation of another category is dropped. Ids are compared as `identity` has them.
     Raises ConversionError: an image id comes twice; all boxes are in another form than COCO's.
     """
-    annotations = Grouped(path, "annotations", _image_of)
+    annotations = Grouped(path, "annotations", image_of)
     _check_boxes(path, annotations)
-    for entry in annotations[None]:
-        yield Drop("annotation malformed", source, f"no object with an image_id: {entry!r:.200}")
+    yield from without_image(annotations, source)
     ids = {identity(category): category for category in known}
     taken: set[int] = set()  # files
     met = 0
@@ -114,11 +113,23 @@ def items(
         if size is None and ("width" in image or "height" in image):
             drops.append(Drop("size not given", name, f"{image.get('width')!r} x {image.get('height')!r}", kept=True))
         yield RawItem(record, (raw,), size, tuple(drops))
+    yield from of_unlisted(annotations, met, source)
+
+
+def without_image(annotations: Grouped[str | None], source: str) -> Iterator[Drop]:
+    """The annotations that belong to no image."""
+    for entry in annotations[None]:
+        yield Drop("annotation malformed", source, f"no object with an image_id: {entry!r:.200}")
+
+
+def of_unlisted(annotations: Grouped[str | None], met: int, source: str) -> Iterator[Drop]:
+    """What is said where `images` has but `met` of the image ids of annotations."""
     if (unlisted := len(annotations) - (None in annotations) - met) > 0:
         yield Drop("annotations of an unlisted image", source, f"{unlisted} image ids not in 'images'")
 
 
-def _image_of(entry: Any) -> str | None:
+def image_of(entry: Any) -> str | None:
+    """The id of an annotation's image, as `identity` has it; None where it has none."""
     return identity(entry["image_id"]) if isinstance(entry, dict) and "image_id" in entry else None
 
 
@@ -170,6 +181,11 @@ def _size(image: Entry) -> tuple[int, int] | None:
     return (width, height) if 0 < width < _SIDE and 0 < height < _SIDE else None
 
 
+def twice(path: Path, image_id: Any) -> ConversionError:
+    """The error of an image id that two images have: whose annotations are whose is not known."""
+    return ConversionError(f"{path}: image id {image_id!r} comes twice in 'images': give each its own id")
+
+
 def _check_boxes(path: Path, annotations: Grouped[str | None]) -> None:
     """Raises ConversionError for a repeated image id, or where the boxes of the first images are fractions or
     corners: not of one of them, of all."""
@@ -178,10 +194,10 @@ def _check_boxes(path: Path, annotations: Grouped[str | None]) -> None:
     ids: set[str] = set()
     for image in iter_array(path, "images"):
         key = identity(image["id"]) if isinstance(image, dict) and "id" in image else None
-        if key in ids:
-            raise ConversionError(f"{path}: image id {image['id']!r} comes twice in 'images': give each its own id")
         if key is None:
             continue
+        if key in ids:
+            raise twice(path, image["id"])
         ids.add(key)
         size = _size(image)
         if size is None or len(ids) > _JUDGED:

@@ -14,7 +14,7 @@ from typing import Any
 from fiber.data.convert import json_stream
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.by_image import ByImage
-from fiber.data.convert.coco_format import identity
+from fiber.data.convert.coco_format import identity, image_of, of_unlisted, twice, without_image
 from fiber.data.convert.file_names import FileNames
 from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
@@ -112,17 +112,22 @@ def object_rows(path: Path, split: str) -> Iterator[Row | Drop]:
             yield name, texts if isinstance(texts, list) else [texts]
         return
     only = split if image_splits(path) else None
-    captions = None
-    if has_array(path, "annotations"):
-        captions = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
+    captions = Grouped(path, "annotations", image_of) if has_array(path, "annotations") else None
+    seen, met = Seen(), 0
     for number, image in enumerate(iter_array(path, "images")):
         where = f"{path.name}, image {number}"
-        if isinstance(image, dict) and captions is not None:
-            texts = [entry.get("caption") for entry in captions[identity(image.get("id"))]]
+        if isinstance(image, dict) and captions is not None and "id" in image:
+            if seen.again(key := identity(image["id"])):
+                raise twice(path, image["id"])
+            met += key in captions
+            texts = [entry.get("caption") for entry in captions[key]]
             image = {**image, "caption": texts}
         mine = of_split(image.get(SPLIT), only, where) if isinstance(image, dict) else True
         if mine:
             yield mine if isinstance(mine, Drop) else json_row(image, where)
+    if captions is not None:
+        yield from without_image(captions, path.name)
+        yield from of_unlisted(captions, met, path.name)
 
 
 def parquet(

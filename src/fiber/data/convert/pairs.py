@@ -179,10 +179,9 @@ def _has_texts(path: Path, request: Request, refused: list[str]) -> bool:
     if kind == ".json":
         head = head_of(path).lstrip("\xef\xbb\xbf \t\r\n")
         if head[:1] == "{":
-            first: dict[str, Any] = (
-                next(iter_array(path, "annotations"), {}) if has_array(path, "annotations") else {}
-            )
-            return "caption" in first or '"sentences"' in head or pair_items.is_mapping(path)
+            entries = itertools.islice(iter_array(path, "annotations"), 100) if has_array(path, "annotations") else ()
+            captions = any(isinstance(entry, dict) and "caption" in entry for entry in entries)
+            return captions or '"sentences"' in head or pair_items.is_mapping(path)
         return head[:1] == "[" and any(f'"{key}"' in head for key in (request.text_column, *TEXTS) if key)
     return kind in _LINES
 
