@@ -51,6 +51,32 @@ def test_official_layout(name, tmp_path, capsys):
     assert shards.info["licence"]
 
 
+IN_JSON = ("coco_karpathy", "coco_plain", "flickr30k", "visual_genome", "visual_genome_questions", "nocaps", "vqav2",
+           "nlvr2", "snli_ve", "mdetr_flickr", "mdetr_refcoco", "refcoco", "coco_detection", "lvis",
+           "objects365")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_JSON)
+def test_a_bad_entry_costs_itself_alone(name, tmp_path, capsys):
+    made = raw.build(name, tmp_path / "raw")
+    for path in made.folder.rglob("*.json*"):
+        text = path.read_text()
+        try:
+            whole = json.loads(text)
+        except ValueError:  # lines
+            path.write_text("null\n{}\n" + text)
+            continue
+        arrays = [whole] if isinstance(whole, list) else map(whole.get, ("images", "annotations", "questions"))
+        for array in arrays:
+            if array and isinstance(array[0], dict):
+                array[:0] = [None, {}]
+        path.write_text(json.dumps(whole))
+    summary, records = convert(made, tmp_path / "out", capsys)
+    assert (len(records), summary["annotations"]) == (made.samples, made.annotations)
+    bad = {reason for reason in counts(summary["dropped"]) if reason.endswith("malformed")}
+    assert bad and counts(summary["dropped"]) | made.dropped == counts(summary["dropped"])
+
+
 @pytest.fixture
 def records(request, tmp_path, capsys):
     return convert(raw.build(request.param, tmp_path / "raw"), tmp_path / "out", capsys)[1]

@@ -83,7 +83,7 @@ def items(
     """
     annotations = Grouped(path, "annotations", image_of)
     _check_boxes(path, annotations)
-    yield from without_image(annotations, source)
+    yield from annotations.malformed(source)
     ids = {identity(category): category for category in known}
     taken: set[int] = set()  # files
     met = 0
@@ -116,21 +116,15 @@ def items(
     yield from of_unlisted(annotations, met, source)
 
 
-def without_image(annotations: Grouped[str | None], source: str) -> Iterator[Drop]:
-    """The annotations that belong to no image."""
-    for entry in annotations[None]:
-        yield Drop("annotation malformed", source, f"no object with an image_id: {entry!r:.200}")
-
-
-def of_unlisted(annotations: Grouped[str | None], met: int, source: str) -> Iterator[Drop]:
+def of_unlisted(annotations: Grouped[str], met: int, source: str) -> Iterator[Drop]:
     """What is said where `images` has but `met` of the image ids of annotations."""
-    if (unlisted := len(annotations) - (None in annotations) - met) > 0:
+    if (unlisted := len(annotations) - met) > 0:
         yield Drop("annotations of an unlisted image", source, f"{unlisted} image ids not in 'images'")
 
 
-def image_of(entry: Any) -> str | None:
-    """The id of an annotation's image, as `identity` has it; None where it has none."""
-    return identity(entry["image_id"]) if isinstance(entry, dict) and "image_id" in entry else None
+def image_of(entry: Entry) -> str:
+    """The id of an annotation's image, as `identity` has it."""
+    return identity(entry["image_id"])
 
 
 def _add_box(boxes: list[Entry], drops: list[Drop], entry: Any, ids: dict[str, Any], name: str) -> None:
@@ -186,7 +180,7 @@ def twice(path: Path, image_id: Any) -> ConversionError:
     return ConversionError(f"{path}: image id {image_id!r} comes twice in 'images': give each its own id")
 
 
-def _check_boxes(path: Path, annotations: Grouped[str | None]) -> None:
+def _check_boxes(path: Path, annotations: Grouped[str]) -> None:
     """Raises ConversionError for a repeated image id, or where the boxes of the first images are fractions or
     corners: not of one of them, of all."""
     boxes = fractions = beyond = 0
@@ -210,10 +204,9 @@ def _check_boxes(path: Path, annotations: Grouped[str | None]) -> None:
             fractions += max(sides) <= 1 and min(sides) >= 0 and min(size) > 2
             beyond += x + a > size[0] + 1 or y + b > size[1] + 1
             corners = corners and x < a <= size[0] + 1 and y < b <= size[1] + 1
-    named = [group for group in annotations if group is not None]
-    if named and not ids & set(named):
+    if len(annotations) and not any(key in annotations for key in ids):
         raise ConversionError(
-            f"{path}: none of {len(named)} image ids of 'annotations' (such as {named[0]!r}) is "
+            f"{path}: none of {len(annotations)} image ids of 'annotations' (such as {next(iter(annotations))!r}) is "
             f"among the {len(ids)} of 'images' (such as {next(iter(ids), None)!r})"
         )
     if boxes >= _FEW and fractions == boxes:

@@ -6,10 +6,10 @@ import base64
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fiber.data.records import Record, Sample
 from fiber.errors import KnownError
@@ -167,6 +167,23 @@ class Request:
     image_size: int | None = None
     seed: int = 0
     captions: str = "mixed"
+
+
+T = TypeVar("T")
+
+
+def each(
+    entries: Iterable[T], make: Callable[[T], Iterable[RawItem | Drop]], source: str
+) -> Iterator[RawItem | Drop]:
+    """What `make` gives for every entry of a file. One that lacks something, or is no entry, costs itself alone."""
+    for entry in entries:
+        try:
+            made = list(make(entry))
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            yield Drop("entry malformed", source, f"{entry!r:.200}: {what:.200}")
+        else:
+            yield from made
 
 
 def existing(candidates: Sequence[Path], what: str) -> Path:

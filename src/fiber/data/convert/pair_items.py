@@ -14,7 +14,7 @@ from typing import Any
 from fiber.data.convert import json_stream
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.by_image import ByImage
-from fiber.data.convert.coco_format import identity, image_of, of_unlisted, twice, without_image
+from fiber.data.convert.coco_format import identity, image_of, of_unlisted, twice
 from fiber.data.convert.file_names import FileNames
 from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
@@ -126,7 +126,7 @@ def object_rows(path: Path, split: str) -> Iterator[Row | Drop]:
         if mine:
             yield mine if isinstance(mine, Drop) else json_row(image, where)
     if captions is not None:
-        yield from without_image(captions, path.name)
+        yield from captions.malformed(path.name)
         yield from of_unlisted(captions, met, path.name)
 
 
