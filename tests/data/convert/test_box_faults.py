@@ -138,3 +138,63 @@ def test_a_broken_split_of_coco_is_not_left_out_silently(tmp_path, capsys):
 def test_a_class_called_shapes_is_not_labelmes_key(tmp_path):
     folder = coco(tmp_path / "set", [GOOD], parent="shapes")
     assert run(folder, tmp_path / "out") == {"train": {"set_a": [("cup", BOX)]}}
+
+
+CORNERS = [[20, 20, 60, 44], [25, 18, 62, 40]]  # of an image of 64 x 48 px
+SHARES = [[0.2, 0.2, 0.5, 0.5], [0.1, 0.1, 0.3, 0.3]]
+
+
+@pytest.mark.parametrize("kind", ["coco", "coco without sizes", "objects", "csv"])
+@pytest.mark.parametrize(
+    ("boxes", "odd"), [(CORNERS, [50, 30, 50, 40]), (CORNERS, [30, 20, 10, 10]), (SHARES, [9, 9, 9, 9])]
+)
+def test_a_few_odd_boxes_do_not_hide_the_form_of_the_others(kind, boxes, odd, tmp_path, capsys):
+    images, annotations, rows, cells = [], [], [], ["image,class,bbox"]
+    for i in range(6):
+        put(tmp_path / f"set/{i}.jpg", write_image(i, size=(64, 48)))
+        own = boxes + [odd] * (i == 3)
+        images.append({"id": i, "file_name": f"{i}.jpg"} | ({"width": 64, "height": 48} if kind == "coco" else {}))
+        annotations += [{"image_id": i, "category_id": 1, "bbox": box} for box in own]
+        rows.append({"file_name": f"{i}.jpg", "objects": {"bbox": own, "categories": ["cup"] * len(own)}})
+        cells += [f'{i}.jpg,cup,"{box}"' for box in own]
+    if kind.startswith("coco"):
+        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cup"}]}
+        put(tmp_path / "set/annotations.json", content)
+    elif kind == "csv":
+        put(tmp_path / "set/boxes.csv", "\n".join(cells) + "\n")
+    else:
+        put(tmp_path / "set/metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().err
+    assert "of the first 13 boxes" in said
+    assert ("these are corners" if boxes is CORNERS else "they are fractions") in said
+
+
+@pytest.mark.parametrize(
+    ("boxes", "said"),
+    [
+        ([[40, 30, 20, 15]] * 4, "24 of 24 boxes have no area: are they [x, y, width, height] where corners"),
+        ([[10, 10, 90, 70]] * 3 + [[1, 1, 9, 9]], "18 of 24 boxes leave their image: are they corners where"),
+        ([[1, 1, 9, 9]] * 3 + [[60, 40, 70, 60], [9, 9, 9, 20]], ""),
+    ],
+)
+def test_boxes_that_do_not_fit_are_said_at_the_end(boxes, said, tmp_path, capsys):
+    """Of a form that cannot be told by its numbers (ODVG has corners)."""
+    lines = []
+    for i in range(6):
+        instances = [{"bbox": box, "label": 0, "category": "cup"} for box in boxes]
+        lines.append({"filename": f"{i}.jpg", "detection": {"instances": instances}})
+        put(tmp_path / f"set/{i}.jpg", write_image(i, size=(64, 48)))
+    put(tmp_path / "set/train.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert any(said in line for line in warnings) if said else not warnings
+
+
+def test_one_good_line_of_yolo_does_not_hide_pixels(tmp_path, capsys):
+    for i in range(4):
+        put(tmp_path / f"set/images/{i}.jpg", write_image(i, size=(64, 48)))
+        put(tmp_path / f"set/labels/{i}.txt", "0 30 20 20 10\n" + "0 0.5 0.5 0.2 0.2\n" * (i == 1))
+    put(tmp_path / "set/classes.txt", "cup\n")
+    assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 1
+    assert "4 of 5 boxes of the first labels are larger than the image" in capsys.readouterr().err

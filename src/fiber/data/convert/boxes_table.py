@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.box_form import JUDGED, BoxForm
 from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
 from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.class_names import Classes, by_name
@@ -186,7 +187,26 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     roots += folders_of(raw).get(split or "train", [])
     folder = ImageFolder(roots, request.images or raw, split)
     rows = ByImage(place)
-    return _items(rows, folder, name, by_name(known), _are_shares(place)), len(rows)
+    shares = _are_shares(place)
+    if place.kind != "table" or place.sides:
+        _check(rows, folder, shares)
+    return _items(rows, folder, name, by_name(known), shares), len(rows)
+
+
+def _check(rows: ByImage, folder: ImageFolder, shares: bool) -> None:
+    """Raises ConversionError where boxes that should be [x, y, width, height] are corners."""
+    form = BoxForm()
+    for found in rows if not shares else ():
+        if isinstance(found, Drop):
+            continue
+        name, entries, _, _ = found
+        boxes = [[box[0], box[1], box[2] - box[0], box[3] - box[1]] for _, box, _, _ in entries if box]
+        size = next((size for _, _, size, _ in entries if size), None)
+        form.add(boxes, size, rows.names.find(folder, name) if boxes and size is None else None)
+        if form.images >= JUDGED:
+            break
+    if (problem := form.problem()) is not None:
+        raise ConversionError(f"{rows.rows.path}: {problem}")
 
 
 def _are_shares(place: Place) -> bool:

@@ -269,8 +269,9 @@ def _check_shares(request: Request, place: Place) -> None:
     """Raises ConversionError where the numbers of the first images are pixels."""
     labels = (label for path in itertools.islice(images(place), _JUDGED) if (label := label_of(path)) is not None)
     boxes = [box for label in labels for _, words in _lines(label) if (box := share_box(words)) is not None]
-    if boxes and all(max(box[2:]) > 1 for box in boxes):
+    larger = sum(max(box[2:]) > 1 for box in boxes)
+    if boxes and larger * 2 >= len(boxes):
         raise ConversionError(
-            f"{request.raw}: all {len(boxes)} boxes of the first labels are larger than the image: YOLO has shares "
-            "of its sides, between 0 and 1; divide x and width by the width, y and height by the height"
+            f"{request.raw}: {larger} of {len(boxes)} boxes of the first labels are larger than the image: YOLO has "
+            "shares of its sides, between 0 and 1; divide x and width by the width, y and height by the height"
         )

@@ -234,7 +234,9 @@ def _finish(
         "samples": len(builder),
         "annotations": annotations,
         "boxes": boxes,
-        "warnings": warnings(boxes, source.categories or [], source.provenance.get("class_names") == "prompts"),
+        "warnings": warnings(
+            boxes, source.categories or [], source.provenance.get("class_names") == "prompts", reasons, noted
+        ),
         "categories": source.categories or [],
         "answers": source.answers or [],
         "provenance": source.provenance,
