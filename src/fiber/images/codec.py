@@ -222,6 +222,8 @@ def described(data: bytes) -> str:
         return "an HTML or XML page"
     if data.startswith((b"%!PS", b"%PDF", b"\xc5\xd0\xd3\xc6")):
         return "a PostScript or PDF file: convert it to JPEG or PNG"
+    if data[:2] in (b"P5", b"P6"):
+        return "a PPM file: convert it to JPEG or PNG"
     return f"first bytes {data[:8]!r}" if data else "an empty file"
 
 

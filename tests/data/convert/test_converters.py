@@ -348,6 +348,16 @@ def test_odinw_few_shot_files(tmp_path, capsys):
     assert (summary["samples"], summary["annotations"]) == (1, {"boxes": 1})
 
 
+def test_no_image_of_a_class_is_passed_over_in_silence(tmp_path, capsys):
+    for place in ("cat/a.jfif", "cat/b.jpg", "dog/a.PNG", "dog/b.heic", "dog/c.heif"):
+        data = b"\0\0\0\x18ftypheic" if ".he" in place else raw.write_image(0)
+        raw.put(tmp_path / "raw" / place, data)
+    command = ["class_folders", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]
+    assert make_shards.main(command) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["items"], summary["samples"], counts(summary["dropped"])) == (5, 3, {"not an image": 2})
+
+
 def test_configurations_name_splits_that_converters_make():
     """`data/shards/SET/SPLIT` of every configuration, where SET is a converter's name."""
     named, known = set(), names()

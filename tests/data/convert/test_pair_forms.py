@@ -207,6 +207,23 @@ def test_texts_in_a_folder_of_their_own(texts, inner, tmp_path):
     assert drops(tmp_path / "out/train") == [("no caption", "no c.txt beside it")]
 
 
+@pytest.mark.parametrize("texts", ["", "texts"])
+def test_a_text_whose_image_is_of_an_unknown_kind_or_gone_is_counted(texts: str, tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    for split in ("train", "val"):
+        inner = f"{texts and 'images'}/{split}".lstrip("/")
+        put(source / inner / "a.jpg", write_image(0))
+        put(source / inner / "b.heif", b"\0\0\0\x18ftypheic" + bytes(50))
+        put(source / inner / "c.tga", write_image(1))
+        for name in "abc":
+            put(source / texts / split / f"{name}.txt", name)
+    assert packed(source, tmp_path / "out") == {"train": {"a.jpg": ["a"]}, "val": {"a.jpg": ["a"]}}
+    for split in ("train", "val"):
+        found = drops(tmp_path / "out" / split)
+        assert [reason for reason, _ in found] == ["not an image", "text without an image"]
+        assert Path(found[1][1]).name == "c.txt"
+
+
 def test_a_text_that_is_not_utf8_is_counted_and_none_is_changed(tmp_path):
     """Beside images and in tars: a byte order mark is no part of a text, and nothing is packed with letters lost."""
     said = {

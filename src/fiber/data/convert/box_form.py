@@ -25,7 +25,7 @@ class BoxForm:
         self.images = self._opened = 0
         self._boxes = self._fractions = self._beyond = self._corners = 0
 
-    def add(self, boxes: list[Sequence[float]], size: tuple[int, int] | None, image: RawImage | None) -> None:
+    def add(self, boxes: Sequence[Sequence[float]], size: tuple[int, int] | None, image: RawImage | None) -> None:
         """Those of an image: [x, y, width, height] each. size: (width, height); None: the image's own is taken."""
         self.images += 1
         if size is None and image is not None and self._opened < _OPENED:

@@ -21,14 +21,12 @@ from urllib.parse import unquote
 import numpy as np
 
 from fiber.data.convert.items import RawImage
-from fiber.data.convert.splits import is_folder, split_of
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic")
+from fiber.data.convert.splits import IMAGE_ENDINGS, is_folder, split_of
 
 
 def is_image(name: str) -> bool:
     """Whether a file is called like an image."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def plain(name: str) -> tuple[str, ...]:
@@ -43,7 +41,7 @@ def plain(name: str) -> tuple[str, ...]:
 def stem_of(part: str) -> str:
     """A last part without an image's extension."""
     stem, extension = os.path.splitext(part)
-    return stem if extension in EXTENSIONS else part
+    return stem if extension in IMAGE_ENDINGS else part
 
 
 def _nobody(path: str, common: int) -> bool:

@@ -22,11 +22,13 @@ from typing import Any
 from fiber.data.convert import pair_items, web_pairs
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.by_image import ByImage
-from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
 from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
+from fiber.data.convert.seen import Seen
 from fiber.data.convert.splits import (
+    IMAGE_ENDINGS,
     TEXT_FOLDERS,
     SplitFolder,
     files_of,
@@ -163,7 +165,7 @@ def _belongs_to_an_image(path: str) -> bool:
     stem, kind = os.path.splitext(path)
     if kind.lower() == ".parquet" and os.path.isdir(stem):  # what img2dataset says of the images in a folder
         return True
-    return any(os.path.exists(stem + end) for extension in EXTENSIONS for end in (extension, extension.upper()))
+    return any(os.path.exists(stem + end) for extension in IMAGE_ENDINGS for end in (extension, extension.upper()))
 
 
 def _has_texts(path: Path, request: Request, refused: list[str]) -> bool:
@@ -202,18 +204,31 @@ def _text_of(image: str) -> Path | None:
 def _beside(folders: list[SplitFolder], raw: Path, source: str) -> Iterator[RawItem | Drop]:
     """Images are named from the folder of their split on, or, where it has several, from `raw` on."""
     taken = [folder for folder in folders if not folder.left_out]
+    used = Seen()  # texts
     root = taken[0].path if len(taken) == 1 else raw
     for path in (path for folder in taken for path in folder.files(is_image)):
         name, text = Path(path).relative_to(root).as_posix(), _text_of(path)
         if text is None:
             yield Drop("no caption", f"{source}_{name}", f"no {Path(path).stem}.txt beside it")
             continue
+        used.again(str(text).casefold())  # a disk may not tell a.txt from a.TXT
         try:
             caption = text.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             yield Drop("text not in UTF-8", f"{source}_{name}", f"{text.name}: {error}")
         else:
             yield pair_items.item(source, name, [caption], RawImage((path,)))
+    for path in (path for folder in taken for path in _texts(folder)):
+        if not used.again(path.casefold()):
+            yield Drop("text without an image", source, path)
+
+
+def _texts(folder: SplitFolder) -> Iterator[str]:
+    """The .txt files in a folder of images, and in the folders of texts beside its last folder `images`."""
+    before, inner, after = f"{folder.path}{os.sep}".rpartition(f"{os.sep}images{os.sep}")
+    for path in (folder.path, *(Path(before, name, after) for name in TEXT_FOLDERS if inner)):
+        if path.is_dir():
+            yield from replace(folder, path=path).files(lambda name: name.lower().endswith(".txt"))
 
 
 def _of_files(

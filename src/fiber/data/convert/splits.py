@@ -17,6 +17,9 @@ NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "
           "test": ("test", "testing")}  # fmt: skip
 TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt")
 """Beside a folder `images`, those of its texts."""
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif", ".avif", ".heic",
+                 ".heif")  # fmt: skip
+"""How the names of images end, in lower case. Some of them cannot be read, and that is said of each."""
 _WORDS = {word: split for split, words in NAMES.items() for word in words}
 
 
