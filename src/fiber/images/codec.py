@@ -228,8 +228,16 @@ def described(data: bytes) -> str:
 
 
 def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
-    """An upright RGB JPEG with the long side at most `max_side` pixels (None: size unchanged). Raises SampleFault."""
-    image = decode_pil(data)
+    """An upright RGB JPEG with the long side at most `max_side` pixels (None: size unchanged). Of a JPEG of more than
+    MAX_PIXELS no more is decoded than that needs. Raises SampleFault."""
+    if max_side is not None and kind_of(data) == "jpg" and huge(data):
+        try:
+            size = upright_size(data)
+            image = decode_reduced(data, max(1, max_side * min(size) // max(size)))
+        except Exception as error:
+            raise SampleFault("undecodable_image", f"{len(data)} bytes: {_said(error)}") from None
+    else:
+        image = decode_pil(data)
     if max_side is not None and max(image.size) > max_side:
         scale = max_side / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)

@@ -198,3 +198,24 @@ def test_one_good_line_of_yolo_does_not_hide_pixels(tmp_path, capsys):
     put(tmp_path / "set/classes.txt", "cup\n")
     assert main(["shards", "boxes", str(tmp_path / "set"), "--out", str(tmp_path / "out")]) == 1
     assert "4 of 5 boxes of the first labels are larger than the image" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["boxes", "pairs"])
+def test_a_folder_is_no_annotation_file(kind, tmp_path, capsys):
+    put(tmp_path / "set/labels/a.txt", "0 .5 .5 .2 .2")
+    for place in (str(tmp_path / "set/labels"), "labels"):
+        command = ["shards", kind, str(tmp_path / "set"), "--annotations", place, "--out", str(tmp_path / "out")]
+        assert main(command) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert "set/labels: " in line
+        assert "--annotations names one" in line
+
+
+@pytest.mark.parametrize(("word", "good"), [("valid", True), ("Dev", True), ("holdout", False)])
+def test_other_words_for_a_split(word, good, tmp_path, capsys):
+    for split in ("train", "valid"):
+        coco(tmp_path / "set" / split, [GOOD])
+    command = ["shards", "boxes", str(tmp_path / "set"), "--split", word, "--out", str(tmp_path / "out")]
+    assert main(command) == (0 if good else 1)
+    assert not good or ShardSet(tmp_path / "out").info["split"] == "val"
+    assert good or f"boxes has no split '{word}'; one of train, val, test" in capsys.readouterr().err

@@ -99,6 +99,8 @@ def _find(request: Request) -> tuple[str, Mapping[str, Sequence[Place]]]:
     if request.annotations is not None or raw.is_file():
         places = [request.annotations, raw / request.annotations] if request.annotations else [raw]
         path = existing(places, "the texts")
+        if not path.is_file():
+            raise ConversionError(f"{path}: no file; --annotations names one, folders are given as SRC")
         return "texts in a file", {split: [path] for split in _splits_in(path, request)}
     if not raw.is_dir():
         raise ConversionError(f"{raw}: no such folder or file of texts")
