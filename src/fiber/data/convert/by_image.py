@@ -2,7 +2,7 @@
 
 So the file is read twice: first for whose row each is and where it lies (a hash of the image's name, offset, length),
 then in the order in which images come first, each row again at its place, which keeps 28 bytes per row. Where rows of
-an image lie together, as in most files, the second reading goes from front to back, and 32 bytes per image are kept.
+an image lie together, as in most files, the second reading goes from front to back. Of names 24 bytes each are kept.
 """
 
 from __future__ import annotations
@@ -33,15 +33,16 @@ class ByImage:
         runs, last = 0, None
         for number, (row, offset, length) in enumerate(rows.places()):
             own = _owner(row, number)
+            if own != last and not isinstance(row, Drop) and _is_path(row[0]):
+                names.extend(marks(row[0]))
             runs, last = runs + (own != last), own
             hashes.append(own)
-            names.extend((0, 0, 0, 0) if isinstance(row, Drop) or not _is_path(row[0]) else marks(row[0]))
             offsets.append(offset)
             lengths.append(length)
         every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
-        images, first = np.unique(every, return_index=True)
-        self._images = len(images)
-        self.names = FileNames.of_marks(np.array(names, np.uint64).reshape(-1, 4)[first])
+        self._images = len(np.unique(every))
+        found = np.array(names, np.uint64).reshape(-1, 4)
+        self.names = FileNames.of_marks(found[np.unique(found[:, 3], return_index=True)[1]])
         if runs > self._images:
             self._scattered = *_by_first(every), offsets, lengths
 

@@ -9,7 +9,6 @@ folder in its name is there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from array import array
@@ -179,8 +178,8 @@ def bare_parts(path: str) -> tuple[str, ...]:
 
 
 def hashed(text: str) -> int:
-    """64 bits that stand for a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
+    """64 bits that stand for a text in this process."""
+    return hash(text) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _common(wanted: Sequence[str], found: Sequence[str]) -> int:
