@@ -287,7 +287,13 @@ def test_lvis_negative_and_not_exhaustive_categories(records):
 
 
 def test_lvis_minival_is_the_val2017_part(tmp_path, capsys):
-    _, records = convert(raw.lvis(tmp_path / "raw"), tmp_path / "out", capsys, "--split", "minival")
+    made = raw.lvis(tmp_path / "raw")
+    path = made.folder / "lvis_v1_val.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(content | {"images": [None, {"id": 7}, *content["images"]]})
+    )  # bad ones cost themselves
+    _, records = convert(made, tmp_path / "out", capsys, "--split", "minival")
     assert set(records) == {"coco_1", "coco_2"}
     assert [c["frequency"] for c in ShardSet(tmp_path / "out").categories] == ["r", "c", "f"]
 
