@@ -98,6 +98,10 @@ def test_a_set_without_classes_or_boxes_is_refused(tmp_path: Path) -> None:
     write_dataset(samples, tmp_path / "n", name="n", split="x", provenance="", licence="", categories=classes)
     with pytest.raises(ConfigError, match=r"data: no image of .*n has a box"):
         SetSizes.of(str(tmp_path / "n"), "boxes")
+    record["boxes"] = [{"box": [0, 0, 9, 9], "category": 1, "crowd": True}]
+    write_dataset(samples, tmp_path / "c", name="c", split="x", provenance="", licence="", categories=classes)
+    with pytest.raises(ConfigError, match=r"data: no image of .*c has a box \(crowd regions aside\)"):
+        SetSizes.of(str(tmp_path / "c"), "boxes")
 
 
 def test_splits_are_found_and_what_is_no_set_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import EpsImagePlugin, Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from skimage import data
 from torchvision.transforms import RandomResizedCrop
 
@@ -263,6 +264,34 @@ def test_one_rule_of_orientation_for_every_format(kind: str, turn: int) -> None:
     assert np.array_equal(decode(data), np.asarray(expected))
     assert kind_of(data) == {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tiff"}[kind]
     assert sniff(data) == (None if kind == "TIFF" else kind_of(data))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "PNG of ImageMagick"])
+@pytest.mark.parametrize("turn", [3, 6])
+def test_orientation_without_an_exif_block(kind: str, turn: int) -> None:
+    """What Pillow turns when it decodes is turned in the size, too."""
+    pixels = np.zeros((24, 40, 3), np.uint8)
+    pixels[:8, :8] = 255
+    kind, _, tool = kind.partition(" of ")
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{turn}"/></x:xmpmeta>'
+    options: dict[str, object] = {"xmp": xmp.encode()} | ({"quality": 100} if kind in ("JPEG", "WEBP") else {})
+    if kind == "PNG":
+        options, exif = {"pnginfo": (info := PngInfo())}, Image.Exif()
+        exif[0x0112] = turn
+        if tool:
+            info.add_text(
+                "Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n", zip=True
+            )
+        else:
+            info.add_itxt("XML:com.adobe.xmp", xmp)
+    elif kind == "TIFF":
+        options = {"tiffinfo": {700: xmp.encode()}}
+    data = encoded(Image.fromarray(pixels), kind, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert expected.size == ((24, 40) if turn == 6 else (40, 24))
+    assert orientation(data) == turn
+    assert upright_size(data) == expected.size
+    assert np.array_equal(decode(data), np.asarray(expected))
 
 
 def test_pixels_need_no_torch() -> None:

@@ -78,7 +78,7 @@ class SetSizes:
             width, height = record.get("width") or 0, record.get("height") or 0
             if min(width, height) > 0:
                 sides.append((min(width, height), max(width, height)))
-                for box in record.get("boxes", []):
+                for box in _objects(record):
                     x0, y0, x1, y1 = box["box"]
                     area = max(x1 - x0, 0) * max(y1 - y0, 0)
                     shares[box.get("category", 0)].append(area**0.5 / min(width, height))
@@ -87,8 +87,11 @@ class SetSizes:
             raise ConfigError(f"data: no record of {path} can be read (fiber inspect {path} says why)")
         short, long = np.array(sides).T
         boxes = sum(map(len, shares.values()))
-        if field == "boxes" and not boxes and not any(r.get("boxes") for r in _records(shards, len(shards))):
-            raise ConfigError(f"data: no image of {path} has a box, there is nothing to learn; are these its labels?")
+        if field == "boxes" and not boxes and not any(map(_objects, _records(shards, len(shards)))):
+            raise ConfigError(
+                f"data: no image of {path} has a box (crowd regions aside), there is nothing to learn; are "
+                "these its labels?"
+            )
         enough = min(5, max(map(len, shares.values()), default=0))  # of a few images no class may have five
         sizes = {label: float(np.median(of)) for label, of in shares.items() if len(of) >= enough}
         smallest = min(sizes, key=lambda label: sizes[label]) if field == "boxes" and sizes else None
@@ -103,6 +106,11 @@ class SetSizes:
             1.0 if smallest is None else max(sizes[smallest], 1e-3),
             tuple(texts),
         )
+
+
+def _objects(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The boxes that training takes: those of single objects."""
+    return [box for box in record.get("boxes", ()) if not box.get("crowd")]
 
 
 def captions_of(path: str, most: int = 100_000) -> Iterator[str]:

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -196,7 +197,7 @@ def _sources(options: argparse.Namespace) -> dict[str, tuple[RawDataset, Path]]:
         raise ConversionError("give the folder once: SRC or --raw")
     if hasattr(module, "splits") and source is None and options.raw is None:
         raise ConversionError(f"fiber shards {options.dataset} FOLDER --out OUT: the folder is missing")
-    given |= {"raw": source or given.get("raw") or Path(), "split": options.split or module.SPLITS[0]}
+    given |= {"raw": source or given.get("raw") or Path(), "split": _split(options.split, module.SPLITS)}
     if given["split"] not in module.SPLITS:
         raise ConversionError(f"{options.dataset} has no split {options.split!r}; one of {', '.join(module.SPLITS)}")
 
@@ -217,6 +218,17 @@ def _sources(options: argparse.Namespace) -> dict[str, tuple[RawDataset, Path]]:
     divided = divide(lambda: read("train"), share, options.seed)
     rest = {split: read(split) for split in found if split != "train"}
     return {split: (part, options.out / split) for split, part in {**divided, **rest}.items()}
+
+
+def _split(asked: str | None, there: Sequence[str]) -> str:
+    """The split that is asked for: by its name, or by another word for the one split that it can be (valid, dev)."""
+    from fiber.data.convert.splits import NAMES, split_of
+
+    if asked is None or asked in there:
+        return asked or there[0]
+    word = asked.lower()
+    meant = [name for name in there if word in NAMES.get(split_of(name) or "", ())]
+    return meant[0] if len(meant) == 1 else asked
 
 
 def _read(module: ModuleType, request: Request, dataset: str) -> RawDataset:

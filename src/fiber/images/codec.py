@@ -1,9 +1,9 @@
 """One place for encoded images: what kind, how large, which way up, whether they decode, and their pixels.
 
 Names lie (NLVR2's `.png` files are often JPEG or GIF, web crawls hold HTML pages called `.jpg`), so only the bytes
-are trusted. One rule of orientation for every format: an image is as its EXIF block says that it is displayed, in its
-size as in its pixels. Images stay uint8 until they are on the device, where the task normalises them: a quarter of
-the bytes to move.
+are trusted. One rule of orientation for every format: an image is as its EXIF block (or its XMP) says that it is
+displayed, in its size as in its pixels. Images stay uint8 until they are on the device, where the task normalises
+them: a quarter of the bytes to move.
 """
 
 from __future__ import annotations
@@ -47,6 +47,14 @@ _MAGIC = (
     (b"II*\0", "tiff"),
     (b"MM\0*", "tiff"),
 )
+_XMP = b"tiff:Orientation"
+_TURNS: dict[str, tuple[bytes, ...]] = {
+    "jpg": (b"Exif\0\0", _XMP),
+    "png": (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif"),
+    "gif": (_XMP,),
+    "bmp": (),
+}
+"""Without one of these in their bytes images of a kind are upright."""
 
 
 def kind_of(data: bytes) -> str | None:
@@ -67,17 +75,38 @@ def _opened(data: bytes) -> Image.Image:
 
 
 def orientation(data: bytes) -> int:
-    """The EXIF orientation 1..8 of encoded bytes, 1 where there is none or it cannot be read."""
-    marks = {"jpg": b"Exif\0\0" in data[:65_536], "png": b"eXIf" in data, "gif": False, "bmp": False}
-    if not marks.get(kind_of(data) or "", True):
+    """The orientation 1..8 that Pillow displays encoded bytes in, 1 where they name none or it cannot be read.
+
+    That of EXIF, else of XMP, of a PNG also in ImageMagick's form. Pillow is asked only where one may be."""
+    kind = kind_of(data) or ""
+    told = {"jpg": _jpeg_head, "png": _png_chunks}.get(kind, bytes)(data)
+    if not any(mark in told for mark in _TURNS.get(kind, (b"",))):
         return 1
     try:
         with quiet(), _opened(data) as image:
             if image.format == "PNG":
                 image.load()  # its block may stand behind the pixels
-            return int(image.getexif().get(ORIENTATION, 1))
+            turn = int(image.getexif().get(ORIENTATION, 1))
+            return turn if 1 <= turn <= 8 else 1
     except Exception:  # Pillow raises OSError, SyntaxError, struct.error, ... on damaged files
         return 1
+
+
+def _jpeg_head(data: bytes) -> bytes:
+    """What stands before the coded pixels."""
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data[:at]
+
+
+def _png_chunks(data: bytes) -> bytes:
+    """How the chunks begin: their names, and keywords of texts."""
+    at, found = 8, []
+    while at + 8 <= len(data):
+        found.append(data[at + 4 : at + 40])
+        at += 12 + int.from_bytes(data[at : at + 4], "big")
+    return b"\0".join(found)
 
 
 def upright_size(data: bytes) -> tuple[int, int]:
@@ -87,8 +116,7 @@ def upright_size(data: bytes) -> tuple[int, int]:
             width, height = _stored_size(data)
     except Exception as error:
         raise SampleFault("undecodable_image", f"{len(data)} bytes: {_said(error)}") from None
-    # Of a TIFF Pillow gives the upright size itself.
-    return (height, width) if kind_of(data) != "tiff" and orientation(data) >= 5 else (width, height)
+    return (height, width) if orientation(data) >= 5 else (width, height)
 
 
 def _stored_size(data: bytes) -> tuple[int, int]:
@@ -102,7 +130,10 @@ def _stored_size(data: bytes) -> tuple[int, int]:
         except KeyError:  # a colour space it does not know, such as CMYK
             pass
     with _opened(data) as image:
-        return image.size
+        turned = (
+            getattr(image, "tag_v2", {}).get(ORIENTATION, 1) >= 5
+        )  # of a TIFF's tag Pillow gives the upright size
+        return image.size[::-1] if turned else image.size
 
 
 def huge(data: bytes) -> bool:
@@ -191,12 +222,22 @@ def described(data: bytes) -> str:
         return "an HTML or XML page"
     if data.startswith((b"%!PS", b"%PDF", b"\xc5\xd0\xd3\xc6")):
         return "a PostScript or PDF file: convert it to JPEG or PNG"
+    if data[:2] in (b"P5", b"P6"):
+        return "a PPM file: convert it to JPEG or PNG"
     return f"first bytes {data[:8]!r}" if data else "an empty file"
 
 
 def shrink(data: bytes, max_side: int | None, quality: int) -> bytes:
-    """An upright RGB JPEG with the long side at most `max_side` pixels (None: size unchanged). Raises SampleFault."""
-    image = decode_pil(data)
+    """An upright RGB JPEG with the long side at most `max_side` pixels (None: size unchanged). Of a JPEG of more than
+    MAX_PIXELS no more is decoded than that needs. Raises SampleFault."""
+    if max_side is not None and kind_of(data) == "jpg" and huge(data):
+        try:
+            size = upright_size(data)
+            image = decode_reduced(data, max(1, max_side * min(size) // max(size)))
+        except Exception as error:
+            raise SampleFault("undecodable_image", f"{len(data)} bytes: {_said(error)}") from None
+    else:
+        image = decode_pil(data)
     if max_side is not None and max(image.size) > max_side:
         scale = max_side / max(image.size)
         width, height = (max(1, round(side * scale)) for side in image.size)

@@ -8,12 +8,10 @@ from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
-from fiber.data.convert.splits import is_folder, sorted_names
+from fiber.data.convert.splits import IMAGE_ENDINGS, is_folder, sorted_names
 from fiber.data.convert.tar_end import missing_end
 from fiber.predict.sources import ImageError, ImageFile
 
-ENDINGS = ".jpg .jpeg .png .webp .bmp .gif .tif .tiff .ppm .jfif .avif .heic .heif"
-EXTENSIONS = frozenset(ENDINGS.split())
 _FOLDER = "\1"  # after the name of a folder while names are sorted: sorts before all that names go on with
 
 
@@ -129,7 +127,7 @@ class ImageList:
 
 
 def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def _is_tar(source: str) -> bool:

@@ -50,6 +50,17 @@ def test_names_that_are_none_are_said(names, tmp_path, capsys):
     assert "data.yaml: names must be a list of texts, like [cup, dog]" in line
 
 
+def test_a_list_finds_images_in_another_case_and_none_of_another_split(tmp_path):
+    folder = yolo(tmp_path / "set", "[cup]", ("A 1.JPG", "b.jpg", "d.png"))
+    put(folder / "images/val/c.jpg", write_image(1, size=(W, H)))
+    put(folder / "train.txt", "".join(f"{name}.jpg\n" for name in (
+        "images/train/A%201", "/home/me/images/train/B", "images/train/c", "images/train/d"
+    )))  # fmt: skip
+    put(folder / "data.yaml", "train: train.txt\nnames: [cup]\n")
+    assert run(folder, tmp_path / "out") == {"train": {f"set_{name}": [("cup", BOX)] for name in ("A 1", "b")}}
+    assert reasons(tmp_path / "out/train") == ["missing image", "missing image"]
+
+
 def test_the_folder_of_the_shell(tmp_path, monkeypatch):
     monkeypatch.chdir(yolo(tmp_path / "set", "[cup]"))
     found = run(tmp_path.__class__("."), tmp_path / "out")

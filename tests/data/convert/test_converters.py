@@ -51,6 +51,33 @@ def test_official_layout(name, tmp_path, capsys):
     assert shards.info["licence"]
 
 
+IN_JSON = ("coco_karpathy", "coco_plain", "flickr30k", "visual_genome", "visual_genome_questions", "nocaps", "vqav2",
+           "nlvr2", "snli_ve", "mdetr_flickr", "mdetr_refcoco", "refcoco", "coco_detection", "lvis",
+           "objects365")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", IN_JSON)
+def test_a_bad_entry_costs_itself_alone(name, tmp_path, capsys):
+    made = raw.build(name, tmp_path / "raw")
+    for path in made.folder.rglob("*.json*"):
+        text = path.read_text()
+        try:
+            whole = json.loads(text)
+        except ValueError:  # lines
+            path.write_text("null\n{}\n" + text)
+            continue
+        arrays = [whole] if isinstance(whole, list) else map(whole.get, ("images", "annotations", "questions"))
+        for array in arrays:
+            if array and isinstance(array[0], dict):
+                array[:0] = [None, {}]
+        path.write_text(json.dumps(whole))
+    summary, records = convert(made, tmp_path / "out", capsys)
+    assert (len(records), summary["annotations"]) == (made.samples, made.annotations)
+    bad = {reason for reason in counts(summary["dropped"]) if reason.endswith("malformed")}
+    assert bad
+    assert counts(summary["dropped"]) | made.dropped == counts(summary["dropped"])
+
+
 @pytest.fixture
 def records(request, tmp_path, capsys):
     return convert(raw.build(request.param, tmp_path / "raw"), tmp_path / "out", capsys)[1]
@@ -260,7 +287,13 @@ def test_lvis_negative_and_not_exhaustive_categories(records):
 
 
 def test_lvis_minival_is_the_val2017_part(tmp_path, capsys):
-    _, records = convert(raw.lvis(tmp_path / "raw"), tmp_path / "out", capsys, "--split", "minival")
+    made = raw.lvis(tmp_path / "raw")
+    path = made.folder / "lvis_v1_val.json"
+    content = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(content | {"images": [None, {"id": 7}, *content["images"]]})
+    )  # bad ones cost themselves
+    _, records = convert(made, tmp_path / "out", capsys, "--split", "minival")
     assert set(records) == {"coco_1", "coco_2"}
     assert [c["frequency"] for c in ShardSet(tmp_path / "out").categories] == ["r", "c", "f"]
 
@@ -319,6 +352,16 @@ def test_odinw_few_shot_files(tmp_path, capsys):
     raw.put(made.folder / "train" / name, raw.write_image(1))
     summary, _ = convert(made, tmp_path / "out", capsys, "--split", "train_5_30")
     assert (summary["samples"], summary["annotations"]) == (1, {"boxes": 1})
+
+
+def test_no_image_of_a_class_is_passed_over_in_silence(tmp_path, capsys):
+    for place in ("cat/a.jfif", "cat/b.jpg", "dog/a.PNG", "dog/b.heic", "dog/c.heif"):
+        data = b"\0\0\0\x18ftypheic" if ".he" in place else raw.write_image(0)
+        raw.put(tmp_path / "raw" / place, data)
+    command = ["class_folders", "--raw", str(tmp_path / "raw"), "--out", str(tmp_path / "out")]
+    assert make_shards.main(command) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["items"], summary["samples"], counts(summary["dropped"])) == (5, 3, {"not an image": 2})
 
 
 def test_configurations_name_splits_that_converters_make():

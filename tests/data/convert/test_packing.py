@@ -6,11 +6,14 @@ import re
 import pytest
 import raw
 
+from fiber.data.convert import packing
 from fiber.data.convert.engine import ConversionOptions, convert
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem
 from fiber.data.convert.packing import Packing, _move_spans, _same_shape, pack
 from fiber.data.records import clean_text, validate_record
 from fiber.data.remote import SHARD_NAME
+from fiber.images import codec
+from fiber.images.codec import decode
 
 
 @pytest.fixture
@@ -150,6 +153,21 @@ def test_huge_images_are_refused_by_their_header(tmp_path):
     data[16:24] = (20_000).to_bytes(4, "big") * 2  # the header says 400 million pixels
     image = RawImage((str(raw.put(tmp_path / "a.png", bytes(data))),))
     assert packed({"captions": [{"text": "x"}]}, image) == (None, [("image too large", False)])
+
+
+def test_a_jpeg_of_too_many_pixels_is_shrunk_where_that_is_asked(tmp_path, monkeypatch):
+    for module in (codec, packing):
+        monkeypatch.setattr(module, "MAX_PIXELS", 2000)
+    image = RawImage((str(raw.put(tmp_path / "a.jpg", raw.write_image(0, size=(64, 48)))),))
+    item = RawItem({"image_id": "a", "source": "t", "boxes": [{"box": [8, 8, 40, 24], "category": 1}]}, (image,))
+    assert pack(item, "k", Packing(), {1})[1][0].detail == (
+        "64 x 48 pixels, more than 0 megapixels; make it smaller first, a JPEG by --max-side"
+    )
+    sample, _ = pack(item, "k", Packing(max_side=16), {1})
+    assert (sample.record["width"], sample.record["height"]) == (16, 12)
+    assert sample.record["boxes"][0]["box"] == [2, 2, 10, 6]
+    assert decode(sample.images[0][1]).shape == (12, 16, 3)
+    assert pack(item, "k", Packing(max_side=48), {1})[0] is None  # it would have to be decoded whole
 
 
 def test_a_folder_with_any_name_gives_shards_that_can_be_opened():

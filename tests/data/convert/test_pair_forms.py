@@ -1,8 +1,10 @@
 """Own pairs as they really lie about: splits in a column, tables without a header, texts in a folder."""
 
+import io
 import json
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from raw_common import put, write_image
@@ -205,6 +207,23 @@ def test_texts_in_a_folder_of_their_own(texts, inner, tmp_path):
     assert drops(tmp_path / "out/train") == [("no caption", "no c.txt beside it")]
 
 
+@pytest.mark.parametrize("texts", ["", "texts"])
+def test_a_text_whose_image_is_of_an_unknown_kind_or_gone_is_counted(texts: str, tmp_path: Path) -> None:
+    source = tmp_path / "set"
+    for split in ("train", "val"):
+        inner = f"{texts and 'images'}/{split}".lstrip("/")
+        put(source / inner / "a.jpg", write_image(0))
+        put(source / inner / "b.heif", b"\0\0\0\x18ftypheic" + bytes(50))
+        put(source / inner / "c.tga", write_image(1))
+        for name in "abc":
+            put(source / texts / split / f"{name}.txt", name)
+    assert packed(source, tmp_path / "out") == {"train": {"a.jpg": ["a"]}, "val": {"a.jpg": ["a"]}}
+    for split in ("train", "val"):
+        found = drops(tmp_path / "out" / split)
+        assert [reason for reason, _ in found] == ["not an image", "text without an image"]
+        assert Path(found[1][1]).name == "c.txt"
+
+
 def test_a_text_that_is_not_utf8_is_counted_and_none_is_changed(tmp_path):
     """Beside images and in tars: a byte order mark is no part of a text, and nothing is packed with letters lost."""
     said = {
@@ -252,6 +271,20 @@ def test_an_image_that_is_missing_is_not_replaced_by_its_namesake(kind: str, tmp
         put(source / "captions.json", {"images": entries, "annotations": captions})
     assert packed(source, tmp_path / "out") == {"train": {"a/1.png": ["text of a/1.png"]}}
     assert [reason for reason, _ in drops(tmp_path / "out/train")] == ["missing image"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "list", "parquet"])
+def test_a_file_that_another_row_names_is_no_image_of_this_one(kind: str, tmp_path: Path) -> None:
+    """Nor of two rows that spell it in two ways, neither of them the disk's."""
+    source = tmp_path / "set"
+    put(source / "1.png", write_image(1, "PNG"))
+    put(source / "b.jpg", write_image(2))
+    put(source / "c.jpg", write_image(3))
+    texts = {"1.jpg": "a dog", "1.png": "a cat", "b.JPG": "a car", "b.jpg": "a bus", "C.jpg": "a cup", "c.JPG": "tea"}
+    write_rows(source, kind, [(name, text, "train") for name, text in texts.items()])
+    assert packed(source, tmp_path / "out")["train"] == {"1.png": ["a cat"], "b.jpg": ["a bus"], "C.jpg": ["a cup"]}
+    found = sorted(reason for reason, _ in drops(tmp_path / "out/train"))
+    assert found == ["file listed more than once", "missing image", "missing image"]
 
 
 def test_an_image_of_val_is_not_looked_for_in_train(tmp_path: Path) -> None:
@@ -359,6 +392,31 @@ def test_karpathy_s_coco_names_folder_and_file(tmp_path: Path) -> None:
     assert packed(source, tmp_path / "out") == {"val": {"val2014/a.jpg": ["one", "two"]}}
 
 
+def captions_of(folder: Path, ids: list[int], more: list[Any]) -> Path:
+    """COCO's captions of a.jpg, b.jpg and c.jpg."""
+    images(folder)
+    entries = [{"id": number, "file_name": f"{name}.jpg"} for number, name in zip(ids, "abc", strict=True)]
+    texts = [{"image_id": number, "caption": f"text {number}"} for number in ids]
+    put(folder / "captions.json", {"images": entries, "annotations": [*more, *texts]})
+    return folder
+
+
+def test_one_bad_entry_of_coco_captions_costs_itself(tmp_path: Path) -> None:
+    source = captions_of(tmp_path / "set", [0, 1, 2], [
+        None, {"caption": "of no image"}, {"image_id": 1, "caption": 7}, {"image_id": 1}, {"image_id": 9},
+    ])  # fmt: skip
+    assert packed(source, tmp_path / "out") == {"train": {f"{x}.jpg": [f"text {i}"] for i, x in enumerate("abc")}}
+    assert sorted(reason for reason, _ in drops(tmp_path / "out/train")) == [
+        *2 * ["annotation malformed"], "annotations of an unlisted image", *2 * ["empty text"]
+    ]  # fmt: skip
+
+
+def test_an_image_id_that_comes_twice_gives_no_image_the_texts_of_another(tmp_path: Path, capsys) -> None:
+    source = captions_of(tmp_path / "set", [0, 0, 2], [])
+    assert main(["shards", "pairs", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "captions.json: image id 0 comes twice in 'images'" in capsys.readouterr().err
+
+
 def test_an_image_of_two_lists_is_one_record(tmp_path: Path) -> None:
     source = tmp_path / "set"
     images(source, "ab")
@@ -377,6 +435,30 @@ def test_a_folder_that_img2dataset_wrote_is_not_fetched_again(tmp_path: Path) ->
     put(source / "00000/0.txt", "one")
     pq.write_table(pa.table({"url": ["http://127.0.0.1:9/0.jpg"], "caption": ["one"]}), source / "00000.parquet")
     assert packed(source, tmp_path / "out") == {"train": {"00000/0.jpg": ["one"]}}
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_images_of_files_of_one_name_keep_ids_of_their_own(kind: str, tmp_path: Path) -> None:
+    source, folders = tmp_path / "set", ("a_train", "b_train", "val")
+    for number, folder in enumerate(folders):
+        (source / folder).mkdir(parents=True)
+        if kind == "tar":
+            with tarfile.open(source / folder / "0.tar", "w") as tar:
+                for end, data in (("jpg", write_image(number)), ("txt", folder.encode())):
+                    member = tarfile.TarInfo(f"7.{end}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        else:
+            pa = pytest.importorskip("pyarrow")
+            import pyarrow.parquet as pq
+
+            rows = {"image": [write_image(number)], "caption": [folder]}
+            pq.write_table(pa.table(rows), source / folder / "0.parquet")
+    inner = {"tar": "7", "parquet": "0000_000000"}[kind]
+    names = {folder: f"{folder}_0_{inner}" for folder in folders}
+    assert packed(source, tmp_path / "out") == {
+        "train": {names[folder]: [folder] for folder in folders[:2]}, "val": {names["val"]: ["val"]}
+    }  # fmt: skip
 
 
 def test_tars_in_folders_of_no_split_are_read_and_packed_ones_are_not(tmp_path: Path) -> None:

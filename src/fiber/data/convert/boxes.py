@@ -83,7 +83,7 @@ def read(request: Request) -> RawDataset:
     provenance |= {"classes": request.classes.name} if request.classes else {}
     return RawDataset(
         name, request.split, LICENCE, provenance, items, total, categories=without_match(classes) or None,
-        reads=_reads(request, found.form, place),
+        repeats=found.form == "odvg", reads=_reads(request, found.form, place),
     )  # fmt: skip
 
 
@@ -110,6 +110,10 @@ def _find(request: Request) -> _Found:
         raise ConversionError(f"{request.raw}: give its folder, and the file by --annotations")
     if not request.raw.is_dir():
         raise ConversionError(f"{request.raw}: no such folder")
+    for path in (request.annotations, request.raw / request.annotations) if request.annotations else ():
+        if path.is_dir():
+            raise ConversionError(f"{path}: a folder; --annotations names one file, folders of VOC, YOLO and "
+                                  "labelme are looked for in SRC")  # fmt: skip
     broken: ConversionError | None = None
     for form in [request.format] if request.format else FORMATS:
         try:

@@ -9,7 +9,8 @@ from typing import Any
 
 from fiber.data.convert import coco_format
 from fiber.data.convert.class_names import Classes
-from fiber.data.convert.image_folder import FileNames, ImageFolder
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import count_array, has_array, iter_array
 from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders

@@ -14,7 +14,8 @@ from xml.etree.ElementTree import Element
 
 from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import FileNames, ImageFolder, plain
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder, plain
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.splits import files_of, folders_of, own_split, split_of, subfolders
 

@@ -11,7 +11,8 @@ from typing import Any
 
 from fiber.data.convert.boxes_coco import SHAPES, head_of, size_of
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import FileNames, ImageFolder
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
 from fiber.data.convert.json_stream import NOT_UTF8
 from fiber.data.convert.splits import SplitFolder, parts_of

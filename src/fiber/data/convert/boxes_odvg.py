@@ -18,7 +18,8 @@ from typing import Any
 from fiber.data.convert import json_stream
 from fiber.data.convert.boxes_coco import head_of, size_of
 from fiber.data.convert.class_names import Classes
-from fiber.data.convert.image_folder import FileNames, ImageFolder, plain
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder, plain
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.splits import files_of, folders_of, split_of
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.box_form import JUDGED, BoxForm
 from fiber.data.convert.boxes_coco import head_of, size_of, whole_number
 from fiber.data.convert.by_image import ByImage
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request, existing
 from fiber.data.convert.json_stream import first_line
 from fiber.data.convert.pair_rows import NAMES, SEPARATORS, SPLIT, Row, RowFile
@@ -186,8 +187,26 @@ def items(request: Request, place: Place, name: str, known: Classes) -> tuple[It
     roots += folders_of(raw).get(split or "train", [])
     folder = ImageFolder(roots, request.images or raw, split)
     rows = ByImage(place)
-    listed = FileNames(found[0] for found in rows if not isinstance(found, Drop))
-    return _items(rows, listed, folder, name, by_name(known), _are_shares(place)), len(rows)
+    shares = _are_shares(place)
+    if place.kind != "table" or place.sides:
+        _check(rows, folder, shares)
+    return _items(rows, folder, name, by_name(known), shares), len(rows)
+
+
+def _check(rows: ByImage, folder: ImageFolder, shares: bool) -> None:
+    """Raises ConversionError where boxes that should be [x, y, width, height] are corners."""
+    form = BoxForm()
+    for found in rows if not shares else ():
+        if isinstance(found, Drop):
+            continue
+        name, entries, _, _ = found
+        boxes = [[box[0], box[1], box[2] - box[0], box[3] - box[1]] for _, box, _, _ in entries if box]
+        size = next((size for _, _, size, _ in entries if size), None)
+        form.add(boxes, size, rows.names.find(folder, name) if boxes and size is None else None)
+        if form.images >= JUDGED:
+            break
+    if (problem := form.problem()) is not None:
+        raise ConversionError(f"{rows.rows.path}: {problem}")
 
 
 def _are_shares(place: Place) -> bool:
@@ -202,7 +221,7 @@ def _are_shares(place: Place) -> bool:
 
 
 def _items(
-    rows: ByImage, listed: FileNames, folder: ImageFolder, source: str, ids: dict[str, int], shares: bool
+    rows: ByImage, folder: ImageFolder, source: str, ids: dict[str, int], shares: bool
 ) -> Iterator[RawItem | Drop]:
     numbers = itertools.count(1)
     one = next(iter(ids)) if rows.rows.text is None and rows.rows.kind == "table" and len(ids) == 1 else None
@@ -211,7 +230,7 @@ def _items(
             yield found
             continue
         name, entries, _, _ = found
-        image_id = listed.image_id(source, name)
+        image_id = rows.names.image_id(source, name)
         boxes: list[dict[str, Any]] = []
         drops: list[Drop] = []
         for label, box, _, detail in entries:
@@ -226,7 +245,7 @@ def _items(
                 boxes.append({"box": _share(box) if shares else box, "category": ids[label], "id": next(numbers)})
         size = next((size for _, _, size, _ in entries if size), None)
         record = {"image_id": image_id, "source": source, "boxes": boxes}
-        yield RawItem(record, (listed.find(folder, name),), size, tuple(drops), fractions=shares)
+        yield RawItem(record, (rows.names.find(folder, name),), size, tuple(drops), fractions=shares)
 
 
 def _share(box: list[float]) -> list[float]:

@@ -14,7 +14,8 @@ from xml.etree import ElementTree
 
 from fiber.data.convert.boxes_coco import size_of, whole_number
 from fiber.data.convert.class_names import Classes, by_name
-from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawItem, Request
 from fiber.data.convert.json_stream import open_text
 from fiber.data.convert.splits import SplitFolder, files_of, parts_of

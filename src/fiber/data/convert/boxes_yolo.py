@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from fiber.data.convert.class_names import Classes
-from fiber.data.convert.image_folder import is_image
+from fiber.data.convert.image_folder import ImageFolder, is_image, plain
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import open_text
 from fiber.data.convert.splits import SplitFolder, files, files_of, parts_of, split_of
@@ -175,12 +175,22 @@ def images(place: Place) -> Iterator[str]:
         if isinstance(path, SplitFolder):
             yield from path.files(is_image)
             continue
+        folder = ImageFolder([path.parent], path.parent, split_of(path.stem))
         with open_text(path) as lines:
             for name in (line.strip().replace("\\", "/") for line in lines):
                 if name:
-                    tried = [path.parent / name.removeprefix("./"), Path(name)]
-                    tried += [path.parent.joinpath(*Path(name).parts[-n:]) for n in (4, 3, 2, 1)]
-                    yield str(next((file for file in tried if file.is_file()), tried[0]))
+                    yield _listed(name, folder)
+
+
+def _listed(name: str, folder: ImageFolder) -> str:
+    """The path of an image in a list: as written, by the end of its name, or by that in another case or spelling."""
+    base, parts = folder.roots[0], Path(name).parts
+    tried = [base / name.removeprefix("./"), Path(name), *(base.joinpath(*parts[-n:]) for n in (4, 3, 2, 1))]
+    if (there := next(filter(Path.is_file, tried), None)) is not None:
+        return str(there)
+    found = folder.find(name, unique=False).paths
+    same = found and os.path.isfile(found[0]) and plain(found[0])[-1] == plain(name)[-1]
+    return found[0] if same else str(tried[0])
 
 
 def items(request: Request, place: Place, name: str, known: Classes) -> tuple[Iterator[RawItem | Drop], int]:
@@ -269,8 +279,9 @@ def _check_shares(request: Request, place: Place) -> None:
     """Raises ConversionError where the numbers of the first images are pixels."""
     labels = (label for path in itertools.islice(images(place), _JUDGED) if (label := label_of(path)) is not None)
     boxes = [box for label in labels for _, words in _lines(label) if (box := share_box(words)) is not None]
-    if boxes and all(max(box[2:]) > 1 for box in boxes):
+    larger = sum(max(box[2:]) > 1 for box in boxes)
+    if boxes and larger * 2 >= len(boxes):
         raise ConversionError(
-            f"{request.raw}: all {len(boxes)} boxes of the first labels are larger than the image: YOLO has shares "
-            "of its sides, between 0 and 1; divide x and width by the width, y and height by the height"
+            f"{request.raw}: {larger} of {len(boxes)} boxes of the first labels are larger than the image: YOLO has "
+            "shares of its sides, between 0 and 1; divide x and width by the width, y and height by the height"
         )

@@ -2,12 +2,11 @@
 
 So the file is read twice: first for whose row each is and where it lies (a hash of the image's name, offset, length),
 then in the order in which images come first, each row again at its place, which keeps 28 bytes per row. Where rows of
-an image lie together, as in most files, nothing is kept, and the second reading goes from front to back.
+an image lie together, as in most files, the second reading goes from front to back. Of names 24 bytes each are kept.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 from array import array
 from collections.abc import Iterator
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from fiber.data.convert.file_names import FileNames, marks
+from fiber.data.convert.image_folder import hashed
 from fiber.data.convert.items import Drop
 from fiber.data.convert.pair_images import is_base64, is_url
 from fiber.data.convert.pair_rows import Row, RowFile
@@ -22,34 +23,31 @@ from fiber.data.convert.pair_rows import Row, RowFile
 
 class ByImage:
     """The rows of a file by image: iterating gives (name, texts, offset, length), images in the order in which they
-    come first, offset and length those of the first row; Drops for rows that cannot be used. len() counts images."""
+    come first, offset and length those of the first row; Drops for rows that cannot be used. len() counts images.
+    names: what the names of all of them tell together."""
 
     def __init__(self, rows: RowFile) -> None:
         self.rows = rows
         self._scattered: tuple[np.ndarray, np.ndarray, array, array] | None = None  # order, first row, offset, length
-        hashes, bases, offsets, lengths = array("Q"), array("Q"), array("q"), array("i")
+        hashes, names, offsets, lengths = array("Q"), array("Q"), array("q"), array("i")
         runs, last = 0, None
         for number, (row, offset, length) in enumerate(rows.places()):
             own = _owner(row, number)
+            if own != last and not isinstance(row, Drop) and _is_path(row[0]):
+                names.extend(marks(row[0]))
             runs, last = runs + (own != last), own
             hashes.append(own)
-            bases.append(0 if isinstance(row, Drop) else _hash(_base(row[0])))
             offsets.append(offset)
             lengths.append(length)
         every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
-        images, first = np.unique(every, return_index=True)
-        self._images = len(images)
-        named, count = np.unique(np.frombuffer(bases, np.uint64)[first] if len(first) else every, return_counts=True)
-        self._repeated = set(named[count > 1].tolist())
+        self._images = len(np.unique(every))
+        found = np.array(names, np.uint64).reshape(-1, 4)
+        self.names = FileNames.of_marks(found[np.unique(found[:, 3], return_index=True)[1]])
         if runs > self._images:
             self._scattered = *_by_first(every), offsets, lengths
 
     def __len__(self) -> int:
         return self._images
-
-    def unique(self, name: str) -> bool:
-        """Whether no other image of the file is called so but for its folder."""
-        return _hash(_base(name)) not in self._repeated
 
     def _in_order(self) -> Iterator[tuple[int, Row | Drop, int, int]]:
         """(whose row it is, row, offset, length), rows of one image together."""
@@ -83,19 +81,18 @@ class ByImage:
 
 def _owner(row: Row | Drop, number: int) -> int:
     """Equal for rows of one image; a row without a name, or with the image itself, belongs to no other."""
-    return _hash(f"\n{number}" if isinstance(row, Drop) or is_base64(row[0]) else _plain(row[0]))
+    return hashed(f"\n{number}" if isinstance(row, Drop) or is_base64(row[0]) else _plain(row[0]))
 
 
 def _plain(name: str) -> str:
     """One spelling of a path: `images\\1.jpg`, `./images/1.jpg` and `images/1.jpg` are one image."""
-    if is_url(name) or is_base64(name):
+    if not _is_path(name):
         return name
     return "/".join(part for part in name.strip().replace("\\", "/").split("/") if part not in ("", "."))
 
 
-def _base(name: str) -> str:
-    """The last part of a path, in one case."""
-    return name if is_url(name) or is_base64(name) else _plain(name).rpartition("/")[2].casefold()
+def _is_path(name: str) -> bool:
+    return not (is_url(name) or is_base64(name))
 
 
 def _by_first(owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +102,3 @@ def _by_first(owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first = np.empty(len(owners), np.int64)
     first[by_owner] = np.repeat(by_owner[starts], np.diff(starts, append=len(owners)))
     return np.argsort(first, kind="stable"), first
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request
 from fiber.data.convert.splits import subfolders
 
 SPLITS = ("all", "train", "val", "test")
 OPTIONS = ("raw",)
 LICENCE = "that of the images in the folder"
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def read(request: Request) -> RawDataset:
@@ -39,7 +39,7 @@ def read(request: Request) -> RawDataset:
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
+    return sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
 
 
 def _items(root: Path, images: dict[Path, list[Path]], names: dict[Path, str]) -> Iterator[RawItem]:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fiber.data.convert import coco_folder, karpathy
-from fiber.data.convert.items import ConversionError, RawDataset, RawItem, Request, existing
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, each, existing
 from fiber.data.convert.json_stream import Grouped, count_array, iter_array
 
 SPLITS = ("train", "restval", "val", "test")
@@ -43,13 +44,14 @@ def read(request: Request) -> RawDataset:
     return RawDataset("coco_captions", split, LICENCE, provenance, items, total)
 
 
-def _plain(path: Path, request: Request) -> Iterator[RawItem]:
+def _plain(path: Path, request: Request) -> Iterator[RawItem | Drop]:
     captions = Grouped(path, "annotations", lambda entry: entry["image_id"])
     subset = f"{request.split}{request.variant}"
-    for image in iter_array(path, "images"):
-        record = {
-            "image_id": f"coco_{image['id']}",
-            "source": "coco",
-            "captions": [{"text": entry["caption"]} for entry in captions[image["id"]]],
-        }
+
+    def item(image: dict[str, Any]) -> Iterator[RawItem]:
+        texts = [{"text": entry.get("caption")} for entry in captions[image["id"]]]
+        record = {"image_id": f"coco_{image['id']}", "source": "coco", "captions": texts}
         yield RawItem(record, (coco_folder.coco_image(request, image["id"], subset),))
+
+    yield from captions.malformed("coco")
+    yield from each(iter_array(path, "images"), item, "coco")

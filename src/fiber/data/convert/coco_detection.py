@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from fiber.data.convert import coco_folder, coco_format
-from fiber.data.convert.items import RawDataset, RawItem, Request, existing
+from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, each, existing
 from fiber.data.convert.json_stream import count_array, iter_array
 
 SPLITS = ("train", "val", "test-dev", "test")
@@ -42,8 +43,11 @@ def read(request: Request) -> RawDataset:
     return RawDataset("coco_detection", request.split, LICENCE, provenance, items, total, categories=classes)
 
 
-def _images(path: Path, request: Request) -> Iterator[RawItem]:
+def _images(path: Path, request: Request) -> Iterator[RawItem | Drop]:
     """Records without the field "boxes": what they are is not known. Both test sets lie in test2017."""
-    for image in iter_array(path, "images"):
+
+    def item(image: dict[str, Any]) -> Iterator[RawItem]:
         record = {"image_id": f"coco_{image['id']}", "source": "coco"}
         yield RawItem(record, (coco_folder.coco_image(request, image["id"], f"test{request.variant}"),))
+
+    return each(iter_array(path, "images"), item, "coco")

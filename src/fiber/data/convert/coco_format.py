@@ -7,12 +7,12 @@ another form) is one clear error.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from fiber.data.convert.box_form import JUDGED, BoxForm
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem
 from fiber.data.convert.json_stream import Grouped, iter_array
 from fiber.data.convert.masks import mask_box
@@ -20,9 +20,7 @@ from fiber.data.records import check_categories
 
 Entry = dict[str, Any]
 
-_JUDGED = 2000  # images whose boxes tell in which form all are
 _SIDE = 1 << 31  # no image has a longer one
-_FEW = 3  # boxes that are too few to tell
 
 
 def categories(path: Path) -> list[Entry]:
@@ -79,12 +77,11 @@ def items(
     """One item an entry of `images`, with its boxes (none is an annotation too: looked at, nothing found).
 
     known: category ids; an annotation of another category is dropped. Ids are compared as `identity` has them.
-    Raises ConversionError: an image id comes twice; all boxes are in another form than COCO's.
+    Raises ConversionError: an image id comes twice; most boxes are in another form than COCO's.
     """
-    annotations = Grouped(path, "annotations", _image_of)
-    _check_boxes(path, annotations)
-    for entry in annotations[None]:
-        yield Drop("annotation malformed", source, f"no object with an image_id: {entry!r:.200}")
+    annotations = Grouped(path, "annotations", image_of)
+    _check(path, annotations, raw_image)
+    yield from annotations.malformed(source)
     ids = {identity(category): category for category in known}
     taken: set[int] = set()  # files
     met = 0
@@ -114,12 +111,18 @@ def items(
         if size is None and ("width" in image or "height" in image):
             drops.append(Drop("size not given", name, f"{image.get('width')!r} x {image.get('height')!r}", kept=True))
         yield RawItem(record, (raw,), size, tuple(drops))
-    if (unlisted := len(annotations) - (None in annotations) - met) > 0:
+    yield from of_unlisted(annotations, met, source)
+
+
+def of_unlisted(annotations: Grouped[str], met: int, source: str) -> Iterator[Drop]:
+    """What is said where `images` has but `met` of the image ids of annotations."""
+    if (unlisted := len(annotations) - met) > 0:
         yield Drop("annotations of an unlisted image", source, f"{unlisted} image ids not in 'images'")
 
 
-def _image_of(entry: Any) -> str | None:
-    return identity(entry["image_id"]) if isinstance(entry, dict) and "image_id" in entry else None
+def image_of(entry: Entry) -> str:
+    """The id of an annotation's image, as `identity` has it."""
+    return identity(entry["image_id"])
 
 
 def _add_box(boxes: list[Entry], drops: list[Drop], entry: Any, ids: dict[str, Any], name: str) -> None:
@@ -170,43 +173,32 @@ def _size(image: Entry) -> tuple[int, int] | None:
     return (width, height) if 0 < width < _SIDE and 0 < height < _SIDE else None
 
 
-def _check_boxes(path: Path, annotations: Grouped[str | None]) -> None:
-    """Raises ConversionError for a repeated image id, or where the boxes of the first images are fractions or
-    corners: not of one of them, of all."""
-    boxes = fractions = beyond = 0
-    corners = True
+def twice(path: Path, image_id: Any) -> ConversionError:
+    """The error of an image id that two images have: whose annotations are whose is not known."""
+    return ConversionError(f"{path}: image id {image_id!r} comes twice in 'images': give each its own id")
+
+
+def _check(path: Path, annotations: Grouped[str], raw_image: Callable[[Entry], RawImage]) -> None:
+    """Raises ConversionError for a repeated image id, and where the boxes of the first images are in another form
+    than COCO's."""
+    form = BoxForm()
     ids: set[str] = set()
     for image in iter_array(path, "images"):
         key = identity(image["id"]) if isinstance(image, dict) and "id" in image else None
-        if key in ids:
-            raise ConversionError(f"{path}: image id {image['id']!r} comes twice in 'images': give each its own id")
         if key is None:
             continue
+        if key in ids:
+            raise twice(path, image["id"])
         ids.add(key)
-        size = _size(image)
-        if size is None or len(ids) > _JUDGED:
-            continue
-        for entry in annotations[key]:
-            if (sides := bbox(entry)) is None or not all(map(math.isfinite, sides)):
-                continue
-            x, y, a, b = sides
-            boxes += 1
-            fractions += max(sides) <= 1 and min(sides) >= 0 and min(size) > 2
-            beyond += x + a > size[0] + 1 or y + b > size[1] + 1
-            corners = corners and x < a <= size[0] + 1 and y < b <= size[1] + 1
-    named = [group for group in annotations if group is not None]
-    if named and not ids & set(named):
+        if form.images < JUDGED and key in annotations:
+            size, found = _size(image), None
+            with suppress(KeyError, TypeError, ValueError, AttributeError):
+                found = raw_image(image) if size is None else None
+            form.add([sides for entry in annotations[key] if (sides := bbox(entry))], size, found)
+    if len(annotations) and not any(key in annotations for key in ids):
         raise ConversionError(
-            f"{path}: none of {len(named)} image ids of 'annotations' (such as {named[0]!r}) is "
+            f"{path}: none of {len(annotations)} image ids of 'annotations' (such as {next(iter(annotations))!r}) is "
             f"among the {len(ids)} of 'images' (such as {next(iter(ids), None)!r})"
         )
-    if boxes >= _FEW and fractions == boxes:
-        raise ConversionError(
-            f"{path}: all {boxes} boxes of the first images lie within 1 pixel, so they are fractions of the image: "
-            "COCO has pixels; multiply x and width by the image's width, y and height by its height"
-        )
-    if boxes >= _FEW and corners and beyond * 2 >= boxes:
-        raise ConversionError(
-            f"{path}: {beyond} of {boxes} boxes leave their image as [x, y, width, height] and none as "
-            "[x0, y0, x1, y1]: these are corners; write [x0, y0, x1 - x0, y1 - y0]"
-        )
+    if (problem := form.problem()) is not None:
+        raise ConversionError(f"{path}: {problem}")

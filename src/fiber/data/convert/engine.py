@@ -25,6 +25,7 @@ from fiber.data.convert.items import ConversionError, Drop, Made, RawDataset, Ra
 from fiber.data.convert.out_folder import CHANGED, changed, check_sources, clear, described, same
 from fiber.data.convert.packing import Packing
 from fiber.data.convert.pieces import PARTIAL, Piece, cut, make_item, run_pieces, write_json
+from fiber.data.convert.seen import Seen
 from fiber.data.convert.source_digest import source_digest
 from fiber.data.convert.verdict import Contents, warnings
 from fiber.data.index import Index
@@ -83,10 +84,14 @@ def convert(source: RawDataset, job: ConversionOptions) -> dict[str, Any]:
 
 
 def _guarded(source: RawDataset) -> Iterator[RawItem | Made | Drop]:
-    """The items; an annotation file that is not what it should be becomes one clear error."""
-    last = "the beginning"
+    """The items, of one image id the first; an annotation file that is not what it should be becomes one clear
+    error."""
+    last, seen = "the beginning", Seen()
     try:
         for item in source.items:
+            if not isinstance(item, Drop) and not source.repeats and seen.again(item.image_id):
+                yield Drop("image id comes again", item.image_id, "list each image once, with all that it has")
+                continue
             yield item
             last = item.subject if isinstance(item, Drop) else item.image_id
     except (KeyError, TypeError, IndexError, ValueError, AttributeError, RecursionError, OverflowError) as error:
@@ -229,7 +234,9 @@ def _finish(
         "samples": len(builder),
         "annotations": annotations,
         "boxes": boxes,
-        "warnings": warnings(boxes, source.categories or [], source.provenance.get("class_names") == "prompts"),
+        "warnings": warnings(
+            boxes, source.categories or [], source.provenance.get("class_names") == "prompts", reasons, noted
+        ),
         "categories": source.categories or [],
         "answers": source.answers or [],
         "provenance": source.provenance,

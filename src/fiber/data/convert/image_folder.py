@@ -9,7 +9,6 @@ folder in its name is there.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import unicodedata
 from array import array
@@ -21,14 +20,12 @@ from urllib.parse import unquote
 import numpy as np
 
 from fiber.data.convert.items import RawImage
-from fiber.data.convert.splits import is_folder, split_of
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".jfif", ".avif", ".heic")
+from fiber.data.convert.splits import IMAGE_ENDINGS, is_folder, split_of
 
 
 def is_image(name: str) -> bool:
     """Whether a file is called like an image."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    return os.path.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def plain(name: str) -> tuple[str, ...]:
@@ -43,7 +40,7 @@ def plain(name: str) -> tuple[str, ...]:
 def stem_of(part: str) -> str:
     """A last part without an image's extension."""
     stem, extension = os.path.splitext(part)
-    return stem if extension in EXTENSIONS else part
+    return stem if extension in IMAGE_ENDINGS else part
 
 
 def _nobody(path: str, common: int) -> bool:
@@ -78,7 +75,7 @@ class ImageFolder:
     def of_stem(self, stem: str) -> list[str]:
         """The listed files with this path but for the extension, in the order of their names."""
         parts = plain(stem)
-        return sorted(path for _, path in self._of(parts[-1]) if _bare_parts(path) == parts) if parts else []
+        return sorted(path for _, path in self._of(parts[-1]) if bare_parts(path) == parts) if parts else []
 
     def holds(self, folder: str) -> bool:
         """Whether a folder is one of the roots or lies below one."""
@@ -125,81 +122,6 @@ class ImageFolder:
         return bool(folders) and not any(path.startswith(folder) for folder in folders)
 
 
-class FileNames:
-    """What the names of all images of a set tell together: which repeat, and whose a file is. 24 bytes per name."""
-
-    def __init__(self, names: Iterable[str]) -> None:
-        stems, bases, wholes = array("Q"), array("Q"), array("Q")
-        for name in names:
-            base = _base(name)
-            bases.append(_hash(base))
-            stems.append(_hash(_bare(base)))
-            wholes.append(_hash("/".join(plain(name))))
-        self._stems, self._bases = _repeated(stems), _repeated(bases)
-        self._all_stems, self._wholes = (np.unique(np.array(each, np.uint64)) for each in (stems, wholes))
-
-    def image_id(self, set_name: str, name: str) -> str:
-        """SET_STEM; where several images have that stem, SET_ and the whole name."""
-        stem = _bare(_base(name))
-        return f"{set_name}_{name.replace(chr(92), '/') if _hash(stem) in self._stems else stem}"
-
-    def find(self, folder: ImageFolder, name: str) -> RawImage:
-        """The image's file."""
-        return folder.find(name, _hash(_base(name)) not in self._bases, self._taken(name))
-
-    def find_of(self, folder: ImageFolder, annotation: str, own: str, named: str, trusted: bool = False) -> RawImage:
-        """The image of an annotation file: called like it in the same folder, or below a root where the file lies
-        below the annotations; else the one that it names, or that ends like the file.
-
-        own: NAME/INNER, the file's path below a folder called NAME without its ending; the set's names are of this
-        form. named: what the file says, which many tools leave as it once was. trusted: it comes first.
-        """
-        inside, inner = os.path.dirname(annotation), own.partition("/")[2]
-        stem, base, taken = os.path.basename(own), _base(named), self._taken(own)
-        beside = [os.path.join(inside, stem)] if folder.holds(inside) else []
-        places = list(dict.fromkeys([*beside, *(os.path.join(root, inner) for root in folder.roots)]))
-        same = [os.path.join(os.path.dirname(place), base) for place in places] if _bare(base) == stem else []
-        said = (
-            [os.path.join(inside, named.replace("\\", "/"))] if beside and plain(named) and "\0" not in named else []
-        )
-        if (
-            there := next((path for path in [*said[: int(trusted)], *same] if os.path.isfile(path)), None)
-        ) is not None:
-            return RawImage((there,))
-        for place in places:
-            if len(found := folder.of_stem(place)) == 1:
-                return RawImage((found[0],))
-        if said and self._is_free(said[0], stem):
-            return RawImage((said[0],))
-        unique, missing = _hash(stem) not in self._stems, RawImage((*said, *same, *places))
-        image = folder.find(own, unique, taken)
-        if os.path.isfile(image.paths[0]):
-            return image
-        if "\0" in named or not plain(named):
-            return missing
-        other = folder.find(named, unique, taken)
-        return other if self._is_free(other.paths[0], stem) else missing
-
-    def _is_free(self, path: str, stem: str) -> bool:
-        """Whether a file is there, and not called like another name than that with this stem."""
-        other = _bare(_base(path))
-        return os.path.isfile(path) and (other == stem or not _is_in(_hash(other), self._all_stems))
-
-    def _taken(self, own: str) -> Callable[[str, int], bool]:
-        """Whether another name than ``own`` is the end of a file's path, of at least so many parts."""
-        mine = plain(own)
-
-        def taken(path: str, common: int) -> bool:
-            parts = plain(path)
-            for form in (parts, _bare_parts(path)):
-                for count in range(common, len(form) + 1):
-                    if form[-count:] != mine and _is_in(_hash("/".join(form[-count:])), self._wholes):
-                        return True
-            return False
-
-        return taken
-
-
 class _Listing:
     """The images below some roots, each once, by stem: 17 bytes per file, and its path, whatever their number."""
 
@@ -214,7 +136,7 @@ class _Listing:
                 if any(path.startswith(other) for other in around):
                     continue  # listed already, below a root that comes before
                 relative = os.path.relpath(path, root)
-                stems.append(_hash(stem_of(plain(relative)[-1])) if plain(relative) else 0)
+                stems.append(hashed(stem_of(plain(relative)[-1])) if plain(relative) else 0)
                 self._roots.append(number)
                 paths += os.fsencode(relative)
                 self._ends.append(len(paths))
@@ -225,7 +147,7 @@ class _Listing:
 
     def of(self, stem: str) -> Iterator[tuple[tuple[str, ...], str]]:
         """(parts, path) of the files of this stem, and perhaps of another with the same hash."""
-        first, last = (int(np.searchsorted(self._stems, np.uint64(_hash(stem)), side)) for side in ("left", "right"))
+        first, last = (int(np.searchsorted(self._stems, np.uint64(hashed(stem)), side)) for side in ("left", "right"))
         for row in self._order[first:last]:
             relative = os.fsdecode(self._paths[self._ends[row - 1] if row else 0 : self._ends[row]])
             yield plain(relative), os.path.join(self._names[self._roots[row]], relative)
@@ -249,34 +171,15 @@ def _has_images(folder: str) -> bool:
     return False
 
 
-def _bare_parts(path: str) -> tuple[str, ...]:
+def bare_parts(path: str) -> tuple[str, ...]:
     """The parts of a path, the last without an image's extension."""
     *inner, last = plain(path)
     return (*inner, stem_of(last))
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(errors="replace"), digest_size=8).digest(), "big")
-
-
-def _base(name: str) -> str:
-    return name.replace("\\", "/").rpartition("/")[2]
-
-
-def _bare(base: str) -> str:
-    """Without an image's extension."""
-    return os.path.splitext(base)[0] if is_image(base) else base
-
-
-def _is_in(value: int, ordered: np.ndarray) -> bool:
-    row = int(np.searchsorted(ordered, np.uint64(value)))
-    return row < len(ordered) and int(ordered[row]) == value
-
-
-def _repeated(hashes: array) -> frozenset[int]:
-    """Those that come more than once."""
-    found, counts = np.unique(np.frombuffer(hashes, np.uint64) if len(hashes) else [], return_counts=True)
-    return frozenset(map(int, found[counts > 1]))
+def hashed(text: str) -> int:
+    """64 bits that stand for a text in this process."""
+    return hash(text) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _common(wanted: Sequence[str], found: Sequence[str]) -> int:

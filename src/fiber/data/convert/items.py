@@ -6,10 +6,10 @@ import base64
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fiber.data.records import Record, Sample
 from fiber.errors import KnownError
@@ -112,6 +112,7 @@ class RawDataset:
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
     placeholders: the images come from the web, where a host may answer with one and the same "not available"
     image: bytes seen three times in a shard are dropped.
+    repeats: an image may come several times, each time with another text (ODVG's groundings).
     tars: the WebDataset tars that the images lie in, in the order of the items; they can be used as they lie.
     reads: the files that items are read from (annotations, lists, labels, tars), and folders of images with texts. If
     they change, what was made before is not taken for complete. Nothing here: a change is not noticed.
@@ -126,6 +127,7 @@ class RawDataset:
     categories: list[dict[str, Any]] | None = None
     answers: list[str] | None = None
     placeholders: bool = False
+    repeats: bool = False
     notes: list[str] = field(default_factory=list)
     tars: list[Path] = field(default_factory=list)
     reads: Iterable[str | Path] = ()
@@ -165,6 +167,23 @@ class Request:
     image_size: int | None = None
     seed: int = 0
     captions: str = "mixed"
+
+
+T = TypeVar("T")
+
+
+def each(
+    entries: Iterable[T], make: Callable[[T], Iterable[RawItem | Drop]], source: str
+) -> Iterator[RawItem | Drop]:
+    """What `make` gives for every entry of a file. One that lacks something, or is no entry, costs itself alone."""
+    for entry in entries:
+        try:
+            made = list(make(entry))
+        except (KeyError, TypeError, IndexError, ValueError, AttributeError, OverflowError) as error:
+            what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+            yield Drop("entry malformed", source, f"{entry!r:.200}: {what:.200}")
+        else:
+            yield from made
 
 
 def existing(candidates: Sequence[Path], what: str) -> Path:

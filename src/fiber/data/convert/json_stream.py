@@ -21,7 +21,7 @@ from typing import Any, Generic, TextIO, TypeVar
 
 import numpy as np
 
-from fiber.data.convert.items import ConversionError
+from fiber.data.convert.items import ConversionError, Drop
 
 K = TypeVar("K", bound=Hashable)
 
@@ -114,7 +114,8 @@ class Grouped(Generic[K]):
     """The elements of one array, by group: ``grouped[key] -> list`` in file order ([] where there are none)."""
 
     def __init__(self, path: Path, name: str | None, key: Callable[[Any], K], lines: bool = False) -> None:
-        """One pass over the file. ``key``: group of an element, from the element. Raises ConversionError.
+        """One pass over the file. ``key``: group of an element, from the element; one without is `malformed`. Raises
+        ConversionError.
 
         lines: the file is JSON lines (``name`` is not looked at), else ``name`` is the array as in iter_array.
         """
@@ -123,13 +124,10 @@ class Grouped(Generic[K]):
         groups, offsets, lengths = array("i"), array("q"), array("i")
         for value, offset, length in _scan_lines(path) if lines else _Scanner(path).elements(name):
             try:
-                group = key(value)
-            except (KeyError, TypeError, IndexError) as error:
-                problem = f"lacks {error}" if isinstance(error, KeyError) else "is no object with the keys it needs"
-                raise ConversionError(
-                    f"{path}: element {len(offsets)} of {name!r} {problem}: {str(value)[:200]}"
-                ) from None
-            groups.append(self._groups.setdefault(group, len(self._groups)))
+                group = self._groups.setdefault(key(value), len(self._groups))
+            except (KeyError, TypeError, IndexError, AttributeError):
+                group = -1
+            groups.append(group)
             offsets.append(offset)
             lengths.append(length)
         group_of = np.frombuffer(groups, np.int32) if len(groups) else np.zeros(0, np.int32)
@@ -158,7 +156,15 @@ class Grouped(Generic[K]):
         group = self._groups.get(key)
         if group is None:
             return []
-        rows = range(int(self._starts[group]), int(self._starts[group + 1]))
+        return self._read(int(self._starts[group]), int(self._starts[group + 1]))
+
+    def malformed(self, source: str) -> Iterator[Drop]:
+        """The elements that belong to no group."""
+        for element in self._read(0, int(self._starts[0])):
+            yield Drop("annotation malformed", source, f"no object with the keys it needs: {element!r:.200}")
+
+    def _read(self, first: int, end: int) -> list[Any]:
+        rows = range(first, end)
         return [json.loads(os.pread(self._file, int(self._lengths[row]), int(self._offsets[row]))) for row in rows]
 
 

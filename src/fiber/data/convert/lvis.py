@@ -36,7 +36,8 @@ def read(request: Request) -> RawDataset:
         wanted,
     )
     provenance = {"converter": "lvis", "file": path.name, "bytes": path.stat().st_size}
-    total = sum(map(wanted, iter_array(path, "images")))
+    listed = (image for image in iter_array(path, "images") if isinstance(image, dict) and "coco_url" in image)
+    total = sum(map(wanted, listed))
     return RawDataset("lvis", request.split, LICENCE, provenance, items, total, categories=classes)
 
 

@@ -12,7 +12,17 @@ from typing import Any
 
 from fiber.data.convert import coco_folder
 from fiber.data.convert.flickr30k import image as flickr_image
-from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request, existing, image_in
+from fiber.data.convert.items import (
+    ConversionError,
+    Drop,
+    RawDataset,
+    RawImage,
+    RawItem,
+    Request,
+    each,
+    existing,
+    image_in,
+)
 from fiber.data.convert.json_stream import Grouped
 from fiber.data.convert.visual_genome import image_data
 
@@ -37,13 +47,13 @@ def read(request: Request) -> RawDataset:
     return RawDataset(path.stem.replace(".", "_"), request.split, LICENCE, provenance, items, len(entries))
 
 
-def _items(entries: Grouped[str], boxes: Grouped[Any], about: dict, request: Request) -> Iterator[RawItem]:
-    for file_name in entries:
+def _items(entries: Grouped[str], boxes: Grouped[Any], about: dict, request: Request) -> Iterator[RawItem | Drop]:
+    def item(file_name: str) -> Iterator[RawItem]:
         texts = entries[file_name]
         first = texts[0]
         origin = first.get("data_source") or _origin(first)
         if request.variant not in ("all", origin):
-            continue
+            return
         image_id, image = _image(file_name, origin, about, request)
         record: dict[str, Any] = {
             "image_id": image_id,
@@ -60,6 +70,10 @@ def _items(entries: Grouped[str], boxes: Grouped[Any], about: dict, request: Req
             else:
                 record["captions"].append(_caption(entry, matching, numbers))
         yield RawItem(record, (image,), (int(first["width"]), int(first["height"])))  # strings in the flickr files
+
+    yield from entries.malformed("mdetr")
+    yield from boxes.malformed("mdetr")
+    yield from each(entries, item, "mdetr")
 
 
 def _origin(entry: dict[str, Any]) -> str:

@@ -9,7 +9,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.items import ConversionError, RawDataset, RawImage, RawItem, Request, existing, image_in
+from fiber.data.convert.items import (
+    ConversionError,
+    Drop,
+    RawDataset,
+    RawImage,
+    RawItem,
+    Request,
+    each,
+    existing,
+    image_in,
+)
 from fiber.data.convert.json_stream import Grouped
 
 SPLITS = ("train", "dev", "test1", "test2")
@@ -33,8 +43,8 @@ def read(request: Request) -> RawDataset:
     return RawDataset("nlvr2", request.split, LICENCE, provenance, _items(statements, request), len(statements))
 
 
-def _items(statements: Grouped[str], request: Request) -> Iterator[RawItem]:
-    for pair in statements:
+def _items(statements: Grouped[str], request: Request) -> Iterator[RawItem | Drop]:
+    def item(pair: str) -> Iterator[RawItem]:
         entries = statements[pair]
         record = {
             "image_id": f"nlvr2_{pair}",
@@ -42,6 +52,9 @@ def _items(statements: Grouped[str], request: Request) -> Iterator[RawItem]:
             "statements": [_statement(entry) for entry in entries],
         }
         yield RawItem(record, tuple(_image(request, pair, side, entries[0]) for side in (0, 1)))
+
+    yield from statements.malformed("nlvr2")
+    yield from each(statements, item, "nlvr2")
 
 
 def _statement(entry: dict[str, Any]) -> dict[str, Any]:

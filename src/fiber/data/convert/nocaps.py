@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fiber.data.convert.items import RawDataset, RawItem, Request, existing, image_in
+from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, each, existing, image_in
 from fiber.data.convert.json_stream import Grouped, count_array, has_array, iter_array
 
 SPLITS = ("val", "test")
@@ -28,16 +28,20 @@ def read(request: Request) -> RawDataset:
     return RawDataset("nocaps", request.split, LICENCE, provenance, _items(path, request), total)
 
 
-def _items(path: Path, request: Request) -> Iterator[RawItem]:
+def _items(path: Path, request: Request) -> Iterator[RawItem | Drop]:
     captions = None
     if has_array(path, "annotations"):
         captions = Grouped(path, "annotations", lambda entry: entry["image_id"])
     roots = [request.images] if request.images else [request.raw / "images", request.raw]
     folders = [place for root in roots for place in (root, root / request.split)]
-    for image in iter_array(path, "images"):
+
+    def item(image: dict[str, Any]) -> Iterator[RawItem]:
         record: dict[str, Any] = {"image_id": f"nocaps_{image['id']}", "source": "nocaps"}
         if "domain" in image:
             record["domain"] = image["domain"]
         if captions is not None:
-            record["captions"] = [{"text": entry["caption"]} for entry in captions[image["id"]]]
+            record["captions"] = [{"text": entry.get("caption")} for entry in captions[image["id"]]]
         yield RawItem(record, (image_in(folders, image["file_name"]),))
+
+    yield from captions.malformed("nocaps") if captions is not None else ()
+    yield from each(iter_array(path, "images"), item, "nocaps")

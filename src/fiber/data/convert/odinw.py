@@ -17,7 +17,8 @@ import yaml
 
 from fiber.data.convert import coco_format
 from fiber.data.convert.boxes_coco import own_classes
-from fiber.data.convert.image_folder import FileNames, ImageFolder
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder
 from fiber.data.convert.items import ConversionError, RawDataset, Request, existing
 from fiber.data.convert.json_stream import count_array
 from fiber.data.records import clean_text

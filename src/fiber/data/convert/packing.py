@@ -76,10 +76,11 @@ def _load(data: bytes, packing: Packing, image_id: str, drops: list[Drop]) -> tu
         raise UnusableItem("unsupported format", f"{kind}; --reencode stores it as JPEG")
     try:
         size = upright_size(data)
-        if size[0] * size[1] > MAX_PIXELS:
-            limit = f"more than {MAX_PIXELS // 10**6} megapixels; make it smaller first"
+        pixels = size[0] * size[1]
+        if pixels > MAX_PIXELS and not _reducible(kind, size, packing.max_side):
+            limit = f"more than {MAX_PIXELS // 10**6} megapixels; make it smaller first, a JPEG by --max-side"
             raise UnusableItem("image too large", f"{size[0]} x {size[1]} pixels, {limit}")
-        if packing.decode_check:
+        if packing.decode_check and pixels <= 3 * MAX_PIXELS:  # in grey, a byte per pixel
             sound = check_decodes(data)
             if sound != data:
                 drops.append(Drop("end mark added", image_id, "the JPEG lacked its last two bytes", kept=True))
@@ -89,6 +90,12 @@ def _load(data: bytes, packing: Packing, image_id: str, drops: list[Drop]) -> tu
     except SampleFault as fault:
         raise UnusableItem("broken image", str(fault)) from None
     return kind, data, size
+
+
+def _reducible(kind: str, size: tuple[int, int], max_side: int | None) -> bool:
+    """Whether an image of too many pixels is decoded in few enough at once: a JPEG in at most twice the sides that
+    are asked for, or in an eighth of its own."""
+    return kind == "jpg" and max_side is not None and 4 * max_side**2 * min(size) <= MAX_PIXELS * max(size)
 
 
 def _turned(item: RawItem, turn: int, upright: tuple[int, int], stored_boxes: bool, drops: list[Drop]) -> RawItem:

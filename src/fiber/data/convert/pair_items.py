@@ -14,8 +14,9 @@ from typing import Any
 from fiber.data.convert import json_stream
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.by_image import ByImage
-from fiber.data.convert.coco_format import identity
-from fiber.data.convert.image_folder import FileNames, ImageFolder, is_image
+from fiber.data.convert.coco_format import identity, image_of, of_unlisted, twice
+from fiber.data.convert.file_names import FileNames
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, Request
 from fiber.data.convert.json_stream import Grouped, has_array, iter_array
 from fiber.data.convert.pair_images import ParquetImage, RowImage, UrlImage, is_base64, is_url, parquet_file, url_name
@@ -30,6 +31,7 @@ from fiber.data.convert.pair_rows import (
     named_split,
     of_split,
 )  # fmt: skip
+from fiber.data.convert.seen import Seen
 
 
 def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
@@ -37,8 +39,10 @@ def item(source: str, name: str, texts: list[Any], image: RawImage) -> RawItem:
     return RawItem(record, (image,))
 
 
-def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+def grouped(rows: ByImage, called: str, folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
+    """called: what images that lie in the file itself are called after."""
     path = rows.rows.path
+    files = Seen()
     for number, found in enumerate(rows):
         if isinstance(found, Drop):
             yield found
@@ -46,9 +50,12 @@ def grouped(rows: ByImage, folder: ImageFolder, source: str) -> Iterator[RawItem
         name, texts, offset, length = found
         if is_base64(name):
             image: RawImage = RowImage((str(path),), offset, length, rows=rows.rows)
-            yield item(source, f"{path.stem}_{number:09d}", texts, image)
+            yield item(source, f"{called}_{number:09d}", texts, image)
         else:
-            yield named(source, name, texts, lambda name: folder.find(name, rows.unique(name)))
+            one = named(source, name, texts, partial(rows.names.find, folder))
+            place = one.images[0].paths[0]
+            again = Drop("file listed more than once", one.image_id, f"{place} again")
+            yield again if files.again(place) else one
 
 
 def named(source: str, name: str, texts: list[Any], find: Callable[[str], RawImage]) -> RawItem:
@@ -63,28 +70,25 @@ def named(source: str, name: str, texts: list[Any], find: Callable[[str], RawIma
 
 def joined(rows: Callable[[], Iterator[Row | Drop]], folder: ImageFolder, source: str) -> Iterator[RawItem | Drop]:
     """Rows of a file that lists every image once; one that comes again is counted."""
-    taken: set[int] = set()
+    seen = Seen()
     names = FileNames(dict.fromkeys(row[0] for row in rows() if not isinstance(row, Drop)))
     for row in rows():
         if isinstance(row, Drop):
             yield row
-        elif hash(row[0]) in taken:
+        elif seen.again(row[0]):
             yield Drop("image listed again later", f"{source}_{row[0]}", "each image once, with all its texts")
         else:
-            taken.add(hash(row[0]))
             yield named(source, row[0], row[1], partial(names.find, folder))
 
 
 def once(items: Iterator[RawItem | Drop]) -> Iterator[RawItem | Drop]:
     """Of several files: an image that another one has listed already is counted, it is no second record."""
-    taken: set[int] = set()
+    seen = Seen()
     for one in items:
-        if isinstance(one, RawItem):
-            if (own := hash(one.image_id)) in taken:
-                yield Drop("image listed in another file, too", one.image_id, "name the right file by --annotations")
-                continue
-            taken.add(own)
-        yield one
+        if isinstance(one, RawItem) and seen.again(one.image_id):
+            yield Drop("image listed in another file, too", one.image_id, "name the right file by --annotations")
+        else:
+            yield one
 
 
 def image_splits(path: Path) -> set[str]:
@@ -108,21 +112,26 @@ def object_rows(path: Path, split: str) -> Iterator[Row | Drop]:
             yield name, texts if isinstance(texts, list) else [texts]
         return
     only = split if image_splits(path) else None
-    captions = None
-    if has_array(path, "annotations"):
-        captions = Grouped(path, "annotations", lambda entry: identity(entry["image_id"]))
+    captions = Grouped(path, "annotations", image_of) if has_array(path, "annotations") else None
+    seen, met = Seen(), 0
     for number, image in enumerate(iter_array(path, "images")):
         where = f"{path.name}, image {number}"
-        if isinstance(image, dict) and captions is not None:
-            texts = [entry.get("caption") for entry in captions[identity(image.get("id"))]]
+        if isinstance(image, dict) and captions is not None and "id" in image:
+            if seen.again(key := identity(image["id"])):
+                raise twice(path, image["id"])
+            met += key in captions
+            texts = [entry.get("caption") for entry in captions[key]]
             image = {**image, "caption": texts}
         mine = of_split(image.get(SPLIT), only, where) if isinstance(image, dict) else True
         if mine:
             yield mine if isinstance(mine, Drop) else json_row(image, where)
+    if captions is not None:
+        yield from captions.malformed(path.name)
+        yield from of_unlisted(captions, met, path.name)
 
 
 def parquet(
-    path: Path, request: Request, folder: ImageFolder, source: str
+    path: Path, called: str, request: Request, folder: ImageFolder, source: str
 ) -> tuple[Iterator[RawItem | Drop], int | None]:
     """Rows of a Parquet file. Images in it are read where they lie, one record per row; names and URLs are first
     written to a temporary file of lines, because rows of one image may lie anywhere."""
@@ -136,7 +145,9 @@ def parquet(
     only = request.split if parquet_splits(path) else None
     kind = str(file.schema_arrow.field(image).type)
     if kind.startswith("struct") or "binary" in kind:
-        return _parquet_images(path, image, text, source, only), file.metadata.num_rows if only is None else None
+        return _parquet_images(
+            path, called, image, text, source, only
+        ), file.metadata.num_rows if only is None else None
     temporary = tempfile.TemporaryDirectory()  # lives with the items
     with open(
         lines := Path(temporary.name) / path.name, "w", encoding="utf-8"
@@ -148,7 +159,7 @@ def parquet(
 
     def items() -> Iterator[RawItem | Drop]:
         with temporary:
-            yield from grouped(rows, folder, source)
+            yield from grouped(rows, called, folder, source)
 
     return items(), len(rows)
 
@@ -161,12 +172,14 @@ def parquet_splits(path: Path) -> set[str]:
     return {split for value in file.read([SPLIT])[SPLIT].unique().to_pylist() if (split := named_split(value))}
 
 
-def _parquet_images(path: Path, image: str, text: str, source: str, only: str | None) -> Iterator[RawItem | Drop]:
+def _parquet_images(
+    path: Path, called: str, image: str, text: str, source: str, only: str | None
+) -> Iterator[RawItem | Drop]:
     file = parquet_file(path)
     for group in range(file.num_row_groups):
         values = file.read_row_group(group, columns=[text] + [SPLIT] * (only is not None)).to_pylist()
         for row, value in enumerate(values):
-            name = f"{path.stem}_{group:04d}_{row:06d}"
+            name = f"{called}_{group:04d}_{row:06d}"
             mine = of_split(value.get(SPLIT), only, f"{source}_{name}")
             if isinstance(mine, Drop):
                 yield mine

@@ -22,11 +22,22 @@ from typing import Any
 from fiber.data.convert import pair_items, web_pairs
 from fiber.data.convert.boxes_coco import head_of
 from fiber.data.convert.by_image import ByImage
-from fiber.data.convert.image_folder import EXTENSIONS, ImageFolder, is_image
+from fiber.data.convert.image_folder import ImageFolder, is_image
 from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawImage, RawItem, Request, existing
 from fiber.data.convert.json_stream import has_array, iter_array
 from fiber.data.convert.pair_rows import NAMES, SPLIT, TEXTS, RowFile, table
-from fiber.data.convert.splits import TEXT_FOLDERS, SplitFolder, files_of, own_split, parts_of, split_of, subfolders
+from fiber.data.convert.seen import Seen
+from fiber.data.convert.splits import (
+    IMAGE_ENDINGS,
+    TEXT_FOLDERS,
+    SplitFolder,
+    files_of,
+    own_names,
+    own_split,
+    parts_of,
+    split_of,
+    subfolders,
+)
 
 Place = Path | SplitFolder
 SPLITS = ("train", "val", "test")
@@ -56,8 +67,9 @@ def read(request: Request) -> RawDataset:
     paths = [_path(place) for place in places]
     provenance: dict[str, Any] = {"converter": "pairs", "form": kind, "folder": name}
     total = None
+    names = own_names(dict.fromkeys(map(_path, itertools.chain(*found.values()))))
     if kind == "tars":
-        items: Iterator[RawItem | Drop] = web_pairs.tars(paths, name, request.image_key, request.text_key)
+        items: Iterator[RawItem | Drop] = web_pairs.tars(paths, name, request.image_key, request.text_key, names)
     elif kind == _BESIDE:
         items = _beside([place for place in places if isinstance(place, SplitFolder)], folder, name)
     else:
@@ -66,7 +78,7 @@ def read(request: Request) -> RawDataset:
         # A list that is called like its split has no images of other splits; one with a column of splits may.
         divided = len(found) > 1 and all(own_split(path, folder) == split for path in paths)
         images = ImageFolder(roots, request.images or folder, split if divided else None)
-        items, total = _of_files(replace(request, split=split), paths, images, name)
+        items, total = _of_files(replace(request, split=split), {path: names[path] for path in paths}, images, name)
     tars = paths if kind == "tars" else []
     return RawDataset(name, request.split, LICENCE, provenance, items, total, tars=tars, reads=paths)
 
@@ -87,6 +99,8 @@ def _find(request: Request) -> tuple[str, Mapping[str, Sequence[Place]]]:
     if request.annotations is not None or raw.is_file():
         places = [request.annotations, raw / request.annotations] if request.annotations else [raw]
         path = existing(places, "the texts")
+        if not path.is_file():
+            raise ConversionError(f"{path}: no file; --annotations names one, folders are given as SRC")
         return "texts in a file", {split: [path] for split in _splits_in(path, request)}
     if not raw.is_dir():
         raise ConversionError(f"{raw}: no such folder or file of texts")
@@ -153,7 +167,7 @@ def _belongs_to_an_image(path: str) -> bool:
     stem, kind = os.path.splitext(path)
     if kind.lower() == ".parquet" and os.path.isdir(stem):  # what img2dataset says of the images in a folder
         return True
-    return any(os.path.exists(stem + end) for extension in EXTENSIONS for end in (extension, extension.upper()))
+    return any(os.path.exists(stem + end) for extension in IMAGE_ENDINGS for end in (extension, extension.upper()))
 
 
 def _has_texts(path: Path, request: Request, refused: list[str]) -> bool:
@@ -169,10 +183,9 @@ def _has_texts(path: Path, request: Request, refused: list[str]) -> bool:
     if kind == ".json":
         head = head_of(path).lstrip("\xef\xbb\xbf \t\r\n")
         if head[:1] == "{":
-            first: dict[str, Any] = (
-                next(iter_array(path, "annotations"), {}) if has_array(path, "annotations") else {}
-            )
-            return "caption" in first or '"sentences"' in head or pair_items.is_mapping(path)
+            entries = itertools.islice(iter_array(path, "annotations"), 100) if has_array(path, "annotations") else ()
+            captions = any(isinstance(entry, dict) and "caption" in entry for entry in entries)
+            return captions or '"sentences"' in head or pair_items.is_mapping(path)
         return head[:1] == "[" and any(f'"{key}"' in head for key in (request.text_column, *TEXTS) if key)
     return kind in _LINES
 
@@ -193,37 +206,51 @@ def _text_of(image: str) -> Path | None:
 def _beside(folders: list[SplitFolder], raw: Path, source: str) -> Iterator[RawItem | Drop]:
     """Images are named from the folder of their split on, or, where it has several, from `raw` on."""
     taken = [folder for folder in folders if not folder.left_out]
+    used = Seen()  # texts
     root = taken[0].path if len(taken) == 1 else raw
     for path in (path for folder in taken for path in folder.files(is_image)):
         name, text = Path(path).relative_to(root).as_posix(), _text_of(path)
         if text is None:
             yield Drop("no caption", f"{source}_{name}", f"no {Path(path).stem}.txt beside it")
             continue
+        used.again(str(text).casefold())  # a disk may not tell a.txt from a.TXT
         try:
             caption = text.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             yield Drop("text not in UTF-8", f"{source}_{name}", f"{text.name}: {error}")
         else:
             yield pair_items.item(source, name, [caption], RawImage((path,)))
+    for path in (path for folder in taken for path in _texts(folder)):
+        if not used.again(path.casefold()):
+            yield Drop("text without an image", source, path)
+
+
+def _texts(folder: SplitFolder) -> Iterator[str]:
+    """The .txt files in a folder of images, and in the folders of texts beside its last folder `images`."""
+    before, inner, after = f"{folder.path}{os.sep}".rpartition(f"{os.sep}images{os.sep}")
+    for path in (folder.path, *(Path(before, name, after) for name in TEXT_FOLDERS if inner)):
+        if path.is_dir():
+            yield from replace(folder, path=path).files(lambda name: name.lower().endswith(".txt"))
 
 
 def _of_files(
-    request: Request, paths: list[Path], folder: ImageFolder, source: str
+    request: Request, names: Mapping[Path, str], folder: ImageFolder, source: str
 ) -> tuple[Iterator[RawItem | Drop], int | None]:
-    """(items of all files, one after the other, and their number where it is known)."""
+    """(items of all files, one after the other, and their number where it is known). names: of the files, for images
+    that have none."""
     parts: list[Any] = []
     total: int | None = 0
-    for path in paths:
+    for path, name in names.items():
         kind = path.suffix.lower()
         if kind == ".parquet":
-            part, count = pair_items.parquet(path, request, folder, source)
+            part, count = pair_items.parquet(path, name, request, folder, source)
         elif kind == ".json" and _is_object(path):
             rows = partial(pair_items.object_rows, path, request.split)
             part, count = pair_items.joined(rows, folder, source), None
         else:
             whole = _row_file(path, request)
             images = ByImage(replace(whole, only=request.split) if whole.splits() else whole)
-            part, count = pair_items.grouped(images, folder, source), len(images)
+            part, count = pair_items.grouped(images, name, folder, source), len(images)
         parts.append(part)
         total = total + count if total is not None and count is not None else None
     every = (item for part in parts for item in part)

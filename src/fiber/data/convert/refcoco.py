@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert import coco_folder
-from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, each, existing
 from fiber.data.convert.json_stream import Grouped, iter_array
 from fiber.data.convert.plain_pickle import load_plain
 from fiber.data.convert.root_phrase import Span, root_phrases
@@ -64,12 +64,14 @@ def _items(
     instances: Path,
     request: Request,
     root_phrase: Callable[[str], Span],
-) -> Iterator[RawItem]:
+) -> Iterator[RawItem | Drop]:
     annotations = Grouped(instances, "annotations", lambda entry: entry["id"])
-    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in iter_array(instances, "images")
-             if entry["id"] in by_image}  # fmt: skip
-    for image, refs in by_image.items():
-        image_id, expressions, drops = f"coco_{image}", [], []
+    images = (entry for entry in iter_array(instances, "images") if isinstance(entry, dict))
+    sizes = {entry["id"]: (entry["width"], entry["height"]) for entry in images
+             if entry.get("id") in by_image and {"width", "height"} <= entry.keys()}  # fmt: skip
+
+    def item(image: int) -> Iterator[RawItem]:
+        refs, image_id, expressions, drops = by_image[image], f"coco_{image}", [], []
         boxes: dict[int, tuple[int, dict[str, Any]]] = {}
         for ref in refs:
             matching = annotations[ref["ann_id"]]
@@ -85,6 +87,9 @@ def _items(
                   "boxes": [box for _, box in boxes.values()], "expressions": expressions}  # fmt: skip
         raw_image = coco_folder.coco_image(request, image, "train2014")
         yield RawItem(record, (raw_image,), sizes.get(image), tuple(drops))
+
+    yield from annotations.malformed("coco")
+    yield from each(by_image, item, "coco")
 
 
 def _expression(sentence: dict[str, Any], box: int, root_phrase: Callable[[str], Span]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fiber.data.convert.flickr30k import image
-from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, each, existing
 from fiber.data.convert.json_stream import Grouped
 from fiber.data.records import LABELS
 
@@ -33,7 +33,7 @@ def _image_of(entry: dict[str, Any]) -> str:
 
 
 def _items(by_image: Grouped, request: Request) -> Iterator[RawItem | Drop]:
-    for name in by_image:
+    def items(name: str) -> Iterator[RawItem | Drop]:
         image_id = f"flickr_{name}"
         hypotheses, drops = [], []
         for entry in by_image[name]:
@@ -44,6 +44,9 @@ def _items(by_image: Grouped, request: Request) -> Iterator[RawItem | Drop]:
         if not hypotheses:
             yield from drops
             yield Drop("no hypotheses left", image_id)
-            continue
+            return
         record = {"image_id": image_id, "source": "snli_ve", "hypotheses": hypotheses}
         yield RawItem(record, (image(request, f"{name}.jpg"),), drops=tuple(drops))
+
+    yield from by_image.malformed("snli_ve")
+    yield from each(by_image, items, "snli_ve")

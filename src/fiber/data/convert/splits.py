@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,9 @@ NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation", "
           "test": ("test", "testing")}  # fmt: skip
 TEXT_FOLDERS = ("texts", "text", "captions", "caption", "txt")
 """Beside a folder `images`, those of its texts."""
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif", ".avif", ".heic",
+                 ".heif")  # fmt: skip
+"""How the names of images end, in lower case. Some of them cannot be read, and that is said of each."""
 _WORDS = {word: split for split, words in NAMES.items() for word in words}
 
 
@@ -31,6 +35,13 @@ def split_of(*names: str) -> str | None:
 def own_split(path: Path, raw: Path) -> str | None:
     """The split that an annotation file's name says, or that of its folder, which is not the whole set's."""
     return split_of(path.stem) or (split_of(path.parent.name) if path.parent != raw else None)
+
+
+def own_names(paths: Iterable[Path]) -> dict[Path, str]:
+    """What files are called without their ending; those of one name with their folder's before it."""
+    paths = list(paths)
+    stems = Counter(path.stem for path in paths)
+    return {path: path.stem if stems[path.stem] < 2 else f"{path.parent.name}_{path.stem}" for path in paths}
 
 
 def sorted_names(names: Iterable[str]) -> Iterator[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO
 
 from fiber.data.records import Record, clean_name
 
+_MOST = 0.8
+_FEW = 3  # boxes that are too few to tell
 _SHOWN = 5  # classes, and pairs of classes that read the same
 
 
@@ -52,9 +54,16 @@ class Contents:
         return {**{key: self.counts[key] for key in keys}, "per_class": dict(classes.most_common())}
 
 
-def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]], prompts: bool = False) -> list[str]:
+def warnings(
+    boxes: dict[str, Any],
+    categories: list[dict[str, Any]],
+    prompts: bool = False,
+    left_out: Mapping[str, int] | None = None,
+    noted: Mapping[str, int] | None = None,
+) -> list[str]:
     """What makes a set useless or odd although every entry of it could be stored. boxes: as `described`. prompts:
-    whether class names stand in a context on purpose (`data.prompts.in_context`)."""
+    whether class names stand in a context on purpose (`data.prompts.in_context`). left_out, noted: how often each
+    reason of drops came."""
     found = []
     if boxes:
         total = boxes["boxes"]
@@ -63,8 +72,10 @@ def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]], prompts: b
         elif boxes["crowd"] == total:
             found.append("every box is a crowd region (iscrowd: 1), which training leaves out: there is nothing to "
                          "learn; set iscrowd to 0 where a box is one object")  # fmt: skip
-        elif boxes["under_a_pixel"] == total:
-            found.append("every box is smaller than a pixel: are they fractions of the image? COCO has pixels")
+        elif (tiny := boxes["under_a_pixel"]) >= _MOST * total:
+            found.append(f"{tiny:,} of {total:,} boxes are smaller than a pixel: are they fractions of the image? "
+                         "Pixels are expected")  # fmt: skip
+        found += _odd(total, left_out or {}, noted or {})
     marked = [entry["name"] for entry in categories if set("[]") & set(entry["name"])]
     if marked and not prompts:
         names = ", ".join(map(repr, marked[:_SHOWN]))
@@ -76,6 +87,20 @@ def warnings(boxes: dict[str, Any], categories: list[dict[str, Any]], prompts: b
                      "lines `0 = coffee cup`")  # fmt: skip
     if categories:
         found += _same_words(categories)
+    return found
+
+
+def _odd(total: int, left_out: Mapping[str, int], noted: Mapping[str, int]) -> list[str]:
+    """What boxes that do not fit their images say of the form that they are in. total: stored boxes."""
+    outside, flat = left_out.get("box outside the image", 0), left_out.get("box without area", 0)
+    over, every = outside + noted.get("box clipped to the image", 0), total + outside + flat
+    found = []
+    if over >= max(_FEW, every / 2):
+        found.append(f"{over:,} of {every:,} boxes leave their image: are they corners where [x, y, width, height] "
+                     "is expected, or are these other images?")  # fmt: skip
+    if flat >= max(_FEW, every / 4):
+        found.append(f"{flat:,} of {every:,} boxes have no area: are they [x, y, width, height] where corners are "
+                     "expected?")  # fmt: skip
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.answers import normalize_answer
-from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing, image_in
+from fiber.data.convert.items import Drop, RawDataset, RawItem, Request, each, existing, image_in
 from fiber.data.convert.json_stream import iter_array
 from fiber.data.convert.vqav2 import load_vocabulary
 from fiber.data.records import clean_text
@@ -52,13 +52,12 @@ def image_data(raw: Path) -> tuple[dict[int, tuple[int, int, str]], list[str]]:
             f"coco_{entry['coco_id']}" if entry.get("coco_id") else f"vg_{entry['image_id']}",
         )
         for entry in iter_array(path)
+        if isinstance(entry, dict) and {"image_id", "width", "height"} <= entry.keys()
     }, []
 
 
-def _common(entry: dict[str, Any], request: Request, about: dict, path: Path) -> tuple[int, dict[str, Any]]:
+def _common(entry: dict[str, Any], request: Request, about: dict) -> tuple[int, dict[str, Any]]:
     """(image number, arguments of an RawItem without its record)."""
-    if "id" not in entry:
-        raise ConversionError(f"{path}: an entry has no 'id': {str(entry)[:200]}")
     number = entry["id"]
     width, height, _ = about.get(number, (None, None, None))
     folders = (
@@ -75,8 +74,8 @@ def _identity(number: int, about: dict) -> dict[str, Any]:
 
 
 def _regions(path: Path, request: Request, about: dict) -> Iterator[RawItem | Drop]:
-    for entry in iter_array(path):
-        number, where = _common(entry, request, about, path)
+    def items(entry: dict[str, Any]) -> Iterator[RawItem | Drop]:
+        number, where = _common(entry, request, about)
         record = _identity(number, about)
         captions: dict[str, dict[str, Any]] = {}
         boxes, drops = [], []
@@ -94,15 +93,18 @@ def _regions(path: Path, request: Request, about: dict) -> Iterator[RawItem | Dr
                 captions[text] = {"text": text, "phrases": [phrase]}
         if not captions:
             yield Drop("no regions", record["image_id"])
-            continue
+            return
         yield RawItem({**record, "captions": list(captions.values()), "boxes": boxes}, drops=tuple(drops), **where)
+
+    return each(iter_array(path), items, "vg")
 
 
 def _questions(path: Path, request: Request, about: dict, vocabulary: list[str] | None) -> Iterator[RawItem | Drop]:
     """Answers are normalised as VQAv2's. With a vocabulary, questions whose answer is not in it are left out."""
     known = None if vocabulary is None else set(vocabulary)
-    for entry in iter_array(path):
-        number, where = _common(entry, request, about, path)
+
+    def items(entry: dict[str, Any]) -> Iterator[RawItem | Drop]:
+        number, where = _common(entry, request, about)
         record = _identity(number, about)
         questions, drops = [], []
         for qa in entry["qas"]:
@@ -120,5 +122,7 @@ def _questions(path: Path, request: Request, about: dict, vocabulary: list[str] 
         if not questions:
             yield from drops
             yield Drop("no questions", record["image_id"])
-            continue
+            return
         yield RawItem({**record, "questions": questions}, where["images"], drops=tuple(drops))
+
+    return each(iter_array(path), items, "vg")

@@ -15,7 +15,7 @@ from typing import Any
 
 from fiber.data.convert import coco_folder
 from fiber.data.convert.answers import normalize_answer, soft_scores
-from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, existing
+from fiber.data.convert.items import ConversionError, Drop, RawDataset, RawItem, Request, each, existing
 from fiber.data.convert.json_stream import Grouped, iter_array, load
 
 SPLITS = ("train", "val", "test", "test-dev")
@@ -47,9 +47,10 @@ def build_vocabulary(annotations: Iterable[Path]) -> list[str]:
     counts: Counter[str] = Counter()
     for path in annotations:
         for entry in iter_array(path, "annotations"):
-            if "multiple_choice_answer" not in entry:
-                raise ConversionError(f"{path}: annotations lack 'multiple_choice_answer'; pass --answers instead")
-            counts[normalize_answer(entry["multiple_choice_answer"])] += 1
+            if isinstance(entry, dict) and isinstance(entry.get("multiple_choice_answer"), str):
+                counts[normalize_answer(entry["multiple_choice_answer"])] += 1
+        if not counts:
+            raise ConversionError(f"{path}: annotations lack 'multiple_choice_answer'; pass --answers instead")
     return [answer for answer, count in counts.items() if count >= MIN_QUESTIONS]
 
 
@@ -80,7 +81,8 @@ def _items(
 ) -> Iterator[RawItem | Drop]:
     answers = Grouped(annotations, "annotations", lambda entry: entry["question_id"]) if annotations else None
     subset = SUBSETS[request.split].replace("test-dev2015", "test2015")
-    for image in by_image:
+
+    def items(image: int) -> Iterator[RawItem | Drop]:
         record: dict[str, Any] = {"image_id": f"coco_{image}", "source": "vqav2", "questions": []}
         drops: list[Drop] = []
         for entry in by_image[image]:
@@ -103,6 +105,10 @@ def _items(
         else:
             yield from drops
             yield Drop("no questions left", record["image_id"])
+
+    yield from by_image.malformed("vqav2")
+    yield from answers.malformed("vqav2") if answers is not None else ()
+    yield from each(by_image, items, "vqav2")
 
 
 def _answered(annotation: dict[str, Any], vocabulary: set[str]) -> dict[str, Any]:

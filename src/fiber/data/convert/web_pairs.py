@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from fiber.data.convert.image_folder import is_image
 from fiber.data.convert.items import ConversionError, Drop, RawImage, RawItem, image_in
 from fiber.data.convert.json_stream import iter_array
-from fiber.data.convert.splits import files_of, subfolders
+from fiber.data.convert.splits import files_of, own_names, subfolders
 from fiber.data.convert.tar_end import missing_end
 from fiber.data.indexing import split_member
 
@@ -87,11 +87,16 @@ def _files(folder: Path, source: str) -> Iterator[RawItem | Drop]:
 
 
 def tars(
-    paths: list[Path], source: str, image_key: str | None = None, text_key: str | None = None
+    paths: list[Path],
+    source: str,
+    image_key: str | None = None,
+    text_key: str | None = None,
+    names: Mapping[Path, str] | None = None,
 ) -> Iterator[RawItem | Drop]:
     """The pairs of tars. A second image under a key is left out and counted. image_key: how the names of images end
     after the key, e.g. "input.jpg"; text_key: those of texts, e.g. "txt", or "json:prompt" for a key in a JSON file;
-    without them, all usual ones."""
+    without them, all usual ones. names: of the tars, with which image ids begin."""
+    names = names or own_names(paths)
     for path in paths:
         if not path.is_file():
             raise ConversionError(f"{path}: not a regular file")
@@ -104,7 +109,7 @@ def tars(
             )
         try:
             with tarfile.open(path, "r:") as tar:
-                yield from _tar(tar, path, source, image_key, text_key)
+                yield from _tar(tar, path, names[path], source, image_key, text_key)
         except (tarfile.TarError, ValueError, OverflowError) as error:  # ValueError: of pax headers
             raise ConversionError(
                 f"{path}: broken tar of {path.stat().st_size} bytes: {error}; fetch or make it again"
@@ -112,7 +117,7 @@ def tars(
 
 
 def _tar(
-    tar: tarfile.TarFile, path: Path, source: str, image_key: str | None, text_key: str | None
+    tar: tarfile.TarFile, path: Path, name: str, source: str, image_key: str | None, text_key: str | None
 ) -> Iterator[RawItem | Drop]:
     image_end = image_key.lower().lstrip(".") if image_key else None
     text_end, _, text_field = (text_key or "").lstrip(".").partition(":")
@@ -131,9 +136,7 @@ def _tar(
             if images[key] is None:
                 images[key] = RawImage((str(path),), member.offset_data, member.size)
             else:
-                again.append(
-                    Drop("second image of a key", f"{source}_{path.stem}_{key}", f"{path.name}: {member.name}")
-                )
+                again.append(Drop("second image of a key", f"{source}_{name}_{key}", f"{path.name}: {member.name}"))
         elif image_end is None and is_image(member.name):
             others.setdefault(key, RawImage((str(path),), member.offset_data, member.size))
         elif suffix == text_end.lower() or (not text_end and extension in (".json", ".txt")):
@@ -149,7 +152,7 @@ def _tar(
     if damage := missing_end(path, tar.offset):
         raise tarfile.ReadError(damage)
     for key, image in images.items():
-        yield _fetched(source, f"{path.stem}_{key}", about[key], image or others.get(key))
+        yield _fetched(source, f"{name}_{key}", about[key], image or others.get(key))
     yield from again
 
 
