@@ -227,6 +227,18 @@ def test_mdetr_mixed_with_and_without_coco(variant, ids, tmp_path, capsys):
     assert set(convert(made, tmp_path / "out", capsys, "--variant", variant)[1]) == ids
 
 
+def test_mdetr_mixed_keeps_both_files_of_one_photograph(tmp_path, capsys):
+    """Visual Genome's and COCO's: one image id, other annotations."""
+    made = raw.mdetr_mixed(tmp_path / "raw")
+    about = [{"image_id": 2334951, "width": 64, "height": 48, "coco_id": 581857}]
+    (tmp_path / "raw" / "image_data.json").write_text(json.dumps(about))
+    assert make_shards.main(made.command(tmp_path / "out")) == 0
+    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (summary["samples"], summary["dropped"]) == (2, {})
+    shards = ShardSet(tmp_path / "out")
+    assert [shards.record(i)["image_id"] for i in range(2)] == ["coco_581857"] * 2
+
+
 @on("mdetr_refcoco")
 def test_mdetr_refcoco_becomes_expressions(records):
     record = records["coco_581857"]

@@ -112,7 +112,8 @@ class RawDataset:
     items: Items (or Made ones) and Drops in a fixed order, the order of the shards. total: their number, if known.
     placeholders: the images come from the web, where a host may answer with one and the same "not available"
     image: bytes seen three times in a shard are dropped.
-    repeats: an image may come several times, each time with another text (ODVG's groundings).
+    repeats: an image may come several times, each time with other annotations (ODVG's groundings; one photograph as
+    Visual Genome's file and as COCO's).
     tars: the WebDataset tars that the images lie in, in the order of the items; they can be used as they lie.
     reads: the files that items are read from (annotations, lists, labels, tars), and folders of images with texts. If
     they change, what was made before is not taken for complete. Nothing here: a change is not noticed.

@@ -44,7 +44,8 @@ def read(request: Request) -> RawDataset:
     provenance = {"converter": "mdetr_json", "variant": request.variant, "file": path.name,
                   "bytes": path.stat().st_size, "image_data": bool(about)}  # fmt: skip
     items = _items(entries, boxes, about, request)
-    return RawDataset(path.stem.replace(".", "_"), request.split, LICENCE, provenance, items, len(entries))
+    return RawDataset(path.stem.replace(".", "_"), request.split, LICENCE, provenance, items, len(entries),
+                      repeats=True)  # fmt: skip  # Visual Genome's and COCO's file of one photograph
 
 
 def _items(entries: Grouped[str], boxes: Grouped[Any], about: dict, request: Request) -> Iterator[RawItem | Drop]:

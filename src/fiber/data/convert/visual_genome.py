@@ -37,7 +37,7 @@ def read(request: Request) -> RawDataset:
                   "bytes": path.stat().st_size, "image_data": bool(about)}  # fmt: skip
     kind = "" if request.variant == "regions" else "_questions"
     return RawDataset(f"visual_genome{kind}", request.split, LICENCE, provenance, items, len(about) or None,
-                  answers=vocabulary, notes=notes)  # fmt: skip
+                  answers=vocabulary, notes=notes, repeats=True)  # fmt: skip  # two images may be one of COCO's
 
 
 def image_data(raw: Path) -> tuple[dict[int, tuple[int, int, str]], list[str]]:
