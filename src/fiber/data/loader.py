@@ -292,6 +292,5 @@ def eval_loader(
     rows = _rows(counts, per)
     positions = np.arange(rank, len(rows), world)
     dataset = _EvalBatches(source, rows[rank::world], positions, make_sample, collate, batch)
-    numbers = range(-(-len(positions) // batch))
     remedy = f"; pack {shards.where} again, or leave it out of eval.data (eval.data=[]: no evaluation)"
-    return _batches(dataset, numbers, workers, max_fault_share, _damage(source), remedy)
+    return _batches(dataset, range(-(-len(positions) // batch)), workers, max_fault_share, _damage(source), remedy)

@@ -88,9 +88,7 @@ class PromptBuilder:
         for index, name in enumerate(names):
             first, later = self._costs(name)
             if first > self.budget:
-                raise ValueError(
-                    f"class name {name!r:.200} alone has {first} tokens, {self.budget} fit the text limit"
-                )
+                raise ValueError(f"class {name!r:.99} alone has {first} tokens, {self.budget} fit the text limit")
             if not groups or later > room or len(groups[-1]) == max_classes:
                 groups.append([])
                 room = self.budget - first + later
