@@ -179,6 +179,10 @@ def test_an_evaluation_needs_no_training(tmp_path: Path, valid: list[str]) -> No
         (["tuning.mode=prompt"], "tuning.mode: prompt is of region level; at image level choose full, frozen_towers"),
         (["data.train=[]"], "data.train: no training data"),
         (["data.train=[{path: nowhere}]"], r"data.train.0.path: no folder nowhere"),
+        (
+            ["data.train=[{path: 's3://b/coco'}]"],
+            r"data.train.0.path: s3:// is not read; give pipe:aws s3 cp s3://b/coco/\{\} -",
+        ),
         (["data.train=[{path: .}]"], r"data.train.0.path: no .tar shards in ."),
         (["eval.data=[{path: nowhere}]"], r"eval.data.0.path: no folder nowhere"),
         (["data.train=[{path: a, weight: 1}, {path: b}]"], "data.train: give a weight to every source"),

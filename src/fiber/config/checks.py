@@ -131,6 +131,7 @@ def check_model(config: Any) -> None:
 
 def _check_shards(key: str, path: str) -> None:
     if path.startswith("pipe:") or "://" in path:
+        require(not path.startswith("s3://"), f"{key}: s3:// is not read; give pipe:aws s3 cp {path}/{{}} -")
         return  # remote: known only when read
     folder = Path(path)
     require(folder.is_dir(), f"{key}: no folder {path}")
