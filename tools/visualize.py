@@ -51,16 +51,19 @@ def main() -> None:
     if not shards.count(arguments.field):
         parser.exit(1, f"error: {arguments.shards} has no {arguments.field}\n")
     model, _ = build(export)
-    figures = draw_predictions(
-        model.to("cuda" if torch.cuda.is_available() else "cpu"),
-        PromptBuilder(export.tokenizer, export.config.max_text),
-        shards,
-        arguments.field,
-        EvalImage(export.config.image_size, export.config.max_image_size or sys.maxsize),
-        count=arguments.count,
-        threshold=arguments.threshold,
-        legend=False,
-    )
+    try:
+        figures = draw_predictions(
+            model.to("cuda" if torch.cuda.is_available() else "cpu"),
+            PromptBuilder(export.tokenizer, export.config.max_text),
+            shards,
+            arguments.field,
+            EvalImage(export.config.image_size, export.config.max_image_size or sys.maxsize),
+            count=arguments.count,
+            threshold=arguments.threshold,
+            legend=False,
+        )
+    except ShardError as error:
+        parser.exit(1, f"error: {error}\n")
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     tile(figures, note=LEGEND).save(arguments.out)
     print(json.dumps({"out": str(arguments.out), "images": len(figures)}))

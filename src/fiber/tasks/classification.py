@@ -197,7 +197,7 @@ class ClassScorer:
 def evaluate(task: ClassificationTask, context: EvalContext) -> Figures:
     """Figures of one set. Raises ShardError where its classes are not those of the head."""
     if sorted(context.shards.facts.names) != sorted(task.answers):  # in any order: rows hold names
-        raise ShardError(f"{context.shards.path}: its classes are not those that the head was trained on")
+        raise ShardError(f"{context.shards.where}: its classes are not those that the head was trained on")
     prompts = prompt_classifier(task.model, task.answers, context.tokenizer, context.config.max_text)
     scorer = ClassScorer(task.answers)
     return evaluate_classes(BothWays(task, prompts), context, scorer, choose=best_five)

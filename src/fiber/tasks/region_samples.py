@@ -35,14 +35,14 @@ def check_set(shards: ShardSet, field: str, whole: PromptBuilder | None = None) 
     """Raises ShardError where `field` of a set's records cannot be made into region samples (judging captions by the
     first hundred images), or where `whole` cannot put all classes into one caption."""
     if field == "boxes" and not shards.facts.names:
-        raise ShardError(f"{shards.path}: its dataset.json lists no categories, so its boxes have no names")
+        raise ShardError(f"{shards.where}: its dataset.json lists no categories, so its boxes have no names")
     if field == "boxes" and whole is not None:
         try:
             whole.classes(shards.facts.names)
         except ValueError as error:
-            raise ShardError(f"regions.classes: all of {shards.path}: {error}; or choose sampled") from None
+            raise ShardError(f"regions.classes: all of {shards.where}: {error}; or choose sampled") from None
     if field == "captions" and not any("phrases" in c for r in shards.valid_records(100) for c in r.get(field, ())):
-        raise ShardError(f"{shards.path}: its captions have no phrases with boxes, nothing to ground")
+        raise ShardError(f"{shards.where}: its captions have no phrases with boxes, nothing to ground")
 
 
 @dataclasses.dataclass

@@ -180,7 +180,7 @@ def evaluate(task: CoarseTask, context: EvalContext) -> Figures:
     try:
         result = evaluate_retrieval(task.model, images, texts, **size, progress=context.progress)
     except RepeatedError as error:
-        raise ShardError(f"{context.shards.path}: {_named(error.number, context.shards)}; {REMEDY}") from None
+        raise ShardError(f"{context.shards.where}: {_named(error.number, context.shards)}; {REMEDY}") from None
     if distributed.is_main():
         context.draw(write_hits(result, context))
     return result.figures

@@ -22,7 +22,7 @@ def contact_sheet(shards: ShardSet, path: Path, number: int, side: int, columns:
     names = {category["id"]: category["name"] for category in shards.categories}
     figures = [_figure_or_fault(shards, int(i), names, side) for i in chosen]
     if not figures:
-        raise ShardError(f"{shards.path}: no samples to draw")
+        raise ShardError(f"{shards.where}: no samples to draw")
     tile(figures, columns).save(path)
 
 
