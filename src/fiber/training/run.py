@@ -100,7 +100,8 @@ class Job:
                     wanted = " or ".join(task.fields)
                     raise ConfigError(f"{section}.{i}.field: task {task.name} reads {wanted}, not {source.field}")
         tokenizer = open_tokenizer(config)
-        check_vocabulary(config, tokenizer)
+        if task.stage == "coarse":  # a detector may learn other words
+            check_vocabulary(config, tokenizer)
         return cls(config, task, watchdog, tokenizer)
 
     def open_stream(self) -> MixedStream:
