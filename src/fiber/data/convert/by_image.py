@@ -2,7 +2,7 @@
 
 So the file is read twice: first for whose row each is and where it lies (a hash of the image's name, offset, length),
 then in the order in which images come first, each row again at its place, which keeps 28 bytes per row. Where rows of
-an image lie together, as in most files, the second reading goes from front to back. Of names 24 bytes each are kept.
+an image lie together, as in most files, the second reading goes from front to back. Of names 32 bytes each are kept.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ByImage:
             lengths.append(length)
         every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
         self._images = len(np.unique(every))
-        found = np.array(names, np.uint64).reshape(-1, 4)
+        found = (np.frombuffer(names, np.uint64) if names else np.zeros(0, np.uint64)).reshape(-1, 4)
         self.names = FileNames.of_marks(found[np.unique(found[:, 3], return_index=True)[1]])
         if runs > self._images:
             self._scattered = *_by_first(every), offsets, lengths
