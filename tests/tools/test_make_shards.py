@@ -169,7 +169,7 @@ def test_wrong_places_are_clear_errors(tmp_path, capsys):
     arguments = coco(tmp_path / "raw", 5)
     error = fails([*arguments[:-1], str(tmp_path / "nowhere"), "--out", str(tmp_path / "a")], capsys)
     assert "the file instances_val2017.json not found; looked for" in error
-    assert "has no split 'dev'" in fails([*arguments, "--split", "dev", "--out", str(tmp_path / "b")], capsys)
+    assert "has no split 'third'" in fails([*arguments, "--split", "third", "--out", str(tmp_path / "b")], capsys)
     images = ["--images", str(tmp_path / "elsewhere")]
     error = fails([*arguments, *images, "--out", str(tmp_path / "c")], capsys)
     assert "none of 5 items could be used: missing image (5 times)" in error

@@ -115,6 +115,6 @@ def evaluation_of(checkpoint: Path) -> tuple[int, dict[str, float]]:
     with refusing(checkpoint, "has a damaged state.json or evaluated.json"):
         state = json.loads((checkpoint / "state.json").read_text())
         late = checkpoint / "evaluated.json"  # what was evaluated after the checkpoint had been saved
-        record = json.loads(late.read_text()) if late.exists() else state["state"].get("record", {})
+        record = json.loads(late.read_text()) if late.exists() else state.get("state", {}).get("record", {})
         step = int(state["step"])
         return step, dict(record["newest"]) if record.get("evaluated") == step else {}
