@@ -42,7 +42,8 @@ class ByImage:
         every = np.frombuffer(hashes, np.uint64) if len(hashes) else np.zeros(0, np.uint64)
         self._images = len(np.unique(every))
         found = (np.frombuffer(names, np.uint64) if names else np.zeros(0, np.uint64)).reshape(-1, 4)
-        self.names = FileNames.of_marks(found[np.unique(found[:, 3], return_index=True)[1]])
+        once = np.unique(found[:, 3], return_index=True)[1] if runs > self._images else slice(None)
+        self.names = FileNames.of_marks(found[once])
         if runs > self._images:
             self._scattered = *_by_first(every), offsets, lengths
 

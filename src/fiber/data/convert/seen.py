@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_RECENT = 1 << 18  # hashes in a set; the older ones lie sorted, in 8 bytes each
+_RECENT = 1 << 15  # hashes in a set; the older ones lie sorted, in 8 bytes each
 
 
 class Seen:
@@ -22,6 +22,7 @@ class Seen:
             return True
         self._recent.add(mark)
         if len(self._recent) == _RECENT:
-            self._older = np.sort(np.concatenate([self._older, np.fromiter(self._recent, np.int64)]))
+            recent = np.sort(np.fromiter(self._recent, np.int64))
+            self._older = np.sort(np.concatenate([self._older, recent]), kind="stable")  # merges the two
             self._recent = set()
         return False
