@@ -289,6 +289,9 @@ def test_the_file_of_an_older_run_starts_it_again_but_a_wrong_override_does_not(
     with pytest.raises(SystemExit):
         parse_command(Stage1Config, validate, [*words, "train.stepz=8"])
     assert "error: train.stepz: unknown key; nearest valid key is train.steps" in capsys.readouterr().err
+    own = path.rename(tmp_path / "mine.yaml")  # beside a user's own deepspeed.json, in which a mistake is one
+    with pytest.raises(SystemExit):
+        parse_command(Stage1Config, validate, ["--config", str(own), *valid])
 
 
 def numeric_keys(kind: type, prefix: str = "") -> Iterator[str]:

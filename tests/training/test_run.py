@@ -198,7 +198,10 @@ def test_a_finished_run_has_its_own_tokenizer(tmp_path: Path, text_tower: Path) 
     config = Stage1Config(output=str(tmp_path / "run"), tokenizer=str(tmp_path / "gone"))
     with pytest.raises(ConfigError, match=r"^tokenizer: "):
         run.open_tokenizer(config)
-    shutil.copytree(text_tower, tmp_path / "run" / "export")
+    (tmp_path / "run" / "export").mkdir(parents=True)  # without one
+    with pytest.raises(ConfigError, match=r"^tokenizer: "):
+        run.open_tokenizer(config)
+    shutil.copytree(text_tower, tmp_path / "run" / "export", dirs_exist_ok=True)
     assert run.open_tokenizer(config).get_vocab() == load_tokenizer(text_tower).get_vocab()
 
 

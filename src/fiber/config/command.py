@@ -38,7 +38,8 @@ def parse_command(
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand before and after options
     file, overrides = arguments.config, arguments.overrides
     try:
-        if os.path.isfile(os.path.join(os.path.dirname(file), "deepspeed.json")):  # a run has both from the start
+        beside = os.path.join(os.path.dirname(file), "deepspeed.json")  # a run has both from the start
+        if os.path.basename(file) == "config.yaml" and os.path.isfile(beside):
             tree = to_dict(load_config(kind, file, lenient=True))
             for override in overrides:
                 apply_override(tree, override)

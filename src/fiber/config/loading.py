@@ -53,9 +53,8 @@ def _integer(loader: _Loader, node: yaml.ScalarNode) -> int:
 
 def _text(loader: _Loader, node: yaml.ScalarNode) -> str:
     text = loader.construct_scalar(node)
-    return (
-        os.path.expanduser(text) if text.startswith("~/") else text
-    )  # the shell leaves data.train.0.path=~/set alone
+    # The shell leaves data.train.0.path=~/set alone.
+    return os.path.expanduser(text) if text.startswith("~/") else text
 
 
 # The rules are a copy of this class's own: those of the parent stay as they are.

@@ -7,7 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,8 +53,9 @@ def open_tokenizer(config: Any) -> PreTrainedTokenizerFast:
     try:
         return load_tokenizer(export_folder(given) if Path(given).is_dir() else given)
     except ValueError as error:
-        if (own := Path(config.output) / "export").is_dir():  # a finished run needs nothing else
-            return load_tokenizer(own)
+        with suppress(ValueError):
+            if (own := Path(config.output) / "export").is_dir():  # a finished run needs nothing else
+                return load_tokenizer(own)
         raise ConfigError(f"tokenizer: {error}") from None
 
 

@@ -131,7 +131,7 @@ class Watchdog:
             lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _LOST_PEER)
             if not lost:
                 raise
-            self.end(f"a collective failed: {error!s:.200}")
+            self.end(f"a collective failed: {' '.join(str(error).split()):.200}")
 
     def _watch(self) -> None:
         while not self._stop.wait(self.period_s):
