@@ -55,6 +55,7 @@ setup(
     packages=find_packages("src"),
     package_data={
         "fiber": ["py.typed"],  # type checkers read the hints of an installed package
+        "fiber.data.shapes": ["towers/*", "towers/text/*"],  # what `make demo` begins with, 4 MB
         "fiber.evaluation": ["report_page/*"],  # the page of a report
     },
     cmdclass={"build_py": WithConfigurations},

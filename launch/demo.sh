@@ -1,22 +1,33 @@
 #!/usr/bin/env bash
-# The whole story in miniature, on two CPU cores in minutes: a procedural world becomes shards, stage 1 pre-trains a
-# small FIBER from nothing on image-text pairs, stage 2 goes on from it with boxes (2 ranks under DeepSpeed), both
-# are evaluated on held-out scenes beside their baselines, and images are drawn.
+# The whole story in miniature, on two CPU cores in minutes: a procedural world becomes shards, stage 1 joins a small
+# image tower and a small text tower and pre-trains them on image-text pairs, stage 2 goes on from it with boxes (2 ranks
+# under DeepSpeed), both are evaluated on held-out scenes beside their baselines, and images are drawn.
 #
 #   make demo                     everything under runs/demo, from the beginning
+#   START=nothing make demo       without the pre-trained towers (launch/shapes_towers.sh): twice the time
 #   SEED=1 make demo              of other random numbers than 0; the scenes are the same
 #   OUT=DIR SMALL=1 launch/demo.sh    a few steps of each part, as the test suite runs it
 source "$(dirname "$0")/common.sh"
 
 out=${OUT:-runs/demo}
 scenes=6000 held_out=200
+towers=src/fiber/data/shapes/towers
 stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
+case ${START:-towers} in
+  nothing) towers="" steps=(840 1450) ;;
+  towers)
+    steps=(150 1600)
+    stage1+=(model.image.pretrained="$towers/image.safetensors" model.text.pretrained="$towers/text")
+    ;;
+  *) echo "error: START=$START: give towers or nothing" >&2 && exit 2 ;;
+esac
 if [[ -n ${SMALL:-} ]]; then
-  scenes=256 held_out=24
-  stage1+=(train.steps=8 pretrain.itc_only_steps=4 pretrain.random_negative_steps=6 train.log_every=2)
-  stage2+=(train.steps=6 train.log_every=2)
+  scenes=256 held_out=24 steps=(8 6)
+  stage1+=(pretrain.itc_only_steps=4 pretrain.random_negative_steps=6 train.log_every=2)
+  stage2+=(train.log_every=2)
   report=(--rerank-k 4)
 fi
+stage1+=(train.steps="${steps[0]}") stage2+=(train.steps="${steps[1]}")
 # Memory of one step is kept for the next instead of going back to the system: 5 to 8 % of the processor's time on this
 # small model (glibc; other systems do not read these).
 export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
@@ -38,7 +49,12 @@ mkdir -p "$out/logs" "$out/figures"
 shards() { python tools/make_shards.py shapes --world easy --captions full --workers 2 "$@" | tail -n 1 >>"$out/logs/shards.jsonl"; }
 shards --split train --limit "$scenes" --out "$out/shards/train"
 shards --split test --limit "$held_out" --out "$out/shards/test"
-python tools/train_tokenizer.py "$out/shards/train" --out "$out/tokenizer" >"$out/logs/tokenizer.json"
+if [[ -n $towers ]]; then
+  mkdir "$out/tokenizer"
+  cp "$towers"/text/tokenizer*.json "$out/tokenizer" # the text tower knows these words
+else
+  python tools/train_tokenizer.py "$out/shards/train" --out "$out/tokenizer" >"$out/logs/tokenizer.json"
+fi
 python - "$out" <<'PY'
 import sys
 from pathlib import Path

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from fiber.cli.numbers import real_number
 
 
@@ -36,11 +38,12 @@ def summarise(out: Path, began: float) -> dict[str, Any]:
     found = json.loads((out / "figures" / "stage1.json").read_text())
     retrieval, words = found["retrieval"], found["mlm_visual"]
     regions = json.loads((out / "stage2" / "summary.json").read_text())["eval"]
+    config = yaml.safe_load((out / "stage1" / "config.yaml").read_text())
     keys = ("i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "reranked_t2i_r1")
     return {
         "stage1": training(out / "stage1")
         | {
-            "towers": "scratch",
+            "towers": "pretrained" if config["model"]["image"]["pretrained"] else "scratch",
             "retrieval": {key: retrieval[key] for key in keys} | {"candidates": retrieval["images"]},
             "mlm_visual": {key: words[key] for key in ("true_image", "wrong_image")},
             "itm": {"loss": retrieval["itm_loss"], "prior": retrieval["itm_prior"]},
@@ -69,7 +72,8 @@ def table(summary: dict[str, Any]) -> str:
     speed = [
         f"{name}: {summary[name]['steps']} steps in {summary[name]['seconds']:.0f} s" for name in ("stage1", "stage2")
     ]
-    return "\n".join([*lines, f"{'; '.join(speed)}; {summary['total_seconds']:.0f} s in all"])
+    start = {"pretrained": "from the package's towers", "scratch": "from nothing"}[one["towers"]]
+    return "\n".join([*lines, f"{start}; {'; '.join(speed)}; {summary['total_seconds']:.0f} s in all"])
 
 
 def main() -> None:

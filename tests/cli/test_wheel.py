@@ -46,7 +46,8 @@ def fiber(site: Path, folder: Path, *words: str) -> str:
 def test_what_the_wheel_holds(site: Path) -> None:
     packed = {str(file.relative_to(site / "fiber" / "configs")) for file in (site / "fiber" / "configs").rglob("*.*")}
     assert packed == {str(file.relative_to(REPO / "configs")) for file in (REPO / "configs").rglob("*.*")}
-    assert (site / "fiber" / "py.typed").is_file()
+    for file in ("py.typed", "data/shapes/towers/image.safetensors", "data/shapes/towers/text/tokenizer.json"):
+        assert (site / "fiber" / file).is_file()
     facts = next(site.glob("*.dist-info/METADATA")).read_text()
     assert "\n## Quick start" in facts or "make demo" in facts  # the README
     for line in ("Requires-Python: >=3.11", "Provides-Extra: train", "Classifier: Typing :: Typed"):

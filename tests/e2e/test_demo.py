@@ -41,13 +41,14 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(tree: dict) -> list[float]:
-    return [x for v in tree.values() for x in (numbers(v) if isinstance(v, dict) else [v] if v != "scratch" else [])]
+    return [x for v in tree.values() for x in (numbers(v) if isinstance(v, dict) else [v] if v != "pretrained" else [])]
 
 
 def test_summary_has_every_figure_of_the_contract(demo: Path) -> None:
     summary = json.loads((demo / "summary.json").read_text())
     stage1, stage2 = summary["stage1"], summary["stage2"]
     assert set(stage1) == {"steps", "seconds", "pairs_per_second", "towers", "retrieval", "mlm_visual", "itm"}
+    assert stage1["towers"] == "pretrained"
     assert set(stage1["retrieval"]) == {"i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "reranked_t2i_r1", "candidates"}
     assert set(stage1["mlm_visual"]) == {"true_image", "wrong_image"}
     assert set(stage1["itm"]) == {"loss", "prior"}

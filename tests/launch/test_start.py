@@ -149,6 +149,29 @@ def test_the_demo_deletes_nothing_but_a_demo(commands: Path, tmp_path: Path) -> 
     assert (tmp_path / "papers" / "thesis.tex").exists()
 
 
+@pytest.mark.parametrize(("start", "steps"), [("towers", ("150", "1600")), ("nothing", ("840", "1450"))])
+def test_the_demo_begins_with_towers_or_with_nothing(
+    commands: Path, tmp_path: Path, start: str, steps: tuple[str, str]
+) -> None:
+    (commands / "python").unlink()
+    (commands / "python").write_text('#!/usr/bin/env bash\necho "said $*"\n')
+    (commands / "python").chmod(0o755)
+    job = launch(
+        commands, "demo.sh", OUT=str(tmp_path / "demo"), START=start, CUDA_VISIBLE_DEVICES="", MASTER_PORT="29501"
+    )
+    assert job.returncode == 0, job.stderr
+    coarse, fine = (
+        next(line.split() for line in job.stdout.splitlines() if f"/{stage}.py" in line)
+        for stage in ("stage1_coarse", "stage2_fine")
+    )
+    assert (f"train.steps={steps[0]}" in coarse, f"train.steps={steps[1]}" in fine) == (True, True)
+    towers = "src/fiber/data/shapes/towers"
+    words = {f"model.image.pretrained={towers}/image.safetensors", f"model.text.pretrained={towers}/text"}
+    assert words & set(coarse) == (words if start == "towers" else set())
+    assert (tmp_path / "demo/tokenizer/tokenizer.json").exists() == (start == "towers")
+    assert launch(commands, "demo.sh", OUT=str(tmp_path / "other"), START="stage1").returncode == 2
+
+
 def test_a_chain_ends_where_training_was_stopped(commands: Path) -> None:
     job = launch(commands, "retrieval.sh", "output=/tmp/never", STATUS="75")
     assert (job.returncode, job.stdout.count("\n")) == (75, 1)
