@@ -298,7 +298,10 @@ def test_names_in_code_style() -> None:
     """`some_name` and `SomeName` stand somewhere in the sources, the tools, the scripts or the configurations."""
     files = [path for folder in FOLDERS if folder not in ("docs", "tests") for path in (REPO / folder).rglob("*")]
     words = {
-        word for path in files if path.suffix != ".pyc" and path.is_file() for word in WORD.findall(path.read_text())
+        word
+        for path in files
+        if path.suffix not in (".pyc", ".safetensors") and path.is_file()
+        for word in WORD.findall(path.read_text())
     }
     offenders = []
     for text in TEXTS:

@@ -41,7 +41,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def numbers(tree: dict) -> list[float]:
-    return [x for v in tree.values() for x in (numbers(v) if isinstance(v, dict) else [v] if v != "pretrained" else [])]
+    values = [value for value in tree.values() if value != "pretrained"]
+    return [x for value in values for x in (numbers(value) if isinstance(value, dict) else [value])]
 
 
 def test_summary_has_every_figure_of_the_contract(demo: Path) -> None:

@@ -14,7 +14,7 @@ from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
 from fiber.predict.image import CoarsePredictor
 from fiber.weights.pretrained import load_pretrained_towers
-from tiny_exports import MODEL, coarse_export
+from tiny_exports import MODEL, coarse_export, fine_export
 
 REPO = Path(__file__).resolve().parents[2]
 TOWERS = REPO / "src/fiber/data/shapes/towers"
@@ -36,7 +36,7 @@ def source(tmp_path, export_towers) -> CoarsePredictor:
 
 def test_a_new_model_begins_with_the_towers_and_nothing_else(source, tmp_path):
     backbone = build_backbone(MODEL, len(source.tokenizer), 1, 12)
-    initialise(backbone, MODEL.init)
+    initialise(backbone, MODEL.init, seed=1)
     before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
     where = {"image": str(tmp_path / "towers/image.safetensors"), "text": str(tmp_path / "towers/text")}
     reports = load_pretrained_towers(backbone, source.tokenizer, **where)
@@ -48,13 +48,24 @@ def test_a_new_model_begins_with_the_towers_and_nothing_else(source, tmp_path):
 
 
 def test_transformers_reads_the_text_tower(source, tmp_path):
-    roberta = RobertaModel.from_pretrained(tmp_path / "towers/text", add_pooling_layer=False, dtype=torch.float32).eval()
+    options = {"add_pooling_layer": False, "dtype": torch.float32}
+    roberta = RobertaModel.from_pretrained(tmp_path / "towers/text", **options).eval()
     ids = torch.randint(4, len(source.tokenizer), (3, 10), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     backbone = source.model.backbone
     with torch.no_grad():
         ours = backbone.finish_text(backbone.text_prefix(ids, mask))
         torch.testing.assert_close(roberta(ids, attention_mask=mask).last_hidden_state, ours, atol=5e-3, rtol=5e-3)
+
+
+def test_a_detector_has_no_last_norm_so_its_tower_gets_a_new_one(export_towers, tmp_path):
+    assert export_towers([str(fine_export(tmp_path / "model")), str(tmp_path / "towers")]) == 0
+    image = load_file(tmp_path / "towers/image.safetensors")
+    assert torch.equal(image["norm.weight"], torch.ones(128, dtype=torch.float16))
+    assert not image["norm.bias"].any()
+    theirs = fiber.load(tmp_path / "model").model.backbone.image.state_dict()
+    assert torch.equal(image["patch_embed.proj.weight"], theirs["patch_embed.proj.weight"].half())
+    assert not any(name.startswith(("norm1.", "norm2.", "norm3.")) for name in image)
 
 
 def test_what_is_no_model_is_one_line(export_towers, tmp_path, capsys):
