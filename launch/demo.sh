@@ -4,7 +4,7 @@
 # under DeepSpeed), both are evaluated on held-out scenes beside their baselines, and images are drawn.
 #
 #   make demo                     everything under runs/demo, from the beginning
-#   START=nothing make demo       without the pre-trained towers (launch/shapes_towers.sh): twice the time
+#   START=nothing make demo       without the pre-trained towers (launch/shapes_towers.sh), which takes longer: docs/shapes.md
 #   SEED=1 make demo              of other random numbers than 0; the scenes are the same
 #   OUT=DIR SMALL=1 launch/demo.sh    a few steps of each part, as the test suite runs it
 source "$(dirname "$0")/common.sh"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The towers that `make demo` begins with, as FIBER begins with a Swin and a RoBERTa that others have trained: a stage 1 from
 # nothing on the easy shapes world, longer than the demo's and on more scenes, of which only the two towers are kept.
-# An hour of one core.
+# 43 minutes of one core, and the shards.
 #   launch/shapes_towers.sh [key.path=value ...]     OUT: another folder than runs/shapes_towers; run again to go on
 source "$(dirname "$0")/common.sh"
 

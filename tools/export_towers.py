@@ -2,9 +2,9 @@
 
     python tools/export_towers.py RUN OUT
 
-RUN is a run directory or an export. OUT/image.safetensors: Swin weights under the original names; OUT/text: a
-RoBERTa of Hugging Face with RUN's tokenizer. Half precision; fusion and heads stay behind. Exit status: 0 done, 1 a
-clear error, 2 wrong usage.
+RUN is a run directory or an export, of either stage. OUT/image.safetensors: Swin weights under the original names;
+OUT/text: a RoBERTa of Hugging Face with RUN's tokenizer. Half precision; fusion and heads stay behind. Exit status:
+0 done, 1 a clear error, 2 wrong usage.
 """
 
 import argparse
