@@ -130,6 +130,7 @@ def test_a_server_that_never_answers_holds_nobody_up(
     assert ("online failed" if speaks else "going on offline") in said
     assert "offline failed" not in said
     assert "deprecated" not in said
+    wandb.teardown()  # its process has written all
     (recorded,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert recorded.stem.removeprefix("run-") == (tmp_path / "wandb" / "id").read_text()
     assert b"headline/loss" in recorded.read_bytes()

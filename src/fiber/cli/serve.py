@@ -1,6 +1,7 @@
 """`fiber serve`: a page on this machine to try a model by hand."""
 
 import argparse
+from typing import NoReturn
 
 from fiber.cli.numbers import real_number, whole_number
 
@@ -31,8 +32,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="what is computed in")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Serve until Ctrl-C; -> exit status."""
+def run(arguments: argparse.Namespace) -> NoReturn:
+    """Serve until Ctrl-C, then end the process with status 0."""
+    import contextlib
+    import os
     import signal
     import sys
     from pathlib import Path
@@ -58,10 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     print(f"{asking.name}: {server.address}   (Ctrl-C ends it)", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        server.server_close()
-    return 0
+    server.server_close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # a question that is still computed in C++ while Python ends would abort the process
