@@ -1,5 +1,6 @@
 """Starting real jobs with the `deepspeed` launcher, as a user does, and reading what they leave behind."""
 
+import base64
 import contextlib
 import json
 import os
@@ -32,12 +33,17 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 class Job:
-    """A launched job: `deepspeed SCRIPT ARGUMENTS`, its output in a file. A context manager that leaves no process
-    behind."""
+    """A launched job: `deepspeed OPTIONS SCRIPT ARGUMENTS`, its output in a file. A context manager that leaves no
+    process behind. Without options it is begun by what `deepspeed` itself starts on one machine, which spares an
+    import of torch; the launch scripts have tests of the whole command."""
 
     def __init__(self, script: Path, *arguments: object, folder: Path, ranks: int = 2, options: tuple = ()) -> None:
-        options = options or ("--num_gpus", str(ranks), "--master_port", str(free_port()))
-        command = [DEEPSPEED, *options, script, *arguments]
+        command: list[object] = [DEEPSPEED, *options]
+        if not options:
+            world = base64.urlsafe_b64encode(json.dumps({"localhost": list(range(ranks))}).encode()).decode()
+            command = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={world}"]
+            command += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
+        command += [script, *arguments]
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / f"job_{time.monotonic_ns()}.log"
         with self.log.open("w") as log:

@@ -182,7 +182,7 @@ def test_tuning_changes_what_it_names_and_its_export_is_a_plain_model(config: St
             if name.endswith("gate"):
                 parameter.fill_(0.5)
                 before[name.removeprefix("model.")] = parameter.clone()
-    optimizer = build_optimizer(task, tuned.optim, fused=False)
+    optimizer = build_optimizer(task, tuned.optim)
     set_learning_rate(optimizer, 1e-2)
     for _ in range(2):  # adapters start at 0: their other half moves from the second step on
         optimizer.zero_grad()

@@ -42,7 +42,7 @@ def test_role_by_name(name: str, expected: str) -> None:
 def test_groups_cover_every_trained_parameter_once() -> None:
     task = Regression()
     config = OptimConfig(weight_decay=0.1, cross_modal_multiplier=5, head_multiplier=50, gate_multiplier=20)
-    optimizer = build_optimizer(task, config, fused=False)
+    optimizer = build_optimizer(task, config)
     rates = set_learning_rate(optimizer, 0.01)
     assert rates == pytest.approx({"lr/base": 0.01, "lr/cross_modal": 0.05, "lr/head": 0.5, "lr/gate": 0.2})
     seen = {name: group for group in optimizer.param_groups for name in group["names"]}
@@ -84,7 +84,7 @@ def test_weight_decay_falls_before_each_milestone() -> None:
     factors = [weight_decay_factor(step, 100, config) for step in (0, 29, 30, 44, 45, 99)]
     assert factors == pytest.approx([1.0, 1.0, 0.1, 0.1, 0.01, 0.01])
     assert weight_decay_factor(99, 100, OptimConfig(schedule="step", milestones=(0.5,))) == 1.0
-    optimizer = build_optimizer(Regression(), config, fused=False)
+    optimizer = build_optimizer(Regression(), config)
     for factor in (0.1, 0.01):  # of the configured value, not of the last one
         set_learning_rate(optimizer, 1.0, factor)
         assert sorted({g["weight_decay"] for g in optimizer.param_groups}) == pytest.approx([0.0, 0.02 * factor])
@@ -135,7 +135,7 @@ def test_layer_decay_multiplies_the_other_rates_and_counts_frozen_layers() -> No
 
 def test_skip_leaves_weights_and_moments() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = AdamW([weight], lr=0.1)
+    optimizer = AdamW([weight], lr=0.1, fused=True)
     weight.grad = torch.ones(3)
     optimizer.step()
     before, moments = weight.detach().clone(), {k: v.clone() for k, v in optimizer.state[weight].items()}

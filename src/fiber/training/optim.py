@@ -127,10 +127,11 @@ class AdamW(torch.optim.AdamW):
             unwrap(torch.optim.AdamW.step)(self)
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, fused: bool) -> AdamW:
-    """AdamW over the groups of `model`; the learning rate is set every step by `set_learning_rate`."""
+def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
+    """AdamW over the groups of `model`; the learning rate is set every step by `set_learning_rate`. Fused, on the CPU
+    too: one pass over weights and moments in place of a dozen."""
     groups = parameter_groups(model.named_parameters(), config)
-    return AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=fused or None)
+    return AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig, drops: int = 0) -> float:

@@ -86,7 +86,7 @@ def build_engine(task: nn.Module, train: TrainConfig, optim: OptimConfig) -> tup
     on_card = distributed.device().type == "cuda"
     if train.precision == "fp16" and not on_card:
         raise ConfigError("train.precision: fp16 needs a CUDA card; on the CPU use bf16 or fp32")
-    optimizer = build_optimizer(task, optim, fused=on_card and train.offload == "none")
+    optimizer = build_optimizer(task, optim)
     exact = {name: p.detach().clone() for name, p in task.named_parameters()} if train.precision != "fp32" else None
     with (
         redirect_stdout(io.StringIO()),  # its bf16 optimizer prints memory use
@@ -156,7 +156,7 @@ def write_weights(engine: Engine, weights: Mapping[str, Tensor]) -> None:
 def _start_moments(engine: Engine, optimizer: AdamW) -> None:
     """Adam's state of no updates. AdamW would make it on the first one, too late to resume or to save before."""
     for tensor in masters(engine, optimizer):
-        count = torch.zeros((), device=tensor.device if optimizer.defaults["fused"] else "cpu")
+        count = torch.zeros((), device=tensor.device)
         optimizer.state[tensor] = {"step": count} | {moment: torch.zeros_like(tensor) for moment in MOMENTS}
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()
