@@ -11,8 +11,7 @@ PACKAGED = REPO / "src/fiber/data/shapes/towers"
 
 
 def test_the_towers_are_those_of_the_demo(launch: Callable[..., str], tmp_path: Path) -> None:
-    small = ["train.steps=2", "train.global_batch=4", "train.micro_batch=4", "pretrain.itc_only_steps=0"]
-    launch("shapes_towers.sh", *small, "pretrain.random_negative_steps=1", OUT=tmp_path, SCENES=20)
+    launch("shapes_towers.sh", OUT=tmp_path, SCENES=20, SMALL=1)
     for name in ("image.safetensors", "text/model.safetensors"):
         made, packaged = (load_file(folder / name) for folder in (tmp_path / "towers", PACKAGED))
         sizes = {tensor: value.shape for tensor, value in packaged.items() if "word_embeddings" not in tensor}
@@ -20,6 +19,7 @@ def test_the_towers_are_those_of_the_demo(launch: Callable[..., str], tmp_path: 
     again = tmp_path / "again"
     towers = tmp_path / "towers"
     begun = [f"model.image.pretrained={towers}/image.safetensors", f"model.text.pretrained={towers}/text"]
+    small = ["train.steps=2", "train.global_batch=4", "train.micro_batch=4", "pretrain.itc_only_steps=0"]
     words = [f"output={again}", f"tokenizer={tmp_path}/tokenizer", f"data.train.0.path={tmp_path}/shards"]
     said = launch(
         "stage1_coarse.sh", "configs/stage1/shapes_tiny.yaml", *words, *begun, *small, "eval.data=[]", RANKS=1
