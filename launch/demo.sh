@@ -16,7 +16,7 @@ stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
 case ${START:-towers} in
   nothing) towers="" steps=(840 1450) ;;
   towers)
-    steps=(200 900)
+    steps=(150 850)
     stage1+=(model.image.pretrained="$towers/image.safetensors" model.text.pretrained="$towers/text")
     # What the towers know lasts longer at a quarter of the rate; fusion and head are new.
     stage2+=(optim.lr=2.5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4)

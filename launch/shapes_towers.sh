@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The towers that `make demo` begins with, as FIBER begins with a Swin and a RoBERTa that others have trained: both stages
 # on the easy shapes world, stage 1 from nothing, longer than the demo's and on more scenes, of which only the two towers
-# are kept. Two cores, MINUTES and the shards.
+# are kept. An hour and ten minutes of two cores, and the shards.
 #   launch/shapes_towers.sh       OUT: another folder than runs/shapes_towers; run again to go on. SMALL=1: two steps
 source "$(dirname "$0")/common.sh"
 
 out=${OUT:-runs/shapes_towers} scenes=${SCENES:-20000} steps1=(train.steps=2400 train.micro_batch=32) steps2=(train.steps=1600)
 if [[ -n ${SMALL:-} ]]; then
   steps1=(train.steps=2 train.global_batch=4 train.micro_batch=4 pretrain.itc_only_steps=0 pretrain.random_negative_steps=1)
-  steps2=(train.steps=2 train.global_batch=4 train.micro_batch=2)
+  steps2=(train.steps=2 train.global_batch=4 train.micro_batch=$((4 / ${RANKS:-2})))
 fi
 [[ -f $out/shards/dataset.json ]] ||
   python tools/make_shards.py shapes --world easy --captions full --workers 2 --split train --limit "$scenes" --out "$out/shards"

@@ -23,7 +23,8 @@ torch.set_num_threads(1)
 SEVERAL_RANKS = ("tests/e2e/", "tests/golden/", "tests/test_distributed.py")
 """Tests that launch several ranks, which fill the cores by themselves."""
 ONE_PROCESS = ("tests/e2e/test_custom_data.py", "tests/e2e/test_demo.py", "tests/e2e/test_every_dataset.py")
-"""Long ones among them that hardly do: beside the others, so that neither of two processes is done long before."""
+ONE_PROCESS += ("tests/weights/test_program.py", "tests/launch/test_photographs.py")
+"""Long ones that hardly do: beside those, so that neither of two processes is done long before."""
 
 
 def several_ranks(nodeid: str) -> bool:

@@ -72,7 +72,9 @@ def table(summary: dict[str, Any]) -> str:
     speed = [
         f"{name}: {summary[name]['steps']} steps in {summary[name]['seconds']:.0f} s" for name in ("stage1", "stage2")
     ]
-    start = {"pretrained": "from the package's towers", "scratch": "from nothing"}[one["towers"]]
+    start = "from nothing"
+    if one["towers"] == "pretrained":
+        start = "from the package's towers, of a longer run of both stages"
     return "\n".join([*lines, f"{start}; {'; '.join(speed)}; {summary['total_seconds']:.0f} s in all"])
 
 
