@@ -22,8 +22,13 @@ torch.set_num_threads(1)
 
 SEVERAL_RANKS = ("tests/e2e/", "tests/golden/", "tests/test_distributed.py")
 """Tests that launch several ranks, which fill the cores by themselves."""
-ONE_PROCESS = ("tests/e2e/test_custom_data.py", "tests/e2e/test_demo.py", "tests/e2e/test_every_dataset.py")
-ONE_PROCESS += ("tests/weights/test_program.py", "tests/launch/test_photographs.py")
+ONE_PROCESS = (
+    "tests/e2e/test_custom_data.py",
+    "tests/e2e/test_demo.py",
+    "tests/e2e/test_every_dataset.py",
+    "tests/launch/test_photographs.py",
+    "tests/weights/test_program.py",
+)
 """Long ones that hardly do: beside those, so that neither of two processes is done long before."""
 
 

@@ -35,7 +35,7 @@ def environment(folder: Path) -> dict[str, str]:
 class Job:
     """A launched job: `deepspeed OPTIONS SCRIPT ARGUMENTS`, its output in a file. A context manager that leaves no
     process behind. Without options it is begun by what `deepspeed` itself starts on one machine, which spares an
-    import of torch; the launch scripts have tests of the whole command."""
+    import of torch; two nodes and the demo begin with the whole command."""
 
     def __init__(self, script: Path, *arguments: object, folder: Path, ranks: int = 2, options: tuple = ()) -> None:
         command: list[object] = [DEEPSPEED, *options]

@@ -129,7 +129,7 @@ class AdamW(torch.optim.AdamW):
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> AdamW:
     """AdamW over the groups of `model`; the learning rate is set every step by `set_learning_rate`. Fused, on the CPU
-    too: one pass over weights and moments in place of a dozen."""
+    too: one pass over weights and moments in place of several."""
     groups = parameter_groups(model.named_parameters(), config)
     return AdamW(groups, lr=0.0, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
