@@ -1,9 +1,12 @@
 """Tokenising and masking, against the tokenisers' own calls and the statistics of BERT's rule."""
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer, RobertaTokenizerFast
 
 from fiber.data.shapes.tokenizer import train_bpe
 from fiber.data.text import IGNORE, encode, load_tokenizer, mask_tokens
@@ -27,6 +30,40 @@ def test_a_trained_tokenizer_loads_with_robertas_ids(folder: Path) -> None:
     ids = tokenizer("Any text, même ☃")["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == "Any text, même ☃"
     assert len(tokenizer("red cube")["input_ids"]) < len("red cube")
+
+
+def test_the_general_class_reads_what_the_other_ways_read(folder: Path, shared: Path, tmp_path: Path) -> None:
+    """A folder that names the general class is read past `AutoTokenizer`; RoBERTa's own files by it. All agree."""
+    real = shared / "real/roberta_tokenizer"
+    roberta = RobertaTokenizerFast(str(real / "vocab.json"), str(real / "merges.txt"), model_max_length=512)
+    roberta.save_pretrained(tmp_path / "named")
+    shutil.copytree(tmp_path / "named", tmp_path / "general")
+    settings = json.loads((tmp_path / "named/tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "RobertaTokenizer"
+    general = json.dumps(settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+    (tmp_path / "general/tokenizer_config.json").write_text(general)
+    asked = [*TEXTS[:2], "", "unseen wörds ☃", "a <mask> ball.<mask>", "  two  spaces\n", "<s>in</s>"]
+    marks = ("all_special_ids", "mask_token_id", "pad_token_id", "bos_token_id", "eos_token_id", "model_max_length")
+    for ours, theirs in (
+        (load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)),
+        (load_tokenizer(tmp_path / "named"), roberta),
+        (load_tokenizer(tmp_path / "general"), roberta),
+    ):
+        assert [getattr(ours, name) for name in marks] == [getattr(theirs, name) for name in marks]
+        assert ours.get_vocab() == theirs.get_vocab()
+        for text in asked:
+            ids = theirs(text)["input_ids"]
+            assert ours(text)["input_ids"] == ids
+            assert ours.decode(ids, skip_special_tokens=True) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("settings", ["{", "[]", '{"tokenizer_class": "TokenizersBackend"}', "\xff"])
+def test_damaged_settings_end_in_one_line(settings: str, folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "tokenizer.json", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(settings, encoding="latin-1")
+    with pytest.raises(ValueError, match=f"tokenizer at {tmp_path}") as raised:  # none, or one without <mask>
+        load_tokenizer(tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("length", [4, 8, 40])

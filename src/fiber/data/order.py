@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.random import default_rng
 
 from fiber.data.shards import OPEN_FILES, ShardSet
 from fiber.errors import SampleFault, ShardError
@@ -77,10 +78,6 @@ class Source:
             return True  # damaged: training counts it when it meets it
 
 
-def _generator(*seed: int) -> np.random.Generator:
-    return np.random.default_rng(seed)
-
-
 def _remember(cache: dict, key: Any, make: Callable[[], Any], keep: int = 4) -> Any:
     if key not in cache:
         while len(cache) >= keep:
@@ -122,19 +119,19 @@ class _Walk:
         source = self.sources[number]
         if source.per == "image":
             count = int(source.counts[sample])
-            annotation = int(_generator(self.seed, CHOICE, number, epoch, offset).integers(count))
+            annotation = int(default_rng((self.seed, CHOICE, number, epoch, offset)).integers(count))
         return Item(number, sample, annotation)
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of the units in an epoch and the offset at which each window starts."""
-        order = _generator(self.seed, SHARDS, min(self.sources), epoch).permutation(len(self.units))
+        order = default_rng((self.seed, SHARDS, min(self.sources), epoch)).permutation(len(self.units))
         ends = np.cumsum(self.sizes[order])
         return order, np.concatenate([[0], ends[self.window_shards - 1 : -1 : self.window_shards]])
 
     def _shuffled(self, epoch: int, window: int, units: np.ndarray) -> np.ndarray:
         """int64 (items, 3): source, sample, annotation of one window."""
         rows = [self._unit(*self.units[unit]) for unit in units]
-        return _generator(self.seed, WINDOW, min(self.sources), epoch, window).permutation(np.concatenate(rows))
+        return default_rng((self.seed, WINDOW, min(self.sources), epoch, window)).permutation(np.concatenate(rows))
 
     def _unit(self, number: int, shard: int) -> np.ndarray:
         source = self.sources[number]
@@ -172,11 +169,11 @@ class _ClassWalk:
         """As `_Walk.item`; the epoch only counts on."""
         classes = len(self.counts)
         turn, place = divmod(epoch * self.length + offset + attempt * self.stride, classes)
-        drawn = _generator(self.seed, CLASSES, self.number, turn)
+        drawn = default_rng((self.seed, CLASSES, self.number, turn))
         label = int(_remember(self._rounds, turn, lambda: drawn.permutation(classes))[place])
         count = int(self.counts[label])
         again, visit = divmod(turn, count)
-        draw = _generator(self.seed, CLASS_IMAGES, self.number, label, again)
+        draw = default_rng((self.seed, CLASS_IMAGES, self.number, label, again))
         first, step = draw.integers(count), int(draw.integers(1, count + 1))
         while math.gcd(step, count) > 1:  # a step that comes by every image
             step += 1
@@ -260,7 +257,8 @@ class MixedStream:
 
     def _mix(self, block: int) -> tuple[np.ndarray, np.ndarray]:
         """For each position of a block: its source, and how many earlier positions of the block have that source."""
-        source = _generator(self.seed, MIX, block).permutation(np.repeat(np.arange(len(self._quotas)), self._quotas))
+        numbers = np.repeat(np.arange(len(self._quotas)), self._quotas)
+        source = default_rng((self.seed, MIX, block)).permutation(numbers)
         earlier = np.empty(MIX_BLOCK, dtype=np.int64)
         for number, quota in enumerate(self._quotas):
             earlier[source == number] = np.arange(quota)

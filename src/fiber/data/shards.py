@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from fiber.data.index import Index
-from fiber.data.indexing import IndexBuilder, Members, scan_tar
+from fiber.data.indexing import IndexBuilder, scan_tar
 from fiber.data.records import EXTENSIONS, FIELDS, REQUIRED, Record, Sample, SetFacts, broken, check_categories
 from fiber.data.remote import RemoteFolder, check_shard_name
 from fiber.errors import SampleFault, ShardError, without_secrets
@@ -26,14 +26,6 @@ log = logging.getLogger(__name__)
 
 RECORDS = "records.jsonl"  # beside tars of others that are used as they lie: the records, where shards say "records"
 OPEN_FILES = 64  # shards of a set that a process keeps open, and that stay in the cache of a remote set
-
-
-def _scan(path: Path) -> tuple[list[Members], int, str, str | None]:
-    with open(path, "rb") as file:
-        members, damage = scan_tar(file)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return members, file.tell(), digest, damage
 
 
 def build_index(folder: str | Path) -> Index:
@@ -51,7 +43,11 @@ def _index_of(paths: Iterable[Path], folder: Path) -> Index:
     builder = IndexBuilder(folder if os.access(folder, os.W_OK) else None)
     for path in paths:
         try:
-            builder.add_shard(path.name, *_scan(path))
+            with open(path, "rb") as file:
+                members, damage = scan_tar(file)
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                builder.add_shard(path.name, members, file.tell(), digest, damage)
         except OSError as error:
             raise ShardError(f"{path} cannot be read: {error.strerror}") from None
         shard = builder.shards[-1]

@@ -123,6 +123,7 @@ def about(config: Any, task: Task, module: nn.Module, stream: MixedStream) -> Ab
     device, sets = distributed.device(), [source.shards for source in stream.sources]
     start = None if config.init_from is None else Path(without_secrets(config.init_from))
     parent = None if start is None else start.parent if start.name == "export" else start
+    wandb_id = file.read_text().strip() if parent and (file := parent / "wandb" / "id").is_file() else None
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
     environment = {
         "world": distributed.world_size(),
@@ -136,17 +137,12 @@ def about(config: Any, task: Task, module: nn.Module, stream: MixedStream) -> Ab
             | {key: shards.info[key] for key in ("split", "licence") if key in shards.info}
             for shards in sets
         ],
-        "parent": None if parent is None else {"name": parent.name, "wandb_id": _wandb_id(parent)},
+        "parent": None if parent is None else {"name": parent.name, "wandb_id": wandb_id},
     }
     tags = [task.stage, task.name, config.train.precision, config.tuning.mode, *(shards.name for shards in sets)]
     figures = [config.train.best, *task.headline] if config.train.best else task.headline
     name = Path(config.output).name if parent is None else parent.name
     return About(name, task.name, tags, list(figures), environment)
-
-
-def _wandb_id(run: Path) -> str | None:
-    file = run / "wandb" / "id"
-    return file.read_text().strip() if file.is_file() else None
 
 
 def keep_before(path: Path, start: int, evaluated: bool = True) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, RobertaTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0..3, as RoBERTa has them; <mask> is the last id
 
@@ -34,6 +34,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int, out_dir: str | Path) -> Pre
         ("</s>", SPECIAL.index("</s>")), ("<s>", SPECIAL.index("<s>")), add_prefix_space=False, trim_offsets=True
     )
     mask: Any = AddedToken("<mask>", lstrip=True, special=True)
-    wrapped = RobertaTokenizerFast(tokenizer_object=tokenizer, mask_token=mask, model_max_length=512)
+    marks = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>"}
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, **marks, unk_token="<unk>", mask_token=mask, model_max_length=512
+    )
     wrapped.save_pretrained(str(out_dir))
     return wrapped
