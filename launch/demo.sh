@@ -16,9 +16,12 @@ stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
 case ${START:-towers} in
   nothing) towers="" steps=(840 1450) ;;
   towers)
-    steps=(150 850)
+    steps=(150 900)
     stage1+=(model.image.pretrained="$towers/image.safetensors" model.text.pretrained="$towers/text")
-    # What the towers know lasts longer at a quarter of the rate; fusion and head are new.
+    # Fusion and heads are new: they learn at twice the configuration's rate from the first step on, and negatives are
+    # soon hard ones, which the contrast of such towers can tell. What the towers know lasts longer at a smaller rate.
+    stage1+=(pretrain.itc_only_steps=0 pretrain.random_negative_steps=20)
+    stage1+=(optim.lr=5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4)
     stage2+=(optim.lr=2.5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4)
     ;;
   *) echo "error: START=$START: give towers or nothing" >&2 && exit 2 ;;
