@@ -51,6 +51,20 @@ def test_official_layout(name, tmp_path, capsys):
     assert shards.info["licence"]
 
 
+def test_a_bad_row_of_a_list_costs_itself_alone(tmp_path, capsys):
+    """Rows keep their numbers, by which images are found."""
+    made = raw.build("sbu", tmp_path / "raw")
+    rows = ["Cats\thttp://0", "no tab", "Deleted\thttp://2", "Dogs\thttp://3"]
+    (made.folder / "Train_GCC-training.tsv").write_text("\n".join(rows) + "\n")
+    command = raw.Raw("cc3m", made.folder, 2, {"captions": 2}, ["--images", str(made.folder / "images_train")])
+    summary, records = convert(command, tmp_path / "out", capsys)
+    assert {key: [c["text"] for c in record["captions"]] for key, record in records.items()} == {
+        "cc3m_0000000": ["Cats"], "cc3m_0000003": ["Dogs"]
+    }  # fmt: skip
+    assert counts(summary["dropped"]) == {"row malformed": 1, "missing image": 1}
+    assert "line 2: 1 columns" in (tmp_path / "out/drops.jsonl").read_text()
+
+
 IN_JSON = ("coco_karpathy", "coco_plain", "flickr30k", "visual_genome", "visual_genome_questions", "nocaps", "vqav2",
            "nlvr2", "snli_ve", "mdetr_flickr", "mdetr_refcoco", "refcoco", "coco_detection", "lvis",
            "objects365")  # fmt: skip
@@ -63,8 +77,8 @@ def test_a_bad_entry_costs_itself_alone(name, tmp_path, capsys):
         text = path.read_text()
         try:
             whole = json.loads(text)
-        except ValueError:  # lines
-            path.write_text("null\n{}\n" + text)
+        except ValueError:  # lines; the last as a broken download leaves it
+            path.write_bytes(b'null\n{}\n{"a" 1}\n"\xff"\n' + text.encode() + b'{"Flickr30K_ID": "22')
             continue
         arrays = [whole] if isinstance(whole, list) else map(whole.get, ("images", "annotations", "questions"))
         for array in arrays:

@@ -105,11 +105,13 @@ def test_damage_early_in_a_large_file_does_not_read_it_all(tmp_path, monkeypatch
     assert len(scanner.text) < 100_000
 
 
-def test_lines_name_the_broken_one(tmp_path):
+def test_a_broken_line_is_left_out_and_shown(tmp_path):
     file = tmp_path / "a.jsonl"
-    file.write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(ConversionError, match="line 2: broken JSON"):
-        json_stream.Grouped(file, None, lambda row: row["a"], lines=True)
+    file.write_text('{"a": 1}\n{"a": \n\n{"a": 1, "b": 2}\n' + "[" * 100_000)
+    grouped = json_stream.Grouped(file, None, lambda row: row["a"], lines=True)
+    assert (list(grouped), grouped[1]) == ([1], [{"a": 1}, {"a": 1, "b": 2}])
+    found = [(drop.reason, drop.detail.partition(": ")[2]) for drop in grouped.malformed("set")]
+    assert found == [("annotation malformed", '{"a":'), ("annotation malformed", "[" * 200)]
 
 
 MEASURE = """

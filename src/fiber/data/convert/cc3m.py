@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fiber.data.convert import web_pairs
-from fiber.data.convert.items import ConversionError, RawDataset, Request
+from fiber.data.convert.items import Drop, RawDataset, Request
 from fiber.data.convert.json_stream import open_text
 
 SPLITS = ("train", "val")
@@ -31,11 +31,10 @@ def read(request: Request) -> RawDataset:
     return RawDataset("cc3m", split, LICENCE, provenance, items, total, placeholders=True)
 
 
-def captions(path: Path) -> Iterator[str]:
-    """First columns of the TSV. Raises ConversionError naming a line that has not two columns."""
+def captions(path: Path) -> Iterator[str | Drop]:
+    """First columns of the TSV; of a line that has not two columns, that."""
     with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             columns = line.rstrip("\r\n").split("\t")
-            if len(columns) != 2:
-                raise ConversionError(f"{path}, line {number}: {len(columns)} columns, expected caption<TAB>url")
-            yield columns[0]
+            wrong = Drop("row malformed", "cc3m", f"line {number}: {len(columns)} columns, expected caption<TAB>url")
+            yield columns[0] if len(columns) == 2 else wrong

@@ -49,19 +49,21 @@ def _unopened(error: OSError) -> str:
 
 
 def _scan_lines(path: Path) -> Iterator[tuple[Any, int, int]]:
-    """(value, byte offset, byte length) of the lines of a JSON-lines file; blank lines are skipped."""
+    """(value, byte offset, byte length) of the lines of a JSON-lines file, None as the value of one that does not
+    parse; blank lines are skipped."""
     offset = 0
     try:
         file = open(path, "rb")  # noqa: SIM115 (closed by the with below)
     except OSError as error:
         raise ConversionError(f"{path}: {_unopened(error)}") from None
     with file:
-        for number, line in enumerate(file, 1):
+        for line in file:
             if line.strip():
                 try:
-                    yield json.loads(line), offset, len(line)
-                except (ValueError, RecursionError) as error:
-                    raise ConversionError(f"{path}, line {number}: broken JSON: {error}") from None
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    value = None  # as a line without the keys it needs: left out and counted
+                yield value, offset, len(line)
             offset += len(line)
 
 
@@ -156,16 +158,17 @@ class Grouped(Generic[K]):
         group = self._groups.get(key)
         if group is None:
             return []
-        return self._read(int(self._starts[group]), int(self._starts[group + 1]))
+        return [json.loads(element) for element in self._read(int(self._starts[group]), int(self._starts[group + 1]))]
 
     def malformed(self, source: str) -> Iterator[Drop]:
-        """The elements that belong to no group."""
+        """The elements that belong to no group, as they stand in the file."""
         for element in self._read(0, int(self._starts[0])):
-            yield Drop("annotation malformed", source, f"no object with the keys it needs: {element!r:.200}")
+            text = element[:200].decode(errors="replace").strip()
+            yield Drop("annotation malformed", source, f"no object with the keys it needs: {text}")
 
-    def _read(self, first: int, end: int) -> list[Any]:
-        rows = range(first, end)
-        return [json.loads(os.pread(self._file, int(self._lengths[row]), int(self._offsets[row]))) for row in rows]
+    def _read(self, first: int, end: int) -> Iterator[bytes]:
+        for row in range(first, end):
+            yield os.pread(self._file, int(self._lengths[row]), int(self._offsets[row]))
 
 
 class _Scanner:

@@ -26,11 +26,13 @@ from fiber.data.indexing import split_member
 _IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def find(folder: Path, source: str, annotations: list[Path], rows: Iterator[str] | None) -> tuple[str, Iterator]:
+def find(
+    folder: Path, source: str, annotations: list[Path], rows: Iterator[str | Drop] | None
+) -> tuple[str, Iterator[RawItem | Drop]]:
     """(layout, items) of the images under ``folder``.
 
-    annotations: where a ViLT annot.json may be. rows: captions of the original list, in order, if there is one.
-    Raises ConversionError if no layout fits.
+    annotations: where a ViLT annot.json may be. rows: captions of the original list, in order, if there is one, and
+    a Drop for a row without. Raises ConversionError if no layout fits.
     """
     for path in annotations:
         if path.exists():
@@ -65,8 +67,11 @@ def _vilt(path: Path, folder: Path, source: str) -> Iterator[RawItem | Drop]:
         yield _item(source, Path(name).stem, caption, RawImage((*image.paths, name)))
 
 
-def _rows(rows: Iterator[str], folder: Path, source: str) -> Iterator[RawItem]:
+def _rows(rows: Iterator[str | Drop], folder: Path, source: str) -> Iterator[RawItem | Drop]:
     for number, caption in enumerate(rows):
+        if isinstance(caption, Drop):
+            yield caption
+            continue
         names = [f"{number // 1000:04d}/{number:07d}{extension}" for extension in ("", *_IMAGES)]
         yield _item(source, f"{number:07d}", caption, image_in([folder], *names))
 
