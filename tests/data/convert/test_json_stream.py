@@ -112,6 +112,9 @@ def test_a_broken_line_is_left_out_and_shown(tmp_path):
     assert (list(grouped), grouped[1]) == ([1], [{"a": 1}, {"a": 1, "b": 2}])
     found = [(drop.reason, drop.detail.partition(": ")[2]) for drop in grouped.malformed("set")]
     assert found == [("annotation malformed", '{"a":'), ("annotation malformed", "[" * 200)]
+    file.write_text(json.dumps([{"a": 1}, {"b": [2, 3]}], indent=2))
+    (drop,) = json_stream.Grouped(file, None, lambda row: row["a"]).malformed("set")
+    assert drop.detail.endswith(': { "b": [ 2, 3 ] }')  # an error that shows it stays one line
 
 
 MEASURE = """

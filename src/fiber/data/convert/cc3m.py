@@ -36,5 +36,9 @@ def captions(path: Path) -> Iterator[str | Drop]:
     with open_text(path) as lines:
         for number, line in enumerate(lines, 1):
             columns = line.rstrip("\r\n").split("\t")
-            wrong = Drop("row malformed", "cc3m", f"line {number}: {len(columns)} columns, expected caption<TAB>url")
-            yield columns[0] if len(columns) == 2 else wrong
+            if len(columns) == 2:
+                yield columns[0]
+            else:
+                yield Drop(
+                    "row malformed", "cc3m", f"line {number}: {len(columns)} columns, expected caption<TAB>url"
+                )

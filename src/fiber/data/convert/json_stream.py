@@ -161,9 +161,9 @@ class Grouped(Generic[K]):
         return [json.loads(element) for element in self._read(int(self._starts[group]), int(self._starts[group + 1]))]
 
     def malformed(self, source: str) -> Iterator[Drop]:
-        """The elements that belong to no group, as they stand in the file."""
+        """The elements that belong to no group, as they stand in the file but in one line."""
         for element in self._read(0, int(self._starts[0])):
-            text = element[:200].decode(errors="replace").strip()
+            text = " ".join(element[:200].decode(errors="replace").split())
             yield Drop("annotation malformed", source, f"no object with the keys it needs: {text}")
 
     def _read(self, first: int, end: int) -> Iterator[bytes]:
