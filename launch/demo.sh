@@ -10,13 +10,13 @@
 source "$(dirname "$0")/common.sh"
 
 out=${OUT:-runs/demo}
-scenes=6000 held_out=200
+scenes=6000 held_out=200 gallery=1000
 towers=src/fiber/data/shapes/towers
 stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
 case ${START:-towers} in
   nothing) towers="" steps=(840 1450) ;;
   towers)
-    steps=(180 850)
+    steps=(230 600)
     stage1+=(model.image.pretrained="$towers/image.safetensors" model.text.pretrained="$towers/text")
     # Fusion and heads are new: they learn fast from the first step on, and negatives are soon hard ones, which the contrast
     # of such towers can tell. What the towers know lasts longer at a smaller rate. Of few steps most have the whole rate.
@@ -29,7 +29,7 @@ case ${START:-towers} in
   *) echo "error: START=$START: give towers or nothing" >&2 && exit 2 ;;
 esac
 if [[ -n ${SMALL:-} ]]; then
-  scenes=256 held_out=24 steps=(8 6)
+  scenes=256 held_out=24 gallery=32 steps=(8 6)
   stage1+=(pretrain.itc_only_steps=4 pretrain.random_negative_steps=6 train.log_every=2)
   stage2+=(train.log_every=2)
   report=(--rerank-k 4)
@@ -45,7 +45,7 @@ if grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo; then precision=(train.precisi
 began=$(date +%s)
 say() { printf '\n\033[1m== %s\033[0m\n' "$*"; }
 
-say "1/5  shards of the shapes world ($scenes scenes to train on, $held_out held out)"
+say "1/5  shards of the shapes world ($scenes scenes to train on; held out: $held_out, and $gallery to retrieve from)"
 if [[ -n $(ls -A "$out" 2>/dev/null) && ! -f $out/logs/shards.jsonl ]]; then
   echo "error: OUT=$out holds other things than an earlier demo: give the demo a folder of its own" >&2
   exit 2
@@ -56,6 +56,7 @@ mkdir -p "$out/logs" "$out/figures"
 shards() { python tools/make_shards.py shapes --world easy --captions full --workers 2 "$@" | tail -n 1 >>"$out/logs/shards.jsonl"; }
 shards --split train --limit "$scenes" --out "$out/shards/train"
 shards --split test --limit "$held_out" --out "$out/shards/test"
+shards --split test --limit "$gallery" --out "$out/shards/gallery" # in 200 scenes the contrast leaves little to re-rank
 if [[ -n $towers ]]; then
   mkdir "$out/tokenizer"
   cp "$towers"/text/tokenizer*.json "$out/tokenizer" # the text tower knows these words
@@ -82,7 +83,8 @@ RANKS=1 launch/stage1_coarse.sh configs/stage1/shapes_tiny.yaml output="$out/sta
   "${precision[@]}" "${paths[@]}" "${stage1[@]}"
 
 say "3/5  what stage 1 has learned"
-python tools/shapes_report.py "$out/stage1" --shards "$out/shards/test" --out "$out/figures" "${report[@]}" | grep -v '^{'
+python tools/shapes_report.py "$out/stage1" --shards "$out/shards/gallery" --words "$out/shards/test" --out "$out/figures" \
+  "${report[@]}" | grep -v '^{'
 
 say "4/5  stage 2, fine: phrases and boxes, starting from stage 1"
 paths+=(data.train.1.path="$out/shards/train" eval.data.0.path="$out/shards/test" eval.data.1.path="$out/shards/test")

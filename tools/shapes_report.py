@@ -1,15 +1,17 @@
 """What a model pre-trained on the shapes world has learned: figures next to their baselines, and images.
 
-    python tools/shapes_report.py RUN --shards DIR --out DIR [--world easy] [--rerank-k 20] [--queries 6]
+    python tools/shapes_report.py RUN --shards DIR --out DIR [--words DIR] [--world easy] [--rerank-k 20]
 
-RUN is a stage-1 run directory or export. Writes OUT/stage1.json, OUT/retrieval.png and, for a run directory,
-OUT/stage1_curves.png. The last line of stdout is the JSON.
+RUN is a stage-1 run directory or export. The shards of --shards are the gallery of retrieval, those of --words have
+the captions whose words are masked (those of the gallery by default). Writes OUT/stage1.json, OUT/retrieval.png and,
+for a run directory, OUT/stage1_curves.png. The last line of stdout is the JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import fiber
@@ -23,17 +25,24 @@ from fiber.evaluation.visual_words import evaluate_visual_words
 from shapes_figures import draw_curves, draw_retrieval
 
 
-def image_level(run: str, folder: Path, world: str, rerank_k: int, batch: int = 64) -> tuple[dict, Retrieval]:
-    """Figures of a stage-1 model on a shard set, each with its baseline, and the retrieval they come from."""
+def image_level(
+    run: str, folder: Path, masked: Path, world: str, rerank_k: int, batch: int = 64
+) -> tuple[dict, Retrieval]:
+    """Figures of a stage-1 model, each with its baseline, and the retrieval they come from. folder: the shard set to
+    retrieve from; masked: that whose words are masked."""
     predictor = fiber.load(run)
     model: CoarseModel = predictor.model
-    config, shards, progress = predictor.config, ShardSet(folder), Progress(show=True)
-    images, texts = retrieval_sets(
-        shards, predictor.tokenizer, config.image_size, config.max_text, batch=batch, swap=shapes.swap_relation
-    )
-    result = evaluate_retrieval(model, images, texts, rerank_k=rerank_k, batch=batch, progress=progress)
+    config, progress = predictor.config, Progress(show=True)
+
+    def sets(shards: Path) -> tuple[Iterable[dict], Iterable[dict]]:
+        size, length = config.image_size, config.max_text
+        return retrieval_sets(
+            ShardSet(shards), predictor.tokenizer, size, length, batch=batch, swap=shapes.swap_relation
+        )
+
+    result = evaluate_retrieval(model, *sets(folder), rerank_k=rerank_k, batch=batch, progress=progress)
     groups = shapes.visual_words(shapes.WORLDS[world])
-    words = evaluate_visual_words(model, images, texts, predictor.tokenizer, groups, batch=batch, progress=progress)
+    words = evaluate_visual_words(model, *sets(masked), predictor.tokenizer, groups, batch=batch, progress=progress)
     return {"retrieval": result.figures, "mlm_visual": words}, result
 
 
@@ -76,6 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="stage-1 run directory or export folder")
     parser.add_argument("--shards", type=Path, required=True, help="evaluation shards of the shapes world")
+    parser.add_argument("--words", type=Path, help="other shards, whose words are masked")
     parser.add_argument("--out", type=Path, required=True, help="folder for the figures")
     parser.add_argument("--world", default="easy", choices=sorted(shapes.WORLDS))
     parser.add_argument(
@@ -84,7 +94,8 @@ def main() -> None:
     parser.add_argument("--queries", type=whole_number(1), default=6, help="captions in the image")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    figures, found = image_level(arguments.run, arguments.shards, arguments.world, arguments.rerank_k)
+    masked = arguments.words or arguments.shards
+    figures, found = image_level(arguments.run, arguments.shards, masked, arguments.world, arguments.rerank_k)
     print(table(figures))
     draw_retrieval(arguments.shards, found, arguments.out / "retrieval.png", arguments.queries)
     if (Path(arguments.run) / "metrics.jsonl").exists():
