@@ -19,7 +19,7 @@ COMMANDS = {
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A repository as the script sees it, whose environment has nothing to activate."""
+    """A repository as the script sees it, in an environment that is active already."""
     for name in ("launch", "configs", "src"):
         (tmp_path / name).symlink_to(REPO / name)
     for name, body in COMMANDS.items():
@@ -27,8 +27,6 @@ def home(tmp_path: Path) -> Path:
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"#!/usr/bin/env bash\n{body}\n")
         file.chmod(0o755)
-    (tmp_path / ".venv" / "bin").mkdir(parents=True)
-    (tmp_path / ".venv" / "bin" / "activate").touch()
     return tmp_path
 
 
@@ -62,3 +60,17 @@ def test_a_stage_that_is_none_is_one_line(home: Path) -> None:
     job = submit(home, "configs/stage1/shapes_tiny.yaml")
     assert job.returncode == 2
     assert job.stderr.startswith("error: STAGE is stage1 or stage2")
+
+
+def test_the_environment_of_the_repository_is_activated_where_there_is_one(home: Path) -> None:
+    (home / ".venv" / "bin").mkdir(parents=True)
+    (home / ".venv" / "bin" / "activate").write_text("echo activated")
+    assert submit(home, "stage1", "configs/stage1/shapes_tiny.yaml").stdout == "activated\n"
+
+
+def test_a_job_from_another_folder_is_one_line(home: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    script, elsewhere = home / "launch" / "nodes.slurm", tmp_path_factory.mktemp("elsewhere")
+    environment = os.environ | {"SLURM_SUBMIT_DIR": str(elsewhere), "SLURM_JOB_ID": "7"}
+    command = ["bash", script, "stage1", "configs/stage1/shapes_tiny.yaml"]
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert (job.returncode, job.stderr) == (2, f"error: {elsewhere}: call sbatch in the repository's folder\n")
