@@ -16,7 +16,7 @@ stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
 case ${START:-towers} in
   nothing) towers="" steps=(840 1450) ;;
   towers)
-    steps=(200 600)
+    steps=(220 600)
     stage1+=(model.image.pretrained="$towers/image.safetensors" model.text.pretrained="$towers/text")
     # Fusion and heads are new: they learn fast from the first step on, and negatives are soon hard ones, which the contrast
     # of such towers can tell. What the towers know lasts longer at a smaller rate. Of few steps most have the whole rate.

@@ -32,10 +32,12 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
         ranking.columns[:, 0].numpy() == np.asarray(found.image_row)
         for ranking in (found.dual_text_to_image, found.text_to_image)
     ]
-    changed = np.flatnonzero(right[0] != right[1])[:, None]
+    changed = {texts[i]: i for i in np.flatnonzero(right[0] != right[1])}  # a text that several scenes have once
     half = min(queries // 2, len(changed))
-    spaced = [np.linspace(0, len(some) - 1, n).astype(int) for some, n in ((texts, queries - half), (changed, half))]
-    chosen = [*spaced[0], *changed[spaced[1], 0]]
+    chosen = np.linspace(0, len(texts) - 1, queries - half).astype(int).tolist()
+    others = [i for text, i in changed.items() if text not in {texts[j] for j in chosen}]
+    chosen += [others[i] for i in np.linspace(0, len(others) - 1, min(half, len(others))).astype(int)]
+    queries = len(chosen)
     widths = {"width_ratios": [1] * top + [0.5] + [1] * top}
     size = (2 * top * 1.1, queries * 1.6 + 0.5)
     figure, axes = plt.subplots(queries, 2 * top + 1, figsize=size, squeeze=False, gridspec_kw=widths)
