@@ -16,12 +16,12 @@ stage1=(seed="${SEED:-0}") stage2=(seed="${SEED:-0}") report=(--rerank-k 10)
 case ${START:-towers} in
   nothing) towers="" steps=(840 1450) ;;
   towers)
-    steps=(220 600)
+    steps=(200 600)
     stage1+=(model.image.pretrained="$towers/image.safetensors" model.text.pretrained="$towers/text")
     # Fusion and heads are new: they learn fast from the first step on, and negatives are soon hard ones, which the contrast
     # of such towers can tell. What the towers know lasts longer at a smaller rate. Of few steps most have the whole rate.
     stage1+=(pretrain.itc_only_steps=0 pretrain.random_negative_steps=20)
-    stage1+=(optim.lr=5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4 train.ema=0.97)
+    stage1+=(optim.lr=5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4)
     stage2+=(optim.lr=2.5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4)
     falls=(optim.schedule=step optim.milestones=[0.7,0.9] optim.decay=0.3)
     stage1+=("${falls[@]}") stage2+=("${falls[@]}")

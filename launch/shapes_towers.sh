@@ -38,5 +38,4 @@ fine stage2.alone init_from=null optim.gate_multiplier=0 "${begun[@]}"
 towers stage2.alone towers.alone
 coarse stage1.again seed=5 train.zero_stage=0 optim.lr=5e-4 optim.head_multiplier=4 optim.cross_modal_multiplier=4 \
   pretrain.itc_only_steps=0 "${again[@]}" "${begun[@]}"
-# The mean of the three is better to begin with than the last of them.
-python tools/export_towers.py "$out/stage1.again" "$out/stage1.again" "$out/stage2.alone" "$out/stage2.2" "$out/towers"
+towers stage1.again towers

@@ -1,16 +1,14 @@
 """The two towers of a trained model in the forms that `model.image.pretrained` and `model.text.pretrained` read.
 
-    python tools/export_towers.py RUN [RUN ...] OUT
+    python tools/export_towers.py RUN OUT
 
-RUN is a run directory or an export, of either stage. Of several, which must descend from each other, the mean of the
-weights is taken; one that is named twice counts twice. OUT/image.safetensors: Swin weights under the original names;
-OUT/text: a RoBERTa of Hugging Face with the first RUN's tokenizer. Half precision; fusion and heads stay behind.
-Exit status: 0 done, 1 a clear error, 2 wrong usage.
+RUN is a run directory or an export, of either stage. OUT/image.safetensors: Swin weights under the original names;
+OUT/text: a RoBERTa of Hugging Face with RUN's tokenizer. Half precision; fusion and heads stay behind. Exit status:
+0 done, 1 a clear error, 2 wrong usage.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -38,14 +36,6 @@ def towers(backbone: FusionBackbone) -> tuple[dict[str, Tensor], dict[str, Tenso
     return image, text
 
 
-def mean(some: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Of weights of the same names and sizes, fp16. Raises WeightsError for others."""
-    sizes = [{name: tensor.shape for name, tensor in weights.items()} for weights in some]
-    if any(each != sizes[0] for each in sizes):
-        raise WeightsError("towers of different sizes have no mean: give runs that descend from each other")
-    return {name: torch.stack([each[name].float() for each in some]).mean(0).half() for name in some[0]}
-
-
 def roberta(backbone: FusionBackbone, weights: dict[str, Tensor]) -> RobertaModel:
     """The text tower as transformers has it."""
     text = backbone.text
@@ -69,16 +59,16 @@ def roberta(backbone: FusionBackbone, weights: dict[str, Tensor]) -> RobertaMode
 def main(argv: list[str] | None = None) -> int:
     """Run the command; -> exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directory or export")
+    parser.add_argument("run", metavar="RUN", help="run directory or export")
     parser.add_argument("out", metavar="OUT", type=Path, help="folder to write")
     arguments = parser.parse_args(argv)
     try:
-        predictors = [fiber.load(run) for run in arguments.runs]
-        predictor, backbone = predictors[0], predictors[0].model.backbone
-        image, text = map(mean, zip(*(towers(each.model.backbone) for each in predictors), strict=True))
+        predictor = fiber.load(arguments.run)
     except WeightsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    backbone = predictor.model.backbone
+    image, text = towers(backbone)
     arguments.out.mkdir(parents=True, exist_ok=True)
     save_file(image, arguments.out / "image.safetensors")
     roberta(backbone, text).save_pretrained(arguments.out / "text")

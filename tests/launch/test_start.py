@@ -149,7 +149,7 @@ def test_the_demo_deletes_nothing_but_a_demo(commands: Path, tmp_path: Path) -> 
     assert (tmp_path / "papers" / "thesis.tex").exists()
 
 
-@pytest.mark.parametrize(("start", "steps"), [("towers", ("220", "600")), ("nothing", ("840", "1450"))])
+@pytest.mark.parametrize(("start", "steps"), [("towers", ("200", "600")), ("nothing", ("840", "1450"))])
 def test_the_demo_begins_with_towers_or_with_nothing(
     commands: Path, tmp_path: Path, start: str, steps: tuple[str, str]
 ) -> None:

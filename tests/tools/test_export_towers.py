@@ -12,7 +12,6 @@ from transformers import RobertaModel
 import fiber
 from fiber.backbone.build import build_backbone
 from fiber.backbone.init import initialise
-from fiber.errors import WeightsError
 from fiber.predict.image import CoarsePredictor
 from fiber.weights.pretrained import load_pretrained_towers
 from tiny_exports import MODEL, coarse_export, fine_export
@@ -67,27 +66,6 @@ def test_a_detector_has_no_last_norm_so_its_tower_gets_a_new_one(export_towers, 
     theirs = fiber.load(tmp_path / "model").model.backbone.image.state_dict()
     assert torch.equal(image["patch_embed.proj.weight"], theirs["patch_embed.proj.weight"].half())
     assert not any(name.startswith(("norm1.", "norm2.", "norm3.")) for name in image)
-
-
-def test_of_several_runs_the_mean_is_taken(export_towers, tmp_path):
-    """One that is named twice counts twice."""
-    one, other, out = coarse_export(tmp_path / "one"), coarse_export(tmp_path / "other", seed=1), tmp_path / "towers"
-    assert export_towers([str(run) for run in (one, other, one, out)]) == 0
-    image = load_file(out / "image.safetensors")["patch_embed.proj.weight"].float()
-    a, b = (fiber.load(run).model.backbone.image.state_dict()["patch_embed.proj.weight"] for run in (one, other))
-    assert not torch.equal(a, b)
-    torch.testing.assert_close(image, (2 * a + b) / 3, atol=2e-4, rtol=2e-3)
-    word = "embeddings.word_embeddings.weight"
-    text = load_file(out / "text/model.safetensors")[word].float()
-    a, b = (fiber.load(run).model.backbone.text.embeddings.word.weight for run in (one, other))
-    torch.testing.assert_close(text, (2 * a + b) / 3, atol=2e-4, rtol=2e-3)
-
-
-@pytest.mark.usefixtures("export_towers")
-def test_towers_of_other_sizes_have_no_mean():
-    some = [{"norm.weight": torch.ones(width)} for width in (128, 64)]
-    with pytest.raises(WeightsError, match="different sizes"):
-        importlib.import_module("export_towers").mean(some)
 
 
 def test_what_is_no_model_is_one_line(export_towers, tmp_path, capsys):
