@@ -55,7 +55,7 @@ def test_summary_has_every_figure_of_the_contract(demo: Path) -> None:
     assert set(stage1["itm"]) == {"loss", "prior"}
     expected = {"steps", "seconds", "pairs_per_second", "grounding_r1", "grounding_r5", "class_agnostic_r1", "ap50"}
     assert set(stage2) == expected
-    assert (stage1["steps"], stage2["steps"], stage1["retrieval"]["candidates"]) == (8, 6, 24)
+    assert (stage1["steps"], stage2["steps"], stage1["retrieval"]["candidates"]) == (8, 6, 32)
     assert all(isinstance(value, int | float) and value >= 0 for value in numbers(summary))
     assert summary["total_seconds"] > stage1["seconds"] + stage2["seconds"]
 
