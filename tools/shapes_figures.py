@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -20,6 +21,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
+def chosen_captions(texts: Sequence[str], changed: Sequence[int], queries: int) -> list[int]:
+    """Numbers of the captions to draw, no text twice: the last half evenly spaced among `changed` (all of these where
+    there are fewer), the others among all."""
+
+    def spaced(some: list[int], count: int) -> list[int]:
+        return [some[i] for i in np.linspace(0, len(some) - 1, min(count, len(some))).astype(int)]
+
+    last = spaced(list({texts[i]: i for i in changed}.values()), queries // 2)
+    drawn = {texts[i] for i in last}
+    return spaced(list({t: i for i, t in enumerate(texts) if t not in drawn}.values()), queries - len(last)) + last
+
+
 def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top: int = 5) -> None:
     """For a few captions the best images by the dual encoder and after re-ranking, each with its rank and score; the
     true one is framed. Half of the captions are evenly spaced among all, half among those that re-ranking gains or
@@ -32,11 +45,7 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
         ranking.columns[:, 0].numpy() == np.asarray(found.image_row)
         for ranking in (found.dual_text_to_image, found.text_to_image)
     ]
-    changed = {texts[i]: i for i in np.flatnonzero(right[0] != right[1])}  # a text that several scenes have once
-    half = min(queries // 2, len(changed))
-    chosen = np.linspace(0, len(texts) - 1, queries - half).astype(int).tolist()
-    others = [i for text, i in changed.items() if text not in {texts[j] for j in chosen}]
-    chosen += [others[i] for i in np.linspace(0, len(others) - 1, min(half, len(others))).astype(int)]
+    chosen = chosen_captions(texts, np.flatnonzero(right[0] != right[1]).tolist(), queries)
     queries = len(chosen)
     widths = {"width_ratios": [1] * top + [0.5] + [1] * top}
     size = (2 * top * 1.1, queries * 1.6 + 0.5)

@@ -1,9 +1,12 @@
 """The report on a pre-trained model: the command on a tiny export."""
 
+import importlib
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from fiber.data.convert.writer import write_dataset
 from fiber.data.shapes.world import WORLDS, generate
@@ -28,3 +31,15 @@ def test_a_report_has_every_figure_beside_its_baseline(tmp_path: Path) -> None:
     for line, key in zip(told, ("contrastive_swap_accuracy", "swap_accuracy"), strict=True):
         assert line.split()[-2:] == [f"{100 * found[key]:.1f}%", "50.0%"]
     assert (out / "retrieval.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [([1, 3, 4], [2, 5, 3, 4]), ([], [2, 3, 4, 5]), ([4], [2, 3, 5, 4])],
+)
+def test_half_of_the_captions_drawn_are_those_that_re_ranking_changes_and_none_comes_twice(
+    monkeypatch: pytest.MonkeyPatch, changed: list[int], expected: list[int]
+) -> None:
+    monkeypatch.syspath_prepend(TOOL.parent)
+    drawn = importlib.import_module("shapes_figures").chosen_captions(["a", "b", "a", "b", "c", "d"], changed, 4)
+    assert drawn == expected
