@@ -6,17 +6,26 @@ import pytest
 import torch
 from torch import nn
 
-from fiber.processor import SMALLEST, largest, multiplies_bfloat16, nms, pack, packed, weighted_rows
+from fiber.processor import SMALLEST, bfloat16_is_faster, largest, nms, pack, packed, weighted_rows
 
 WIDTH = 512  # WIDTH ** 2 weights are packed, WIDTH * 8 are not
 
 
-def test_processors_say_whether_they_multiply_bfloat16(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("vendor", "flags", "expected"),
+    [
+        ("AuthenticAMD", "fpu avx512_bf16 sse", True),
+        ("AuthenticAMD", "avx512f avx512_bf16x", False),
+        ("GenuineIntel", "avx512_bf16 avx512_fp16", False),
+        ("GenuineIntel", "avx512_bf16 amx_bf16 amx_tile", True),
+        ("GenuineIntel", "avx512f", False),
+    ],
+)
+def test_processors_say_whether_bfloat16_is_faster(tmp_path: Path, vendor: str, flags: str, expected: bool) -> None:
     said = tmp_path / "cpuinfo"
-    for flags, expected in (("fpu avx512_bf16 sse", True), ("amx_bf16", True), ("avx512f avx512_bf16x", False)):
-        said.write_text(f"processor\t: 0\nflags\t\t: {flags}\n")
-        assert multiplies_bfloat16(said) is expected
-    assert not multiplies_bfloat16(tmp_path / "absent")
+    said.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: {flags}\n")
+    assert bfloat16_is_faster(said) is expected
+    assert not bfloat16_is_faster(tmp_path / "absent")
 
 
 def layers() -> nn.Sequential:

@@ -147,13 +147,13 @@ class Machine:
         nine tenths of a card's."""
         import torch
 
-        from fiber.processor import multiplies_bfloat16
+        from fiber.processor import bfloat16_is_faster
 
         if torch.cuda.is_available():
             cards = ranks or torch.cuda.device_count()
             least = min(torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count()))
             return cls(cards, int(0.9 * least), True, torch.cuda.is_bf16_supported())
-        return cls(ranks or 1, _main_memory() // 2 // (ranks or 1), bf16=multiplies_bfloat16())
+        return cls(ranks or 1, _main_memory() // 2 // (ranks or 1), bf16=bfloat16_is_faster())
 
 
 def _main_memory() -> int:
