@@ -39,7 +39,8 @@ def summarise(out: Path, began: float) -> dict[str, Any]:
     retrieval, words = found["retrieval"], found["mlm_visual"]
     regions = json.loads((out / "stage2" / "summary.json").read_text())["eval"]
     config = yaml.safe_load((out / "stage1" / "config.yaml").read_text())
-    keys = ("i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5", "reranked_t2i_r1")
+    keys = ["i2t_r1", "i2t_r5", "t2i_r1", "t2i_r5"]
+    keys += [f"{how}_{way}_r1" for how in ("reranked", "joint") for way in ("i2t", "t2i")]
     return {
         "stage1": training(out / "stage1")
         | {
@@ -61,7 +62,10 @@ def table(summary: dict[str, Any]) -> str:
     rows = [
         ("stage 1  text -> image R@1 (chance)", r["t2i_r1"], chance),
         ("stage 1  image -> text R@1 (chance)", r["i2t_r1"], chance),
-        ("stage 1  text -> image R@1, re-ranked (contrastive)", r["reranked_t2i_r1"], r["t2i_r1"]),
+        ("stage 1  text -> image R@1, re-ranked (contrastive)", r["joint_t2i_r1"], r["t2i_r1"]),
+        ("stage 1  image -> text R@1, re-ranked (contrastive)", r["joint_i2t_r1"], r["i2t_r1"]),
+        ("stage 1  text -> image R@1, by matching alone", r["reranked_t2i_r1"], r["t2i_r1"]),
+        ("stage 1  image -> text R@1, by matching alone", r["reranked_i2t_r1"], r["i2t_r1"]),
         ("stage 1  masked visual words (wrong image)", *one["mlm_visual"].values()),
         ("stage 1  matching loss (prior)", *one["itm"].values()),
         ("stage 2  grounding R@1 (class-agnostic)", two["grounding_r1"], two["class_agnostic_r1"]),

@@ -43,7 +43,7 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
     texts = [annotation_text(shards.record(i), "captions", a) for i, count in enumerate(counts) for a in range(count)]
     right = [
         ranking.columns[:, 0].numpy() == np.asarray(found.image_row)
-        for ranking in (found.dual_text_to_image, found.text_to_image)
+        for ranking in (found.dual_text_to_image, found.joint_text_to_image)
     ]
     chosen = chosen_captions(texts, np.flatnonzero(right[0] != right[1]).tolist(), queries)
     queries = len(chosen)
@@ -52,7 +52,7 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
     figure, axes = plt.subplots(queries, 2 * top + 1, figsize=size, squeeze=False, gridspec_kw=widths)
     for row, query in enumerate(chosen):
         axes[row, top].axis("off")
-        for half, ranking in enumerate((found.dual_text_to_image, found.text_to_image)):
+        for half, ranking in enumerate((found.dual_text_to_image, found.joint_text_to_image)):
             best = zip(ranking.columns[query, :top].tolist(), ranking.scores[query, :top].tolist(), strict=True)
             for column, (image, score) in enumerate(best):
                 axis = axes[row, half * (top + 1) + column]
@@ -63,8 +63,8 @@ def draw_retrieval(folder: Path, found: Retrieval, out: Path, queries: int, top:
                 for spine in axis.spines.values():
                     spine.set(color=HIT if right else "#cccccc", linewidth=4 if right else 1)
         axes[row, 0].set_title(f"“{texts[query]}”", loc="left", fontsize=9)
-    names, figures = ("dual encoder, by cosine", "re-ranked, by matching logit"), found.figures
-    for half, (name, key) in enumerate(zip(names, ("t2i_r1", "reranked_t2i_r1"), strict=True)):
+    names, figures = ("dual encoder, by cosine", "re-ranked, matching and contrast"), found.figures
+    for half, (name, key) in enumerate(zip(names, ("t2i_r1", "joint_t2i_r1"), strict=True)):
         first = f"{name}: right first for {100 * figures[key]:.1f} %" if key in figures else name
         figure.text(0.02 + 0.505 * half, 1 - 0.22 / size[1], first, fontsize=10, weight="bold", va="center")
     top_margin = 1 - 0.75 / size[1]

@@ -56,9 +56,11 @@ def table(figures: dict) -> str:
             for name, key, k in (
                 ("text -> image R@1, contrastive", "t2i_r1", 1),
                 ("text -> image R@1, re-ranked by matching", "reranked_t2i_r1", 1),
+                ("text -> image R@1, re-ranked jointly", "joint_t2i_r1", 1),
                 ("text -> image R@5, contrastive", "t2i_r5", 5),
                 ("image -> text R@1, contrastive", "i2t_r1", 1),
                 ("image -> text R@1, re-ranked by matching", "reranked_i2t_r1", 1),
+                ("image -> text R@1, re-ranked jointly", "joint_i2t_r1", 1),
             )
         ),
         f"{'matching loss (prior beside it)':44}{r['itm_loss']:8.3f}{r['itm_prior']:10.3f}",

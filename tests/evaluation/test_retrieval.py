@@ -72,18 +72,22 @@ def run(rank: int = 0, world: int = 1, rerank_k: int = 2, **more):
 
 
 @torch.no_grad()
-def full_scores() -> tuple[np.ndarray, np.ndarray]:
-    """Contrastive and matching scores (N,M) with a full forward for every single pair."""
+def full_scores() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Contrastive, matching and joint scores (N,M) with a full forward for every single pair. Joint: the odds of a
+    match and the contrastive logit."""
     model, (images, texts) = make_model(), make_data()
     contrastive = torch.empty(IMAGES, len(texts["ids"]))
-    matching = torch.empty_like(contrastive)
+    matching, joint = torch.empty_like(contrastive), torch.empty_like(contrastive)
     for i in range(IMAGES):
         for j in range(len(texts["ids"])):
             image = model.image_prefix(images["images"][i : i + 1])
             text = model.text_prefix(texts["ids"][j : j + 1], texts["mask"][j : j + 1])
             contrastive[i, j] = (model.image_embedding(image) * model.text_embedding(text)).sum()
-            matching[i, j] = model.match_logits(image, text)[0, 1]
-    return contrastive.numpy(), matching.numpy()
+            logits = model.match_logits(image, text)[0]
+            matching[i, j] = logits[1]
+            probability = float(logits.double().softmax(-1)[1])
+            joint[i, j] = math.log(probability / (1 - probability)) + contrastive[i, j] / model.heads.temperature()
+    return contrastive.numpy(), matching.numpy(), joint.numpy()
 
 
 def recall_by_hand(scores: np.ndarray, own: np.ndarray, k: int) -> float:
@@ -104,26 +108,30 @@ def full(ranking: Ranking) -> np.ndarray:
 
 
 def test_all_candidates_equal_scoring_every_pair():
-    contrastive, matching = full_scores()
+    contrastive, matching, joint = full_scores()
     found, own = run(rerank_k=1000), own_pairs()
     np.testing.assert_allclose(full(found.dual_image_to_text), contrastive, atol=1e-6)
     np.testing.assert_allclose(full(found.dual_text_to_image), contrastive.T, atol=1e-6)
     np.testing.assert_allclose(full(found.image_to_text), matching, atol=1e-5)
     np.testing.assert_allclose(full(found.text_to_image), matching.T, atol=1e-5)
+    np.testing.assert_allclose(full(found.joint_image_to_text), joint, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(full(found.joint_text_to_image), joint.T, rtol=1e-5, atol=1e-5)
     assert found.figures["pairs"] == matching.size
     for k in (1, 5):
-        for prefix, scores in (("", contrastive), ("reranked_", matching)):
+        for prefix, scores in (("", contrastive), ("reranked_", matching), ("joint_", joint)):
             assert found.figures[f"{prefix}i2t_r{k}"] == pytest.approx(recall_by_hand(scores, own, k))
             assert found.figures[f"{prefix}t2i_r{k}"] == pytest.approx(recall_by_hand(scores.T, own.T, k))
 
 
-def test_reranking_orders_the_candidates_by_matching_and_leaves_the_rest_behind_in_their_order():
-    contrastive, matching = full_scores()
+def test_reranking_orders_the_candidates_and_leaves_the_rest_behind_in_their_order():
+    contrastive, matching, joint = full_scores()
     found, k = run(rerank_k=3), 3
     pairs = set()
     for ours, itc, itm, own in (
         (found.image_to_text, contrastive, matching, own_pairs()),
         (found.text_to_image, contrastive.T, matching.T, own_pairs().T),
+        (found.joint_image_to_text, contrastive, joint, own_pairs()),
+        (found.joint_text_to_image, contrastive.T, joint.T, own_pairs().T),
     ):
         for row, (contrast, match) in enumerate(zip(itc, itm, strict=True)):
             by_contrast = np.argsort(-contrast)

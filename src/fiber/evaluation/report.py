@@ -41,6 +41,8 @@ BASELINES = {
     "t2i_r1": "chance_t2i_r1",
     "reranked_t2i_r1": "t2i_r1",
     "reranked_i2t_r1": "i2t_r1",
+    "joint_t2i_r1": "t2i_r1",
+    "joint_i2t_r1": "i2t_r1",
     "itm_loss": "itm_prior",
 }
 HEADLINE = (

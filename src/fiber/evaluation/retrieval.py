@@ -26,13 +26,14 @@ from fiber.images.resize import load_image
 
 ITM_PRIOR = math.log(3) - 2 / 3 * math.log(2)  # entropy of one match to two non-matches: 0.6365
 HITS = 10  # best candidates of each query that are kept where fewer are re-ranked
+Rankings = tuple[Ranking, Ranking]  # of texts by image, of images by text
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """What `evaluate_retrieval` found: its figures, the row (M,) of each text's image, and on the host the rankings
-    of texts by image (N queries) and of images by text (M queries): by the dual encoder, and as matching re-ranks
-    them; without re-ranking these are the same."""
+    of texts by image (N queries) and of images by text (M queries): by the dual encoder, as matching re-ranks them,
+    and as both do together; without re-ranking these are the same."""
 
     figures: dict[str, float]
     image_row: np.ndarray
@@ -40,6 +41,8 @@ class Retrieval:
     dual_text_to_image: Ranking
     image_to_text: Ranking
     text_to_image: Ranking
+    joint_image_to_text: Ranking
+    joint_text_to_image: Ranking
 
 
 @torch.no_grad()
@@ -53,7 +56,7 @@ def evaluate_retrieval(
     cache: PrefixCache | None = None,
     progress: Progress | None = None,
 ) -> Retrieval:
-    """Recall@1/5/10 both ways, by contrastive similarity and re-ranked by matching.
+    """Recall@1/5/10 both ways, by contrastive similarity and re-ranked (`rerank_both`).
 
     `images`, `texts`: this rank's batches, see `gallery.encode_images` and `encode_texts`; texts may bring
     "swapped_ids" and "swapped_mask" (B,L), the caption with its relation reversed (mask all 0: no relation).
@@ -62,10 +65,10 @@ def evaluate_retrieval(
     images and texts: no score is kept but those of the best candidates.
 
     Every rank must call and gets the same figures, for any number of ranks: `i2t_r{1,5,10}`, `t2i_r{1,5,10}`,
-    `r_mean`, the same with `reranked_` before them, `itm_loss` (batches of `batch` texts with hard negatives drawn as
-    in training) beside `itm_prior`, `swap_accuracy` (share of the `swap_count` captions whose match falls when their
-    relation is swapped; chance 1/2), `contrastive_swap_accuracy` (the same by contrastive similarity), `images`,
-    `texts`, `pairs` (scored for re-ranking), `chance_t2i_r1`.
+    `r_mean`, the same with `reranked_` (by matching alone) and with `joint_` before them, `itm_loss` (batches of
+    `batch` texts with hard negatives drawn as in training) beside `itm_prior`, `swap_accuracy` (share of the
+    `swap_count` captions whose match falls when their relation is swapped; chance 1/2), `contrastive_swap_accuracy`
+    (the same by contrastive similarity), `images`, `texts`, `pairs` (scored for re-ranking), `chance_t2i_r1`.
     The model's mode is set to evaluation and put back.
     """
     cache, progress = cache or PrefixCache(), progress or Progress()
@@ -83,14 +86,15 @@ def evaluate_retrieval(
     by_image = rank_candidates(gallery.features, captions.features, numbers, rows, keep)
     by_text = rank_candidates(captions.features, gallery.features, rows, numbers, keep)
     figures |= both_ways(by_image, by_text)
-    image_to_text, text_to_image = by_image, by_text
+    matched = joint = (by_image, by_text)
     if rerank_k:
-        image_to_text, text_to_image, figures["pairs"] = rerank_both(
+        matched, joint, figures["pairs"] = rerank_both(
             model, gallery, captions, by_image, by_text, rerank_k, batch, progress
         )
-        figures |= {f"reranked_{k}": v for k, v in both_ways(image_to_text, text_to_image).items()}
+        figures |= {f"reranked_{k}": v for k, v in both_ways(*matched).items()}
+        figures |= {f"joint_{k}": v for k, v in both_ways(*joint).items()}
     model.train(training)
-    return Retrieval(figures, rows.cpu().numpy(), by_image, by_text, image_to_text, text_to_image)
+    return Retrieval(figures, rows.cpu().numpy(), by_image, by_text, *matched, *joint)
 
 
 def rerank_both(
@@ -102,9 +106,15 @@ def rerank_both(
     k: int,
     batch: int,
     progress: Progress,
-) -> tuple[Ranking, Ranking, int]:
-    """Texts by image and images by text, the k best of each query in the order of their match logits, and the number
-    of pairs matched: a pair that is a candidate both ways is matched once."""
+) -> tuple[Rankings, Rankings, int]:
+    """Texts by image and images by text, the k best of each query in a new order: by their match logits alone, as the
+    release has it, and jointly with the contrast; and the number of pairs matched: a pair that is a candidate both
+    ways is matched once.
+
+    Why jointly: training draws the negatives of a match by the softmax of similarity over temperature, so matching
+    learns what the contrast does not know. Its log-odds are, but for a constant of the query, log p(match) less that
+    logit (noise-contrastive estimation, Gutmann and Hyvarinen, 2010); their sum orders by p.
+    """
     rows, size = texts.image_row.cpu(), len(texts.image_row)
     numbers = torch.arange(len(by_image.rank))
     image_first = numbers[:, None] * size + by_image.columns[:, :k]  # (N,k) pairs as numbers: image x M + text
@@ -112,13 +122,21 @@ def rerank_both(
     pairs = torch.cat([image_first.flatten(), text_first.flatten()]).unique()
     logits = match_logits(
         model, images, texts.prefixes, pairs // size, pairs % size, batch=batch, progress=progress, what="re-ranking"
-    )[:, 1].cpu()
-    behind = float(by_image.scores[:, 0].max() - logits.min() + 1)
-    return (
-        rerank(by_image, logits[torch.searchsorted(pairs, image_first)], numbers, rows, behind),
-        rerank(by_text, logits[torch.searchsorted(pairs, text_first)], rows, numbers, behind),
-        len(pairs),
-    )
+    ).cpu()
+
+    def reordered(scores: Tensor, contrast: float) -> Rankings:
+        """By `scores` (K,) of the pairs and `contrast` times their cosine."""
+        to_texts = scores[torch.searchsorted(pairs, image_first)] + contrast * by_image.scores[:, :k]
+        to_images = scores[torch.searchsorted(pairs, text_first)] + contrast * by_text.scores[:, :k]
+        behind = float(by_image.scores[:, 0].max() - min(to_texts.min(), to_images.min()) + 1)
+        return (
+            rerank(by_image, to_texts, numbers, rows, behind),
+            rerank(by_text, to_images, rows, numbers, behind),
+        )
+
+    matched = reordered(logits[:, 1], 0.0)
+    joint = reordered(logits[:, 1] - logits[:, 0], 1 / float(model.heads.temperature()))
+    return matched, joint, len(pairs)
 
 
 def _itm_loss(model: CoarseModel, images: Images, texts: Texts, batch: int, progress: Progress) -> dict[str, float]:
