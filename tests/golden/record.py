@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from runs import REPO, RUNS, TOLERANCE, curve, machine, make_data, prepare, run_all
+from runs import KINKS, REPO, RUNS, TOLERANCE, curve, machine, make_data, prepare, run_all
 
 
 def main() -> None:
@@ -33,7 +33,8 @@ def main() -> None:
                 f"# {RUNS[run][1]} rank(s): {' '.join([script.name, *arguments[2:]])}",
                 f"# commit {commit.strip()}",
                 f"# machine {machine()}",
-                f"# equal to the last digit on this machine type, else within {TOLERANCE} (relative or absolute)",
+                f"# equal to the last digit on this machine type, else within {TOLERANCE} (relative or absolute), "
+                f"grad_norm within {KINKS}",
             ]
             for step, values in curve(folder / run):
                 lines.append(" ".join([str(step), *(f"{k}={v!r}" for k, v in sorted(values.items()))]))
