@@ -10,6 +10,7 @@ SETS = ("bccd", "coco128", "flickr8k_1000", "roberta_tokenizer")
 STEPS = ["train.steps=2", "train.global_batch=2", "train.micro_batch=2", "train.log_every=1", "train.save_every=2"]
 COMMON = [*STEPS, "eval.every=2", "eval.batch=4", "data.workers=0"]
 SMALL_REGIONS = [*COMMON, "regions.short_sides=[64]", "regions.test_side=64", "regions.figures=0"]
+SMALL_REGIONS += ["train.accumulation=1"]
 SMALL_IMAGES = [*COMMON, "image_size=64", "model.image.window=2"]
 
 
