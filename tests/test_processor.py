@@ -5,9 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import sigmoid_focal_loss
 
-from fiber.processor import SMALLEST, bfloat16_is_faster, largest, nms, pack, packed, weighted_rows
+from fiber import processor
+from fiber.processor import SMALLEST, bfloat16_is_faster, focal_loss, largest, nms, pack, packed, weighted_rows
 
+MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]])  # of two captions
+TOKENS = 6
 WIDTH = 512  # WIDTH ** 2 weights are packed, WIDTH * 8 are not
 
 
@@ -128,3 +132,42 @@ def test_boxes_are_suppressed_as_torchvision_does_it() -> None:
 
     assert torch.equal(ops.nms(boxes, scores, 0.5), before)
     assert torch.equal(nms(boxes, scores, 0.5), before)
+
+
+@pytest.mark.parametrize("at_once", [1, 200, 2**16])
+def test_focal_loss_and_its_gradient_equal_torchvision(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    """Whole and in parts, the last of them smaller."""
+    monkeypatch.setattr(processor, "LOGITS", at_once)
+    draw = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 40, TOKENS, generator=draw) * 8).requires_grad_()
+    target = (torch.rand(2, 40, TOKENS, generator=draw) > 0.5).float()
+    expected = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0) * MASK[:, None]
+    (wanted,) = torch.autograd.grad(3 * expected.sum(), logits)
+    found = focal_loss(logits, target, MASK, 0.25)
+    (gradient,) = torch.autograd.grad(3 * found, logits)
+    torch.testing.assert_close(found, expected.sum())
+    torch.testing.assert_close(gradient, wanted)
+
+
+def test_the_slope_of_the_focal_loss_is_that_of_finite_differences() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = (torch.randn(2, 3, TOKENS, generator=draw, dtype=torch.float64) * 3).requires_grad_()
+    target = (torch.rand(2, 3, TOKENS, generator=draw) > 0.5).double()
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, target, MASK, 0.25), logits)
+
+
+def test_focal_loss_of_extreme_logits_is_finite() -> None:
+    logits = torch.tensor([[[50000.0, -50000.0]]], requires_grad=True)
+    loss = focal_loss(logits, torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 2), 0.25)
+    loss.backward()
+    assert loss.item() == 0.75 * 50000 + 0.25 * 50000
+    assert logits.grad.tolist() == [[[0.75, -0.25]]]
+
+
+def test_focal_loss_of_no_anchors_and_no_images_is_zero() -> None:
+    for shape in ((2, 0, TOKENS), (0, 5, TOKENS)):
+        logits = torch.zeros(shape, requires_grad=True)
+        loss = focal_loss(logits, torch.zeros(shape), torch.ones(shape[0], TOKENS), 0.25)
+        loss.backward()
+        assert loss.item() == 0
+        assert logits.grad.shape == shape

@@ -5,10 +5,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
-from fiber.fine import losses
 from fiber.fine.boxes import decode, make_anchors
 from fiber.fine.dyhead import HeadOutput
-from fiber.fine.losses import Targets, assign_batch, centerness, detection_losses, focal_loss, token_targets, totals
+from fiber.fine.losses import Targets, assign_batch, centerness, detection_losses, token_targets, totals
 
 LENGTH = 6
 LEVELS = make_anchors([(8, 8), (4, 4)], [24, 48], [8, 16])
@@ -37,45 +36,6 @@ BOXES = targets([[8.0, 8, 31, 31], [30, 20, 60, 62], [4, 30, 40, 60]], [0, 1, 1]
 def run(wanted: Targets, limit: int = 100) -> dict[str, torch.Tensor]:
     found = assign_batch(wanted, LEVELS, 2)
     return detection_losses(output(), LEVELS, MASK, wanted, found, totals(found, wanted, LEVELS), limit)
-
-
-@pytest.mark.parametrize("at_once", [1, 200, 2**16])
-def test_focal_loss_and_its_gradient_equal_torchvision(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """Whole and in parts, the last of them smaller."""
-    monkeypatch.setattr(losses, "AT_ONCE", at_once)
-    draw = torch.Generator().manual_seed(0)
-    logits = (torch.randn(2, 40, LENGTH, generator=draw) * 8).requires_grad_()
-    target = (torch.rand(2, 40, LENGTH, generator=draw) > 0.5).float()
-    expected = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0) * MASK[:, None]
-    (wanted,) = torch.autograd.grad(3 * expected.sum(), logits)
-    found = focal_loss(logits, target, MASK)
-    (gradient,) = torch.autograd.grad(3 * found, logits)
-    torch.testing.assert_close(found, expected.sum())
-    torch.testing.assert_close(gradient, wanted)
-
-
-def test_the_slope_of_the_focal_loss_is_that_of_finite_differences() -> None:
-    draw = torch.Generator().manual_seed(0)
-    logits = (torch.randn(2, 3, LENGTH, generator=draw, dtype=torch.float64) * 3).requires_grad_()
-    target = (torch.rand(2, 3, LENGTH, generator=draw) > 0.5).double()
-    assert torch.autograd.gradcheck(lambda x: focal_loss(x, target, MASK), logits)
-
-
-def test_focal_loss_of_extreme_logits_is_finite() -> None:
-    logits = torch.tensor([[[50000.0, -50000.0]]], requires_grad=True)
-    loss = focal_loss(logits, torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 2))
-    loss.backward()
-    assert loss.item() == 0.75 * 50000 + 0.25 * 50000
-    assert logits.grad.tolist() == [[[0.75, -0.25]]]
-
-
-def test_focal_loss_of_no_anchors_and_no_images_is_zero() -> None:
-    for shape in ((2, 0, LENGTH), (0, 5, LENGTH)):
-        logits = torch.zeros(shape, requires_grad=True)
-        loss = focal_loss(logits, torch.zeros(shape), torch.ones(shape[0], LENGTH))
-        loss.backward()
-        assert loss.item() == 0
-        assert logits.grad.shape == shape
 
 
 def test_centerness_by_hand() -> None:

@@ -9,19 +9,17 @@ Shape letters: B images, A anchors of all levels, L text length, N boxes of the 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from fiber.fine.atss import assign
 from fiber.fine.boxes import centres, decode, giou
 from fiber.fine.dyhead import HeadOutput
+from fiber.processor import focal_loss
 
-ALPHA = 0.25  # of the focal loss (Lin et al., ICCV 2017), whose gamma is 2 here
-AT_ONCE = 2**16  # logits: on a CPU, what one part of the focal loss computes stays in the cache
+ALPHA = 0.25  # of the focal loss (Lin et al., ICCV 2017); its gamma is 2
 
 
 @dataclass(frozen=True)
@@ -71,42 +69,6 @@ def centerness(boxes: Tensor, anchors: Tensor) -> Tensor:
     return (torch.minimum(near, far) / torch.maximum(near, far)).prod(1).clamp(min=0).sqrt()
 
 
-def focal_loss(logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Sigmoid focal loss (Lin et al., ICCV 2017) of logits and binary targets (B,A,L), summed over the tokens that
-    mask (B,L) attends to -> (). Loss and slope are computed together, part by part: a quarter of the time on a CPU
-    that tensor expressions need, which go over all logits some forty times, and one buffer for the gradient in place
-    of six. It has no second derivative."""
-    loss: Tensor = _Focal.apply(logits, target, mask[:, None].to(logits.dtype))
-    return loss
-
-
-class _Focal(torch.autograd.Function):
-    """With z the logit, its sign turned where the target is 1, and p = sigmoid(z), an entry is
-    weight * p^2 * softplus(z), and its slope by z is weight * p^2 * (2 * (1 - p) * softplus(z) + p)."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-        slopes, total = torch.empty_like(logits), logits.new_zeros(())
-        images, size, length = logits.shape
-        if not logits.is_cuda:
-            size = max(1, AT_ONCE // max(1, images * length))
-        for x, wanted, slope in zip(*(tensor.split(size, 1) for tensor in (logits, target, slopes)), strict=True):
-            sign = 1 - 2 * wanted
-            z = x * sign
-            miss, cross_entropy = z.sigmoid(), F.softplus(z)
-            weight = (1 - ALPHA + (2 * ALPHA - 1) * wanted).mul_(mask).mul_(miss).mul_(miss)
-            total += (weight * cross_entropy).sum()
-            torch.addcmul(cross_entropy, cross_entropy, miss, value=-1, out=slope)
-            slope.mul_(2).add_(miss).mul_(weight).mul_(sign)
-        ctx.save_for_backward(slopes)
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad * ctx.saved_tensors[0], None, None
-
-
 def token_targets(assignment: Assignment, targets: Targets, shape: torch.Size, limit: int) -> Tensor:
     """(B,A,L) float32: the matched phrase's tokens at positive anchors; "no object" at the others, which is the
     last column of a caption that fills the text `limit`, and nothing where texts are padded to less."""
@@ -149,7 +111,7 @@ def detection_losses(
     count, weight = mean_totals[0].clamp(min=1.0), mean_totals[1].clamp(min=1e-6)
 
     wanted = token_targets(assignment, targets, token_logits.shape, limit)
-    token = focal_loss(token_logits, wanted, mask) / count
+    token = focal_loss(token_logits, wanted, mask, ALPHA) / count
     overlap = giou(decode(deltas[positive], matched), boxes)
     box = (central * (1 - overlap)).sum() / weight
     central_loss = F.binary_cross_entropy_with_logits(centerness_logits[positive], central, reduction="sum")
