@@ -134,31 +134,35 @@ def test_boxes_are_suppressed_as_torchvision_does_it() -> None:
     assert torch.equal(nms(boxes, scores, 0.5), before)
 
 
+@pytest.mark.parametrize("gamma", [1.5, 2.0])
 @pytest.mark.parametrize("at_once", [1, 200, 2**16])
-def test_focal_loss_and_its_gradient_equal_torchvision(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+def test_focal_loss_and_its_gradient_equal_torchvision(
+    monkeypatch: pytest.MonkeyPatch, at_once: int, gamma: float
+) -> None:
     """Whole and in parts, the last of them smaller."""
     monkeypatch.setattr(processor, "LOGITS", at_once)
     draw = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 40, TOKENS, generator=draw) * 8).requires_grad_()
     target = (torch.rand(2, 40, TOKENS, generator=draw) > 0.5).float()
-    expected = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=2.0) * MASK[:, None]
+    expected = sigmoid_focal_loss(logits, target, alpha=0.25, gamma=gamma) * MASK[:, None]
     (wanted,) = torch.autograd.grad(3 * expected.sum(), logits)
-    found = focal_loss(logits, target, MASK, 0.25)
+    found = focal_loss(logits, target, MASK, 0.25, gamma)
     (gradient,) = torch.autograd.grad(3 * found, logits)
     torch.testing.assert_close(found, expected.sum())
     torch.testing.assert_close(gradient, wanted)
 
 
-def test_the_slope_of_the_focal_loss_is_that_of_finite_differences() -> None:
+@pytest.mark.parametrize("gamma", [1.5, 2.0])
+def test_the_slope_of_the_focal_loss_is_that_of_finite_differences(gamma: float) -> None:
     draw = torch.Generator().manual_seed(0)
     logits = (torch.randn(2, 3, TOKENS, generator=draw, dtype=torch.float64) * 3).requires_grad_()
     target = (torch.rand(2, 3, TOKENS, generator=draw) > 0.5).double()
-    assert torch.autograd.gradcheck(lambda x: focal_loss(x, target, MASK, 0.25), logits)
+    assert torch.autograd.gradcheck(lambda x: focal_loss(x, target, MASK, 0.25, gamma), logits)
 
 
 def test_focal_loss_of_extreme_logits_is_finite() -> None:
     logits = torch.tensor([[[50000.0, -50000.0]]], requires_grad=True)
-    loss = focal_loss(logits, torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 2), 0.25)
+    loss = focal_loss(logits, torch.tensor([[[0.0, 1.0]]]), torch.ones(1, 2), 0.25, 2.0)
     loss.backward()
     assert loss.item() == 0.75 * 50000 + 0.25 * 50000
     assert logits.grad.tolist() == [[[0.75, -0.25]]]
@@ -167,7 +171,7 @@ def test_focal_loss_of_extreme_logits_is_finite() -> None:
 def test_focal_loss_of_no_anchors_and_no_images_is_zero() -> None:
     for shape in ((2, 0, TOKENS), (0, 5, TOKENS)):
         logits = torch.zeros(shape, requires_grad=True)
-        loss = focal_loss(logits, torch.zeros(shape), torch.ones(shape[0], TOKENS), 0.25)
+        loss = focal_loss(logits, torch.zeros(shape), torch.ones(shape[0], TOKENS), 0.25, 2.0)
         loss.backward()
         assert loss.item() == 0
         assert logits.grad.shape == shape

@@ -113,21 +113,21 @@ class _IntoRows(torch.autograd.Function):
         return grad, into, None, None
 
 
-def focal_loss(logits: Tensor, target: Tensor, mask: Tensor, alpha: float) -> Tensor:
-    """Sigmoid focal loss (Lin et al., ICCV 2017; gamma 2) of logits and binary targets (B,A,L), summed over the
+def focal_loss(logits: Tensor, target: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sigmoid focal loss (Lin et al., ICCV 2017) of logits and binary targets (B,A,L), summed over the
     tokens that mask (B,L) attends to -> (). Loss and slope are computed together, on a CPU part by part: a quarter of
     the time that tensor expressions need, which go over all logits some forty times, and one buffer for the gradient
     in place of six. It has no second derivative."""
-    loss: Tensor = _Focal.apply(logits, target, mask[:, None].to(logits.dtype), alpha)
+    loss: Tensor = _Focal.apply(logits, target, mask[:, None].to(logits.dtype), alpha, gamma)
     return loss
 
 
 class _Focal(torch.autograd.Function):
     """With z the logit, its sign turned where the target is 1, and p = sigmoid(z), an entry is
-    weight * p^2 * softplus(z), and its slope by z is weight * p^2 * (2 * (1 - p) * softplus(z) + p)."""
+    weight * p^gamma * softplus(z), and its slope by z is weight * p^gamma * (gamma * (1 - p) * softplus(z) + p)."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, mask: Tensor, alpha: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, target: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
         slopes, total = torch.empty_like(logits), logits.new_zeros(())
         images, size, length = logits.shape
         if not logits.is_cuda:
@@ -136,17 +136,17 @@ class _Focal(torch.autograd.Function):
             sign = 1 - 2 * wanted
             z = x * sign
             miss, cross_entropy = z.sigmoid(), F.softplus(z)
-            weight = (1 - alpha + (2 * alpha - 1) * wanted).mul_(mask).mul_(miss).mul_(miss)
+            weight = (1 - alpha + (2 * alpha - 1) * wanted).mul_(mask).mul_(miss**gamma)
             total += (weight * cross_entropy).sum()
             torch.addcmul(cross_entropy, cross_entropy, miss, value=-1, out=slope)
-            slope.mul_(2).add_(miss).mul_(weight).mul_(sign)
+            slope.mul_(gamma).add_(miss).mul_(weight).mul_(sign)
         ctx.save_for_backward(slopes)
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return grad * ctx.saved_tensors[0], None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return grad * ctx.saved_tensors[0], None, None, None, None
 
 
 def nms(boxes: Tensor, scores: Tensor, overlap: float) -> Tensor:

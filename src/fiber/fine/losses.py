@@ -19,7 +19,7 @@ from fiber.fine.boxes import centres, decode, giou
 from fiber.fine.dyhead import HeadOutput
 from fiber.processor import focal_loss
 
-ALPHA = 0.25  # of the focal loss (Lin et al., ICCV 2017); its gamma is 2
+ALPHA, GAMMA = 0.25, 2.0  # focal loss (Lin et al., ICCV 2017)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def detection_losses(
     count, weight = mean_totals[0].clamp(min=1.0), mean_totals[1].clamp(min=1e-6)
 
     wanted = token_targets(assignment, targets, token_logits.shape, limit)
-    token = focal_loss(token_logits, wanted, mask, ALPHA) / count
+    token = focal_loss(token_logits, wanted, mask, ALPHA, GAMMA) / count
     overlap = giou(decode(deltas[positive], matched), boxes)
     box = (central * (1 - overlap)).sum() / weight
     central_loss = F.binary_cross_entropy_with_logits(centerness_logits[positive], central, reduction="sum")
