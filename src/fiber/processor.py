@@ -115,7 +115,7 @@ class _IntoRows(torch.autograd.Function):
 
 def focal_loss(logits: Tensor, target: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
     """Sigmoid focal loss (Lin et al., ICCV 2017) of logits and binary targets (B,A,L), summed over the
-    tokens that mask (B,L) attends to -> (). Loss and slope are computed together, on a CPU part by part: a quarter of
+    tokens that mask (B,L) attends to -> (). Loss and slope are computed together, on a CPU part by part: 0.3 of
     the time that tensor expressions need, which go over all logits some forty times, and one buffer for the gradient
     in place of six. It has no second derivative."""
     loss: Tensor = _Focal.apply(logits, target, mask[:, None].to(logits.dtype), alpha, gamma)
